@@ -1,0 +1,43 @@
+"""Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
+
+from jscope_tl.attribute import attribute
+from jscope_tl.errors import InputError
+from jscope_tl.jacobian import jacobian
+from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks
+from jscope_tl.result import Attribution
+from jscope_tl.scopes.base import Scope
+from jscope_tl.scopes.directions import (
+    ContrastiveScope,
+    EntropyScope,
+    LogProbScope,
+    LogitTemperatureScope,
+    SemanticScope,
+    TemperatureScope,
+)
+from jscope_tl.scopes.fisher import FisherScope
+from jscope_tl.scopes.registry import available_scopes, get_scope, register_scope
+from jscope_tl.state import Basis, State
+
+__all__ = [
+    "Attribution",
+    "Basis",
+    "ContrastiveScope",
+    "EntropyScope",
+    "FisherScope",
+    "InputError",
+    "LogProbScope",
+    "LogitTemperatureScope",
+    "PocketPrompt",
+    "Scope",
+    "SemanticScope",
+    "State",
+    "TemperatureScope",
+    "attribute",
+    "available_scopes",
+    "get_scope",
+    "jacobian",
+    "load_pocket_model",
+    "pocket_prompts",
+    "pocket_tasks",
+    "register_scope",
+]

@@ -1,0 +1,146 @@
+"""The straight line: prompt -> forward -> cotangents -> backward rows -> scores -> result."""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.engine import Puller
+from jscope_tl.errors import InputError
+from jscope_tl.forward import FwdHooks, run
+from jscope_tl.model import ModelView
+from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
+from jscope_tl.result import Attribution, PredictedToken, Prediction, Provenance
+from jscope_tl.scopes.base import FunctionScope, Scope, Score
+from jscope_tl.scopes.registry import resolve_scope
+from jscope_tl.state import State
+
+
+def attribute(
+    model: Any,
+    prompt: Prompt,
+    scope: str | Scope | Callable[..., Any] = "semantic",
+    *,
+    position: int = -1,
+    at: str = "hook_embed",
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    chunk_size: int | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Attribution:
+    """Which tokens of the prompt drove the model's next-token prediction, and how strongly.
+
+    Args:
+        model: a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.
+        prompt: a string (the model's tokenizer and BOS default apply), a list of ids, or an integer tensor ``[pos]`` or
+            ``[1, pos]``, taken as it is.
+        scope: a registered name, with its options as further keywords; a scope object; or a function from the
+            `State` to cotangents ``[d_model]`` or ``[k, d_model]``.
+        position: whose next-token prediction is explained; negative counts from the end. Later positions score 0.
+        at: the residual-stream hook point whose activation ``x`` the scores refer to.
+        prepend_bos: overrides the model's default for strings.
+        fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model.
+        chunk_size: backward rows computed at once; more is faster and takes more memory.
+        progress: a progress bar always (True), never (False), or where the wait is over a second (None).
+
+    Returns:
+        An `Attribution` with ``scores [pos]``: float32, on the CPU, unsigned, in the scope's unit.
+
+    Raises:
+        InputError: anything that cannot be explained; the message says what was given, what is needed, what to do.
+            Hooks, parameters, modes and tensors are then as they were.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model = js.load_pocket_model()
+        >>> result = js.attribute(model, "the keys to the cabinet near the doors", "semantic", target=" are")
+        >>> [token.str_token for token in result.top(1)]
+        [' keys']
+    """
+    scope = resolve_scope(scope, options)
+    view = ModelView(model)
+    tokens = to_tokens(view, prompt, prepend_bos)
+    position = to_position(position, len(tokens))
+    warnings = [*scope.check(view.basis()), *prompt_warnings(view, tokens)]
+    with run(view, tokens, position, at, fwd_hooks) as state:
+        puller = Puller(state, check_chunk_size(chunk_size), progress)
+        target = scope.explained_token(state)
+        score = scope.score(state, puller.energies)
+        return Attribution(
+            scores=_finished(score.values, view.name),
+            tokens=tokens.cpu(),
+            str_tokens=to_str_tokens(view, tokens),
+            position=position,
+            scope=scope.name or type(scope).__name__,
+            options=_options(scope, score, view, target),
+            unit=scope.unit,
+            stderr=None if score.stderr is None else _finished(score.stderr, view.name),
+            prediction=_prediction(state, view, target),
+            basis=state.basis,
+            provenance=_provenance(view, state, at, puller.n_backward, score),
+            warnings=[*warnings, *puller.notes, *score.doubts],
+            bos_positions=bos_positions(view, tokens),
+        )
+
+
+def check_chunk_size(chunk_size: int | None) -> int | None:
+    """A chunk size that can be used, or a refusal."""
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")
+    return chunk_size
+
+
+def _finished(values: Float[Tensor, "pos"], name: str) -> Float[Tensor, "pos"]:
+    """Off the graph and the device, in float32."""
+    if not values.isfinite().all():
+        raise InputError(
+            f"The backward pass of {name} gave infinite or undefined values at positions "
+            f"{(~values.isfinite()).nonzero().flatten().tolist()}. Half precision overflows: try bfloat16 or float32."
+        )
+    return values.detach().float().cpu()
+
+
+def _options(scope: Scope, score: Score, view: ModelView, target: int) -> dict[str, Any]:
+    if isinstance(scope, FunctionScope):
+        options = dict(scope.options)
+    else:
+        options = {f.name: getattr(scope, f.name) for f in fields(scope)} if is_dataclass(scope) else {}
+    resolved = dict(score.resolved)
+    if options.get("target", "") is None:
+        resolved["target"] = to_str_tokens(view, torch.tensor([target]))[0]
+    return {**options, "resolved": resolved} if resolved else options
+
+
+def _prediction(state: State, view: ModelView, target: int, k: int = 10) -> Prediction:
+    probabilities = state.log_probs.detach().exp()
+    best = probabilities.topk(min(k, len(probabilities)))
+    ids = [*best.indices.tolist(), target]
+    texts = to_str_tokens(view, torch.tensor(ids))
+    tokens = [PredictedToken(i, text, float(probabilities[i])) for i, text in zip(ids, texts, strict=True)]
+    rank = int((probabilities > probabilities[target]).sum()) + 1
+    return Prediction(top=tuple(tokens[:-1]), target=tokens[-1], target_rank=rank)
+
+
+def _provenance(view: ModelView, state: State, at: str, n_backward: int, score: Score) -> Provenance:
+    return Provenance(
+        model_name=view.name,
+        model_class=type(view.model).__name__,
+        dtype=str(state.x.dtype).removeprefix("torch."),
+        device=str(state.x.device),
+        hook_point=at,
+        n_backward=n_backward,
+        seed=score.seed,
+        versions={name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

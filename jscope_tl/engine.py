@@ -1,0 +1,82 @@
+"""Rows of ``C J``: cotangents pulled back from ``y`` to every position of the hook point, chunk by chunk.
+
+The engine knows neither scopes nor scores. One backward pass gives the row of all positions at once, and rows leave as
+they come: nothing here grows with ``d_model² x pos``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from jscope_tl.errors import InputError
+from jscope_tl.state import State
+
+CHUNK_BYTES = 256 * 2**20
+"""Memory that one chunk of backward rows may take by default (an estimate; ``chunk_size`` overrides it)."""
+
+
+def default_chunk_size(pos: int, d_model: int, element_size: int) -> int:
+    """Rows per chunk within `CHUNK_BYTES`, at about 16 live tensors of ``[pos, d_model]`` a row in a backward pass."""
+    return max(1, min(64, CHUNK_BYTES // (16 * pos * d_model * element_size)))
+
+
+@dataclass
+class Puller:
+    """Pulls cotangents back through one `State`, counts the backward passes, and lets go of the graph at the end."""
+
+    state: State
+    chunk_size: int | None = None
+    progress: bool | None = None
+    n_backward: int = 0
+    notes: list[str] = field(default_factory=list)
+    _released: bool = False
+
+    def rows(
+        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+    ) -> Iterator[Float[Tensor, "chunk pos d_in"]]:
+        """Yield ``C_chunk J`` in order. The graph is freed with the last chunk unless ``more_to_come``."""
+        if self._released:
+            raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
+        k, d_model = cotangents.shape
+        pos = self.state.x.shape[0]
+        size = self.chunk_size or default_chunk_size(pos, d_model, self.state.x.element_size())
+        chunks = cotangents.to(self.state.y).split(size)
+        for i, chunk in enumerate(self._watch(chunks, k)):
+            keep = more_to_come or i + 1 < len(chunks)
+            self._released = not keep
+            yield self._pull(chunk, keep)
+            self.n_backward += len(chunk)
+
+    def energies(
+        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+    ) -> Float[Tensor, "k pos"]:
+        """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
+        squares = [self._energy(rows) for rows in self.rows(cotangents, more_to_come)]
+        return squares[0] if len(squares) == 1 else torch.cat(squares)
+
+    def _energy(self, rows: Float[Tensor, "chunk pos d_in"]) -> Float[Tensor, "chunk pos"]:
+        energy = rows.to(self.state.logits.dtype).square().sum(-1)
+        energy[:, self.state.position + 1 :] = 0
+        return energy
+
+    def _pull(self, chunk: Float[Tensor, "chunk d_model"], keep: bool) -> Float[Tensor, "chunk pos d_in"]:
+        x, y = self.state.x, self.state.y
+        if len(chunk) == 1:  # one row needs no vmap, which costs more than it saves
+            (row,) = torch.autograd.grad(y, x, chunk[0], retain_graph=keep)
+            return row.unsqueeze(0)
+        (rows,) = torch.autograd.grad(y, x, chunk, retain_graph=keep, is_grads_batched=True)
+        return rows
+
+    def _watch(self, chunks: tuple[Tensor, ...], k: int) -> Iterator[Tensor]:
+        """The chunks, with a progress bar that appears by itself only where the wait is over a second."""
+        if self.progress is False or (self.progress is None and len(chunks) == 1):
+            yield from chunks
+            return
+        with tqdm(total=k, desc="backward passes", unit="row", delay=0 if self.progress else 1, leave=False) as bar:
+            for chunk in chunks:
+                yield chunk
+                bar.update(len(chunk))

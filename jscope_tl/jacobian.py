@@ -1,0 +1,63 @@
+"""Jacobians themselves, for users who want the rows and not a score."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.attribute import check_chunk_size
+from jscope_tl.engine import Puller
+from jscope_tl.errors import InputError
+from jscope_tl.forward import FwdHooks, run
+from jscope_tl.model import ModelView
+from jscope_tl.prompts import Prompt, to_position, to_tokens
+
+
+def jacobian(
+    model: Any,
+    prompt: Prompt,
+    cotangents: Float[Tensor, "*k d_model"] | None = None,
+    *,
+    position: int = -1,
+    at: str = "hook_embed",
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    chunk_size: int | None = None,
+    progress: bool | None = None,
+) -> Float[Tensor, "k pos d"]:
+    """``C J_t`` for every position ``t``: rows of the Jacobian ``J_t = ∂y/∂x_t``, on the model's device.
+
+    ``y`` is the post-layer-norm final hidden state at ``position``, ``x_t`` the activation of ``at`` at position ``t``.
+    Positions after the explained one are 0.
+
+    Args:
+        cotangents: ``C``, ``[k, d_model]`` or ``[d_model]``; None is the identity, that is the full Jacobian, which
+            takes ``d_model² x pos`` numbers.
+        model, prompt, position, at, prepend_bos, fwd_hooks, chunk_size, progress: see `attribute`.
+
+    Raises:
+        InputError: as `attribute`, and where the cotangents are not ``[k, d_model]``.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> js.jacobian(js.load_pocket_model(), "the keys").shape  # BOS and two words
+        torch.Size([128, 3, 128])
+    """
+    view = ModelView(model)
+    tokens = to_tokens(view, prompt, prepend_bos)
+    position = to_position(position, len(tokens))
+    with run(view, tokens, position, at, fwd_hooks) as state:
+        puller = Puller(state, check_chunk_size(chunk_size), progress)
+        rows = torch.cat(list(puller.rows(_rows(cotangents, state.y))))
+        rows[:, position + 1 :] = 0
+        return rows
+
+
+def _rows(cotangents: Float[Tensor, "*k d_model"] | None, y: Float[Tensor, "d_model"]) -> Float[Tensor, "k d_model"]:
+    if cotangents is None:
+        return torch.eye(len(y), dtype=y.dtype, device=y.device)
+    if not isinstance(cotangents, Tensor) or cotangents.ndim not in (1, 2) or cotangents.shape[-1] != len(y):
+        given = list(cotangents.shape) if isinstance(cotangents, Tensor) else type(cotangents).__name__
+        raise InputError(f"cotangents are a tensor [k, d_model] or [d_model] with d_model = {len(y)}; got {given}.")
+    return cotangents.detach().clone().reshape(-1, len(y)).to(y)

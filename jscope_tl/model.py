@@ -1,0 +1,162 @@
+"""The one place that knows TransformerLens' classes: what a model is, what it refuses, how its weights were processed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.state import Basis
+
+CENTERED = 0.05
+"""Mean of ``W_U`` over the vocabulary, in units of what random columns would have (1): below this it was centred."""
+
+REFUSED = {
+    "RemoteBridge": "runs elsewhere and has no local module, so nothing can be differentiated through it",
+    "HookedEncoder": "is an encoder; it predicts no next token",
+    "BertNextSentencePrediction": "is an encoder; it predicts no next token",
+    "HookedAudioEncoder": "is an audio encoder; it predicts no next token",
+    "HookedEncoderDecoder": "is an encoder-decoder; its prediction has two inputs",
+    "HookedRootModule": "is no language model",
+}
+CURE = "Use a HookedTransformer or a TransformerBridge of a causal (decoder-only) language model."
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model that can be explained, seen the same way whichever class of TransformerLens it is.
+
+    Raises:
+        InputError: the model is an encoder, an encoder-decoder, remote, no TransformerLens model, or in training mode.
+    """
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        kind = type(self.model).__name__
+        for base in type(self.model).__mro__:
+            if base.__name__ in REFUSED and kind not in ("HookedTransformer", "TransformerBridge"):
+                if base.__name__ == "HookedRootModule" and hasattr(self.model, "unembed"):
+                    continue
+                raise InputError(f"{kind} {REFUSED[base.__name__]}. {CURE}")
+        if not isinstance(self.model, nn.Module) or not hasattr(self.model, "hook_dict"):
+            raise InputError(f"{kind} is not a TransformerLens model. {CURE}")
+        if not isinstance(getattr(self.model, "unembed", None), nn.Module):
+            raise InputError(f"This {kind} has no unembedding, hence no next-token prediction. {CURE}")
+        self._refuse_bridged_encoders()
+        self._refuse_training()
+
+    def _refuse_bridged_encoders(self) -> None:
+        config = getattr(getattr(self.model, "original_model", None), "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            raise InputError(f"{self.name} is an encoder-decoder; its prediction has two inputs. {CURE}")
+        architecture = " ".join(getattr(config, "architectures", None) or [type(self._inner).__name__])
+        bidirectional = getattr(self.cfg, "attention_dir", "causal") == "bidirectional"
+        if bidirectional or "ForMaskedLM" in architecture or "ForPreTraining" in architecture:
+            raise InputError(f"{self.name} ({architecture}) is an encoder; it predicts no next token. {CURE}")
+
+    def _refuse_training(self) -> None:
+        if self.model.training or self._inner.training:
+            raise InputError(
+                f"{self.name} is in training mode, where dropout makes every run another; call model.eval() first."
+            )
+        if any(parameter.is_inference() for parameter in self.model.parameters()):
+            raise InputError(
+                f"{self.name} was loaded inside torch.inference_mode(), and such weights cannot be differentiated "
+                "through; load it outside (using it inside is fine)."
+            )
+
+    @property
+    def _inner(self) -> nn.Module:
+        """The HuggingFace model inside a bridge, else the model itself."""
+        return getattr(self.model, "original_model", self.model)
+
+    @property
+    def cfg(self) -> Any:
+        """TransformerLens' configuration."""
+        return self.model.cfg
+
+    @property
+    def name(self) -> str:
+        """Model name as TransformerLens knows it."""
+        return str(getattr(self.cfg, "model_name", None) or type(self.model).__name__)
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of token ids that the model takes."""
+        return int(self.cfg.d_vocab)
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest prompt that the model takes."""
+        return int(self.cfg.n_ctx)
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids must be: the device of the embedding."""
+        embed = getattr(self.model, "embed", None)
+        parameters = embed.parameters() if isinstance(embed, nn.Module) else self.model.parameters()
+        return next(iter(parameters), torch.empty(0)).device
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        return getattr(self.model, "tokenizer", None)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding matrix, in TransformerLens' orientation."""
+        return self.model.unembed.W_U
+
+    def basis(self) -> Basis:
+        """How the weights were processed, read off the weights themselves: configurations forget it."""
+        return Basis(ln_folded=self._norm_without_gain(), unembed_centered=self._centered())
+
+    def _norm_without_gain(self) -> bool:
+        if getattr(self.cfg, "normalization_type", "LN") is None:
+            return False  # no final norm at all: the norm of y is free
+        norm = self.model.ln_final
+        gain, bias = (_first_tensor(norm, names) for names in (("w", "weight"), ("b", "bias")))
+        uniform = gain is None or bool((gain == gain.flatten()[0]).all())
+        return uniform and (bias is None or not bias.any())
+
+    def _centered(self) -> bool:
+        W_U = self.W_U.detach()
+        mean = W_U.mean(1, dtype=torch.float32)
+        expected = W_U.float().square().mean().sqrt() / W_U.shape[1] ** 0.5
+        return bool(mean.square().mean().sqrt() < CENTERED * expected)
+
+    def hook_point(self, name: str) -> nn.Module:
+        """The residual-stream hook point of that name.
+
+        Raises:
+            InputError: there is none of that name, or it is not in the residual stream.
+        """
+        points: dict[str, nn.Module] = self.model.hook_dict
+        residual = [n for n in points if is_residual(n)]
+        if not isinstance(name, str) or name not in points:
+            raise InputError(
+                f"{self.name} has no hook point {name!r}.{nearest(str(name), residual)} Scopes attach to the residual "
+                "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..."
+            )
+        if not is_residual(name):
+            raise InputError(
+                f"{name!r} is not in the residual stream, where one vector per position is all that later layers see."
+                f"{nearest(name, residual)} Use 'hook_embed' or 'blocks.N.hook_resid_pre' / 'mid' / 'post'."
+            )
+        return points[name]
+
+
+def is_residual(name: str) -> bool:
+    """Whether a hook point's name is one of the residual stream's, on whichever class."""
+    return name.rpartition(".")[2] in ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+
+
+def _first_tensor(module: Any, names: tuple[str, ...]) -> Tensor | None:
+    for name in names:
+        value = getattr(module, name, None)
+        if isinstance(value, Tensor):
+            return value.detach()
+    return None

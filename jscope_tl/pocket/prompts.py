@@ -1,0 +1,72 @@
+"""Prompts for the pocket model whose cause is known, to measure scopes against."""
+
+import random
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.pocket.tasks import TASKS, Document, documents
+
+
+@dataclass(frozen=True)
+class PocketPrompt:
+    """A prompt, the word that follows, and the positions that decide it.
+
+    Attributes:
+        task: one of `pocket_tasks`.
+        text: what to hand to `attribute`.
+        target: the correct next word, as a target string (with its leading space).
+        causes: token positions in the pocket model's tokens of ``text``, BOS at 0 included. Replace the word at one of
+            them by another of its kind and the target changes; replace any other content word and it does not. Empty
+            for number series, whose causes are not known.
+    """
+
+    task: str
+    text: str
+    target: str
+    causes: tuple[int, ...]
+
+
+def pocket_tasks() -> list[str]:
+    """Names of the tasks that the pocket model was trained on."""
+    return list(TASKS)
+
+
+def pocket_prompts(
+    task: str, n: int, *, split: Literal["held_out", "train"] = "held_out", seed: int = 0
+) -> list[PocketPrompt]:
+    """``n`` seeded prompts of one task.
+
+    Args:
+        task: one of `pocket_tasks`.
+        split: ``"held_out"``: sentence frames and word combinations that the pocket model never saw; ``"train"``: those
+            that it was trained on.
+        seed: which prompts; the same seed gives the same prompts on every machine.
+
+    Raises:
+        InputError: unknown task or split.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> prompt = js.pocket_prompts("assistant", 1)[0]
+        >>> len(prompt.causes)
+        1
+    """
+    if task not in TASKS:
+        raise InputError(f"There is no task {task!r}.{nearest(task, TASKS)} Known: {', '.join(TASKS)}.")
+    if split not in ("held_out", "train"):
+        raise InputError(f"split is 'held_out' or 'train', not {split!r}.")
+    rng = random.Random(f"prompt {seed}")
+    answered = (doc for doc in documents(task, split, seed) if doc.answers or task == "series")
+    return [_cut(doc, rng) for doc in islice(answered, n)]
+
+
+def _cut(doc: Document, rng: random.Random) -> PocketPrompt:
+    """The document up to one of its answers; a series up to a number in its second half."""
+    if doc.answers:
+        at = rng.choice(list(doc.answers))
+    else:
+        at = 2 * rng.randrange(len(doc.words) // 4, len(doc.words) // 2)
+    causes = tuple(i + 1 for i in doc.answers.get(at, ()))
+    return PocketPrompt(doc.task, " ".join(doc.words[:at]), f" {doc.words[at]}", causes)

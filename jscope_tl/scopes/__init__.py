@@ -1,0 +1,5 @@
+"""The scopes, one room per family, and the registry of their names."""
+
+from jscope_tl.scopes import directions, fisher
+
+__all__ = ["directions", "fisher"]

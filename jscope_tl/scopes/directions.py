@@ -1,0 +1,193 @@
+"""Scopes with one cotangent ``v``, hence one backward pass: ``score_t = ‖v^T J_t‖`` (Eq. 1 of the paper)."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.scopes.base import Scope
+from jscope_tl.scopes.registry import register_scope
+from jscope_tl.state import Basis, State
+
+
+@dataclass(frozen=True)
+class TargetScope(Scope):
+    """A scope that explains one token of the vocabulary."""
+
+    target: str | int | None = None
+
+    def explained_token(self, state: State) -> int:
+        """The target as an id."""
+        return state.to_id(self.target)
+
+
+@register_scope("semantic")
+@dataclass(frozen=True)
+class SemanticScope(TargetScope):
+    """How strongly each token moves the target's logit (the paper's Semantic Scope, Eq. 3).
+
+    ``score_t = ‖(∂z_target/∂y)^T J_t‖``; the cotangent is the target's column of ``W_U`` where nothing follows the
+    unembedding. One backward pass. Unit: logit per unit of x.
+
+    Centring ``W_U`` (``center_unembed=True``, a TransformerLens default) subtracts the mean logit and so changes this
+    number; results on such a model say so.
+
+    Args:
+        target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
+            most probable one.
+
+    Raises:
+        InputError: the target is not exactly one token, or is out of range.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model = js.load_pocket_model()
+        >>> js.attribute(model, "you never lie , because you are", "semantic", target=" truthful").top(1)[0].str_token
+        ' lie'
+    """
+
+    unit = "logit per unit of x"
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """Gradient of the target's logit."""
+        token = self.explained_token(state)
+        return state.gradient(lambda logits: logits[token]).unsqueeze(0)
+
+    def check(self, basis: Basis) -> list[str]:
+        """Warn where centring makes the number another than the paper's."""
+        if not basis.unembed_centered:
+            return []
+        return [
+            "W_U is centred (center_unembed=True, a TransformerLens default): this is the score of the target's logit "
+            "minus the mean logit, not the paper's number. Load with from_pretrained_no_processing for that one; "
+            "log_prob is the same on both."
+        ]
+
+
+@register_scope("log_prob")
+@dataclass(frozen=True)
+class LogProbScope(TargetScope):
+    """How strongly each token moves the target's log-probability: the semantic direction less its mean under ``p``.
+
+    ``score_t = ‖(∂ log p_target/∂y)^T J_t‖``. One backward pass. Unit: nat per unit of x. Unlike Semantic Scope it does
+    not change when all logits rise together, hence not with centring or folding.
+
+    Args:
+        target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
+            most probable one.
+
+    Raises:
+        InputError: the target is not exactly one token, or is out of range.
+    """
+
+    unit = "nat per unit of x"
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """Gradient of the target's log-probability."""
+        token = self.explained_token(state)
+        return state.gradient(lambda logits: logits.log_softmax(-1)[token]).unsqueeze(0)
+
+
+@register_scope("contrastive")
+@dataclass(frozen=True)
+class ContrastiveScope(TargetScope):
+    """How strongly each token moves the target's logit against a baseline's: why this word and not that one.
+
+    ``score_t = ‖(∂(z_target - z_baseline)/∂y)^T J_t‖``. One backward pass. Unit: logit per unit of x.
+
+    Args:
+        target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
+            most probable one.
+        baseline: the token that the target is held against. Required.
+
+    Raises:
+        InputError: target or baseline is not exactly one token, or both are the same.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model = js.load_pocket_model()
+        >>> prompt = "tom grew up in the south and goes to columbia . at school he is a"
+        >>> js.attribute(model, prompt, "contrastive", target=" liberal", baseline=" conservative").unit
+        'logit per unit of x'
+    """
+
+    baseline: str | int | None = None
+    unit = "logit per unit of x"
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """Gradient of the difference of the two logits."""
+        if self.baseline is None:
+            raise InputError("contrastive needs a baseline: the token that the target is held against.")
+        target, baseline = self.explained_token(state), state.to_id(self.baseline)
+        if target == baseline:
+            raise InputError(f"target and baseline are the same token (id {target}); their difference is always 0.")
+        return state.gradient(lambda logits: logits[target] - logits[baseline]).unsqueeze(0)
+
+
+@register_scope("temperature")
+@dataclass(frozen=True)
+class TemperatureScope(Scope):
+    """How strongly each token moves the model's confidence, the effective inverse temperature ``‖y‖`` (Eq. 7).
+
+    ``score_t = ‖ŷ^T J_t‖`` with ``ŷ = y/‖y‖`` detached. One backward pass. Unit: ‖y‖ per unit of x.
+
+    Raises:
+        InputError: the final norm's gain is folded into ``W_U`` (``fold_ln=True``, a TransformerLens default). Then
+            ``‖y‖`` is the same for every input, the score is 0, and what autograd returns is rounding noise.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> js.attribute(js.load_pocket_model(), "29 , 30 , 31 ,", "temperature").unit
+        '|y| per unit of x'
+    """
+
+    unit = "|y| per unit of x"
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """The direction of ``y``."""
+        y = state.y.detach().to(state.logits.dtype)
+        return (y / y.norm()).unsqueeze(0)
+
+    def check(self, basis: Basis) -> list[str]:
+        """Refuse where ``‖y‖`` cannot change."""
+        if basis.ln_folded:
+            raise InputError(
+                "Temperature Scope measures the norm of y, but this model's final norm has no gain of its own "
+                "(fold_ln=True or enable_compatibility_mode folded it into W_U, or it was never trained): the norm of "
+                "y is the same for every input and its score would be rounding noise. Load the model with "
+                "HookedTransformer.from_pretrained_no_processing (a bridge: without enable_compatibility_mode), or use "
+                "'logit_temperature', which folding does not change."
+            )
+        return []
+
+
+@register_scope("logit_temperature")
+@dataclass(frozen=True)
+class LogitTemperatureScope(Scope):
+    """How strongly each token moves the spread of the logits, ``‖z - mean(z)‖``: confidence read off the logits.
+
+    ``score_t = ‖(∂‖z - mean(z)‖/∂y)^T J_t‖``. Temperature Scope for models whose weights are folded: folding and
+    centring leave it as it is. One backward pass. Unit: logit norm per unit of x.
+    """
+
+    unit = "logit norm per unit of x"
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """Gradient of the norm of the centred logits."""
+        return state.gradient(lambda logits: (logits - logits.mean()).norm()).unsqueeze(0)
+
+
+@register_scope("entropy")
+@dataclass(frozen=True)
+class EntropyScope(Scope):
+    """How strongly each token moves the entropy of the next-token distribution: the model's uncertainty in nats.
+
+    ``score_t = ‖(∂H(p)/∂y)^T J_t‖``. One backward pass. Unit: nat per unit of x.
+    """
+
+    unit = "nat per unit of x"
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """Gradient of ``-Σ p log p``."""
+        return state.gradient(lambda z: -(z.softmax(-1) * z.log_softmax(-1)).sum()).unsqueeze(0)

@@ -1,0 +1,74 @@
+"""What a scope may look at: the model's output at the explained position, and how the logits depend on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Which of TransformerLens' weight processings the model has been through; some scopes change their meaning.
+
+    Attributes:
+        ln_folded: the final norm has no gain of its own (folded into ``W_U``), so ``‖y‖`` is the same for all inputs.
+        unembed_centered: the mean over the vocabulary has been taken out of ``W_U``.
+    """
+
+    ln_folded: bool
+    unembed_centered: bool
+
+
+@dataclass(frozen=True)
+class State:
+    """One forward pass, cut at the hook point and at the input of the unembedding.
+
+    Attributes:
+        tokens: the prompt, ``[pos]``.
+        position: the explained position, not negative.
+        x: the activation at the hook point, ``[pos, d_in]``; the leaf that Jacobians are taken with respect to.
+        y: the post-layer-norm final hidden state at ``position``, ``[d_model]``, still attached to ``x``.
+        logits: the model's own logits at ``position``, ``[d_vocab]``, bias, scale and soft-cap included. They depend
+            on a detached copy of ``y``, so that gradients of any function of them end at ``y``.
+        W_U: the unembedding, ``[d_model, d_vocab]``.
+        slope: derivative of each logit with respect to its own value before soft-cap and scale, ``[d_vocab]``.
+        basis: weight processing of the model.
+        to_id: turns a target (string or id) into an id, or refuses it; None is the prompt's own next token where there
+            is one, else the most probable one.
+    """
+
+    tokens: Int[Tensor, "pos"]
+    position: int
+    x: Float[Tensor, "pos d_in"]
+    y: Float[Tensor, "d_model"]
+    logits: Float[Tensor, "d_vocab"]
+    W_U: Float[Tensor, "d_model d_vocab"]
+    slope: Float[Tensor, "d_vocab"]
+    basis: Basis
+    to_id: Callable[[str | int | None], int]
+    _y_cut: Float[Tensor, "d_model"] = field(repr=False)
+
+    @property
+    def log_probs(self) -> Float[Tensor, "d_vocab"]:
+        """Log of the next-token distribution ``p``, in float32 at least, attached to ``y`` like ``logits``."""
+        return self.logits.log_softmax(-1)
+
+    def gradient(self, quantity: Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]) -> Float[Tensor, "d_model"]:
+        """Gradient with respect to ``y`` of a scalar function of the logits, through everything the model does to them.
+
+        Example:
+            >>> def margin(state):  # a scope of one's own: best logit against the runner-up
+            ...     return state.gradient(lambda logits: logits.topk(2).values @ logits.new_tensor([1.0, -1.0]))
+        """
+        value = quantity(self.logits)
+        if not (isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad):
+            raise InputError(
+                "state.gradient needs a function that returns one number computed from the logits it is given, "
+                f"with torch operations; it returned {value!r}."
+            )
+        (gradient,) = torch.autograd.grad(value.sum(), self._y_cut, retain_graph=True)
+        return gradient.to(self.logits.dtype)

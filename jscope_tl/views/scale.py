@@ -1,0 +1,39 @@
+"""From scores to colour: one hue, linear from 0 to the highest score that is not a BOS token's."""
+
+from jscope_tl.result import Attribution
+
+LIGHT, DARK = (255, 240, 224), (191, 84, 0)
+
+
+def intensities(result: Attribution) -> list[float]:
+    """Each score as a fraction of the highest one outside BOS, at most 1."""
+    scores = result.scores.tolist()
+    top = max((s for i, s in enumerate(scores) if i not in result.bos_positions), default=0.0)
+    return [min(1.0, score / top) if top > 0 else 0.0 for score in scores]
+
+
+def scale_note(result: Attribution) -> str:
+    """What the colours mean, and what was left out of their scale."""
+    left_out = "; BOS is left out of the scale" if result.bos_positions else ""
+    return f"colour: linear from 0 to the highest score{left_out}"
+
+
+def background(intensity: float) -> tuple[int, int, int]:
+    """The colour of an intensity between 0 and 1."""
+    red, green, blue = (round(a + (b - a) * intensity) for a, b in zip(LIGHT, DARK, strict=True))
+    return red, green, blue
+
+
+def ink(intensity: float) -> str:
+    """The text colour that is readable on `background`."""
+    return "white" if intensity > 0.65 else "black"
+
+
+def visible(text: str) -> str:
+    """Token text with line breaks and tabs made visible; nothing else is changed."""
+    return text.replace("\n", "↵").replace("\r", "␍").replace("\t", "⇥")
+
+
+def score_text(score: float, stderr: float | None) -> str:
+    """``12.3 ± 0.4``, or the score alone where it is exact."""
+    return f"{score:.4g}" if stderr is None else f"{score:.4g} ± {stderr:.2g}"
