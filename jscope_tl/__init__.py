@@ -9,8 +9,8 @@ from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.directions import (
     ContrastiveScope,
     EntropyScope,
-    LogProbScope,
     LogitTemperatureScope,
+    LogProbScope,
     SemanticScope,
     TemperatureScope,
 )

@@ -88,7 +88,7 @@ def attribute(
         )
 
 
-def check_chunk_size(chunk_size: int | None) -> int | None:
+def check_chunk_size(chunk_size: Any) -> int | None:
     """A chunk size that can be used, or a refusal."""
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")

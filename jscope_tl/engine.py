@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from jscope_tl.errors import InputError
 from jscope_tl.state import State
 
 CHUNK_BYTES = 256 * 2**20
@@ -51,9 +50,7 @@ class Puller:
             yield self._pull(chunk, keep)
             self.n_backward += len(chunk)
 
-    def energies(
-        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
-    ) -> Float[Tensor, "k pos"]:
+    def energies(self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False) -> Float[Tensor, "k pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
         squares = [self._energy(rows) for rows in self.rows(cotangents, more_to_come)]
         return squares[0] if len(squares) == 1 else torch.cat(squares)

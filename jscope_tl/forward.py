@@ -15,6 +15,7 @@ from jscope_tl.model import ModelView
 from jscope_tl.prompts import to_id
 from jscope_tl.state import State
 
+OWN_LEVEL = 1000
 FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
 
@@ -28,14 +29,17 @@ def run(
         InputError: the hook point does not exist or does not run, the prediction does not depend on it, or activations
             are not finite.
     """
-    point = view.hook_point(at)
+    view.hook_point(at)
+    hooks = list(fwd_hooks)
+    view.check_hook_names(hooks)
     with torch.inference_mode(False), torch.enable_grad():
         cuts = _Cuts(position)
         with ExitStack() as stack:
             stack.enter_context(_frozen(view.model))
-            stack.enter_context(view.model.hooks(fwd_hooks=list(fwd_hooks)))
-            # Plain torch hooks: TransformerLens' lists of the user's hooks are not touched, and these come after them.
-            for handle in cuts.attach(point, view.model.unembed):
+            stack.enter_context(_own_hook_level(view.model))
+            # The cut comes last, so that it is made in what the user's hooks leave at the same point.
+            stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, (at, cuts.cut_input)]))
+            for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             output = view.model(tokens.clone().unsqueeze(0), return_type="logits")
         yield _state(view, tokens, position, at, cuts, output)
@@ -51,12 +55,13 @@ class _Cuts:
     y_cut: list[Tensor] = field(default_factory=list)
     unembedded: list[Tensor] = field(default_factory=list)
 
-    def attach(self, point: nn.Module, unembed: nn.Module) -> Iterator[Any]:
-        yield point.register_forward_hook(self._cut_input)
+    def attach(self, unembed: nn.Module) -> Iterator[Any]:
+        """Plain torch hooks: TransformerLens 2 has no hook point at the unembedding."""
         yield unembed.register_forward_pre_hook(self._cut_output)
         yield unembed.register_forward_hook(self._keep_unembedded)
 
-    def _cut_input(self, module: nn.Module, args: Any, activation: Float[Tensor, "1 pos d_in"]) -> Tensor:
+    def cut_input(self, activation: Float[Tensor, "1 pos d_in"], hook: Any) -> Float[Tensor, "1 pos d_in"]:
+        """Replace the activation by a leaf of the same value."""
         self.x.append(activation[0].detach().clone().requires_grad_())
         return self.x[-1].unsqueeze(0)
 
@@ -83,9 +88,18 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _state(
-    view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, cuts: _Cuts, output: Tensor
-) -> State:
+@contextmanager
+def _own_hook_level(model: Any) -> Iterator[None]:
+    """A level for our hooks that no hook of the user's has: leaving a level removes every hook that sits on it."""
+    level = getattr(model, "context_level", 0)
+    model.context_level = level + OWN_LEVEL
+    try:
+        yield
+    finally:
+        model.context_level = level
+
+
+def _state(view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, cuts: _Cuts, output: Tensor) -> State:
     if len(cuts.x) != 1 or len(cuts.y) != 1:
         raise InputError(
             f"{at!r} ran {len(cuts.x)} times and the unembedding {len(cuts.y)} times in one forward pass of {view.name}; "
@@ -99,7 +113,9 @@ def _state(
                 "attributed to them. Half precision overflows: try bfloat16 or float32, or check the hooks and weights."
             )
     if not y.requires_grad:
-        raise InputError(f"The prediction does not depend on {at!r}: a hook between them replaces or detaches everything.")
+        raise InputError(
+            f"The prediction does not depend on {at!r}: a hook between them replaces or detaches everything."
+        )
     logits = output[0, -1].to(torch.promote_types(output.dtype, torch.float32))
     default = int(tokens[position + 1]) if position + 1 < len(tokens) else int(logits.argmax())
     return State(
@@ -108,7 +124,7 @@ def _state(
         x=x,
         y=y,
         logits=logits,
-        W_U=view.W_U.detach(),
+        W_U=view.W_U,
         slope=_slope(logits, unembedded),
         basis=view.basis(),
         to_id=partial(_target_id, view, default, len(logits)),

@@ -13,13 +13,13 @@ from jscope_tl.state import Basis
 CENTERED = 0.05
 """Mean of ``W_U`` over the vocabulary, in units of what random columns would have (1): below this it was centred."""
 
+EXPLAINABLE = {"HookedTransformer", "TransformerBridge"}
 REFUSED = {
     "RemoteBridge": "runs elsewhere and has no local module, so nothing can be differentiated through it",
     "HookedEncoder": "is an encoder; it predicts no next token",
     "BertNextSentencePrediction": "is an encoder; it predicts no next token",
     "HookedAudioEncoder": "is an audio encoder; it predicts no next token",
     "HookedEncoderDecoder": "is an encoder-decoder; its prediction has two inputs",
-    "HookedRootModule": "is no language model",
 }
 CURE = "Use a HookedTransformer or a TransformerBridge of a causal (decoder-only) language model."
 
@@ -36,36 +36,35 @@ class ModelView:
 
     def __post_init__(self) -> None:
         kind = type(self.model).__name__
-        for base in type(self.model).__mro__:
-            if base.__name__ in REFUSED and kind not in ("HookedTransformer", "TransformerBridge"):
-                if base.__name__ == "HookedRootModule" and hasattr(self.model, "unembed"):
-                    continue
-                raise InputError(f"{kind} {REFUSED[base.__name__]}. {CURE}")
-        if not isinstance(self.model, nn.Module) or not hasattr(self.model, "hook_dict"):
-            raise InputError(f"{kind} is not a TransformerLens model. {CURE}")
-        if not isinstance(getattr(self.model, "unembed", None), nn.Module):
-            raise InputError(f"This {kind} has no unembedding, hence no next-token prediction. {CURE}")
-        self._refuse_bridged_encoders()
+        bases = {base.__name__ for base in type(self.model).__mro__}
+        for refused in sorted(bases & REFUSED.keys()):
+            raise InputError(f"{kind} {REFUSED[refused]}. {CURE}")
+        if not bases & EXPLAINABLE:
+            raise InputError(f"{kind} is not a TransformerLens model that predicts tokens. {CURE}")
+        self._refuse_other_directions()
         self._refuse_training()
 
-    def _refuse_bridged_encoders(self) -> None:
-        config = getattr(getattr(self.model, "original_model", None), "config", None)
+    def _refuse_other_directions(self) -> None:
+        """Encoders hide in both classes; TransformerLens 3 calls a bridged BERT causal in its configuration."""
+        config = getattr(self._inner, "config", None)
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"{self.name} is an encoder-decoder; its prediction has two inputs. {CURE}")
-        architecture = " ".join(getattr(config, "architectures", None) or [type(self._inner).__name__])
-        bidirectional = getattr(self.cfg, "attention_dir", "causal") == "bidirectional"
-        if bidirectional or "ForMaskedLM" in architecture or "ForPreTraining" in architecture:
-            raise InputError(f"{self.name} ({architecture}) is an encoder; it predicts no next token. {CURE}")
+        generates = getattr(getattr(self.model, "adapter", None), "supports_generation", True)
+        if not generates or getattr(self.cfg, "attention_dir", "causal") != "causal":
+            raise InputError(f"{self.name} is an encoder; it predicts no next token. {CURE}")
+        if not isinstance(getattr(self.model, "unembed", None), nn.Module):
+            raise InputError(f"{self.name} has no unembedding, hence no next-token prediction. {CURE}")
 
     def _refuse_training(self) -> None:
-        if self.model.training or self._inner.training:
+        """A HookedTransformer has no dropout and is never put into evaluation mode by its loaders; a bridge has both."""
+        if self._inner is not self.model and any(module.training for module in self._inner.modules()):
             raise InputError(
-                f"{self.name} is in training mode, where dropout makes every run another; call model.eval() first."
+                f"{self.name} is in training mode, where dropout makes every run another. Call model.eval() first."
             )
         if any(parameter.is_inference() for parameter in self.model.parameters()):
             raise InputError(
                 f"{self.name} was loaded inside torch.inference_mode(), and such weights cannot be differentiated "
-                "through; load it outside (using it inside is fine)."
+                "through. Load it outside; using it inside is fine."
             )
 
     @property
@@ -108,7 +107,7 @@ class ModelView:
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding matrix, in TransformerLens' orientation."""
-        return self.model.unembed.W_U
+        return self.model.W_U.detach()
 
     def basis(self) -> Basis:
         """How the weights were processed, read off the weights themselves: configurations forget it."""
@@ -117,13 +116,14 @@ class ModelView:
     def _norm_without_gain(self) -> bool:
         if getattr(self.cfg, "normalization_type", "LN") is None:
             return False  # no final norm at all: the norm of y is free
-        norm = self.model.ln_final
-        gain, bias = (_first_tensor(norm, names) for names in (("w", "weight"), ("b", "bias")))
+        norm = getattr(self.model, "ln_final", None)
+        # A bridge keeps the tensor from before folding in .w and .b: the current one is in .weight and .bias.
+        gain, bias = (_first_tensor(norm, names) for names in (("weight", "w"), ("bias", "b")))
         uniform = gain is None or bool((gain == gain.flatten()[0]).all())
         return uniform and (bias is None or not bias.any())
 
     def _centered(self) -> bool:
-        W_U = self.W_U.detach()
+        W_U = self.W_U
         mean = W_U.mean(1, dtype=torch.float32)
         expected = W_U.float().square().mean().sqrt() / W_U.shape[1] ** 0.5
         return bool(mean.square().mean().sqrt() < CENTERED * expected)
@@ -141,12 +141,23 @@ class ModelView:
                 f"{self.name} has no hook point {name!r}.{nearest(str(name), residual)} Scopes attach to the residual "
                 "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..."
             )
-        if not is_residual(name):
+        if not any(points[name] is points[n] for n in residual):  # bridges know each point by several names
             raise InputError(
-                f"{name!r} is not in the residual stream, where one vector per position is all that later layers see."
-                f"{nearest(name, residual)} Use 'hook_embed' or 'blocks.N.hook_resid_pre' / 'mid' / 'post'."
+                f"{name!r} is not in the residual stream, where one vector per position is all that later layers see. "
+                "Use 'hook_embed' or 'blocks.N.hook_resid_pre' / 'hook_resid_mid' / 'hook_resid_post'."
             )
         return points[name]
+
+    def check_hook_names(self, fwd_hooks: list[Any]) -> None:
+        """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""
+        points = self.model.hook_dict
+        for hook in fwd_hooks:
+            if not (isinstance(hook, tuple | list) and len(hook) == 2 and callable(hook[1])):
+                raise InputError(
+                    f"fwd_hooks are pairs of a hook point's name (or a filter) and a function; got {hook!r}."
+                )
+            if isinstance(hook[0], str) and hook[0] not in points:
+                raise InputError(f"{self.name} has no hook point {hook[0]!r} for fwd_hooks.{nearest(hook[0], points)}")
 
 
 def is_residual(name: str) -> bool:

@@ -19,7 +19,9 @@ def to_tokens(view: ModelView, prompt: Any, prepend_bos: bool | None = None) -> 
         tokens = _tokenize(view, prompt, prepend_bos)
     else:
         if prepend_bos is not None:
-            raise InputError("prepend_bos is for strings; token ids are taken as they are, put the BOS id there yourself.")
+            raise InputError(
+                "prepend_bos is for strings; token ids are taken as they are, put the BOS id there yourself."
+            )
         tokens = _from_ids(view, prompt)
     if tokens.numel() == 0:
         raise InputError("The prompt is empty; there is no prediction to explain. Give at least one token.")
@@ -47,7 +49,9 @@ def _from_ids(view: ModelView, prompt: Any) -> Int[Tensor, "pos"]:
     if not isinstance(prompt, Tensor):
         raise InputError(f"A prompt is a string, a list of ids or an integer tensor, not {type(prompt).__name__}.")
     if prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
-        raise InputError(f"Token ids are integers, this tensor is {prompt.dtype}. Embeddings cannot be given as a prompt.")
+        raise InputError(
+            f"Token ids are integers, this tensor is {prompt.dtype}. Embeddings cannot be given as a prompt."
+        )
     if prompt.ndim == 2 and prompt.shape[0] == 1:
         prompt = prompt[0]
     if prompt.ndim != 1:
@@ -61,18 +65,25 @@ def _from_ids(view: ModelView, prompt: Any) -> Int[Tensor, "pos"]:
     return prompt.clone().long()
 
 
-def to_position(position: int, n_tokens: int) -> int:
+def to_position(position: Any, n_tokens: int) -> int:
     """The explained position as a number from the start."""
     if isinstance(position, bool) or not isinstance(position, int):
         raise InputError(f"position is a whole number (negative counts from the end), not {position!r}.")
     if not -n_tokens <= position < n_tokens:
-        raise InputError(f"position {position} is outside the prompt of {n_tokens} tokens ({-n_tokens} to {n_tokens - 1}).")
+        raise InputError(
+            f"position {position} is outside the prompt of {n_tokens} tokens ({-n_tokens} to {n_tokens - 1})."
+        )
     return position % n_tokens
 
 
 def to_id(view: ModelView, target: Any, n_logits: int) -> int:
     """A target (a string of one token, or an id) as an id."""
-    if isinstance(target, Tensor) and target.ndim == 0 and not target.is_floating_point() and target.dtype != torch.bool:
+    if (
+        isinstance(target, Tensor)
+        and target.ndim == 0
+        and not target.is_floating_point()
+        and target.dtype != torch.bool
+    ):
         target = int(target)
     if isinstance(target, bool) or not isinstance(target, int | str):
         raise InputError(f"A target is a string that is one token, or a token id; got {target!r}.")
@@ -126,5 +137,7 @@ def prompt_warnings(view: ModelView, tokens: Int[Tensor, "pos"]) -> list[str]:
     if unknown is not None and unknown not in (view.tokenizer.bos_token_id, view.tokenizer.eos_token_id):
         where = [i for i, token in enumerate(tokens.tolist()) if token == unknown]
         if where:
-            warnings.append(f"Words at positions {where} are not in the model's vocabulary; it sees the unknown token there.")
+            warnings.append(
+                f"Words at positions {where} are not in the model's vocabulary; it sees the unknown token there."
+            )
     return warnings

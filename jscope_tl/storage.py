@@ -5,6 +5,7 @@ import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -17,12 +18,8 @@ SCHEMA = 1
 FORMAT = "jscope_tl.attribution"
 
 
-def save(result: Attribution, path: str | Path) -> Path:
-    """Write ``result`` to ``path`` whole or not at all; a file that stood there is replaced only by a complete one."""
-    path = Path(path)
-    tensors = {"scores": result.scores, "tokens": result.tokens}
-    if result.stderr is not None:
-        tensors["stderr"] = result.stderr
+def as_dict(result: Attribution) -> dict[str, Any]:
+    """Everything but the tensors, in types that JSON has."""
     rest = {
         "str_tokens": result.str_tokens,
         "position": result.position,
@@ -35,7 +32,16 @@ def save(result: Attribution, path: str | Path) -> Path:
         "warnings": result.warnings,
         "bos_positions": list(result.bos_positions),
     }
-    header = {"format": FORMAT, "schema": str(SCHEMA), "attribution": json.dumps(rest, default=repr)}
+    return json.loads(json.dumps(rest, default=repr))
+
+
+def save(result: Attribution, path: str | Path) -> Path:
+    """Write ``result`` to ``path`` whole or not at all; a file that stood there is replaced only by a complete one."""
+    path = Path(path)
+    tensors = {"scores": result.scores, "tokens": result.tokens}
+    if result.stderr is not None:
+        tensors["stderr"] = result.stderr
+    header = {"format": FORMAT, "schema": str(SCHEMA), "attribution": json.dumps(as_dict(result))}
     _write_whole(path, to_bytes({name: t.contiguous() for name, t in tensors.items()}, header))
     return path
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -55,24 +54,16 @@ def load_pocket_model(
         raise InputError(f"kind is 'auto', 'bridge' or 'hooked', not {kind!r}.")
     if kind == "bridge" and not has_bridge():
         raise InputError("This TransformerLens has no TransformerBridge (3 and later have); use kind='hooked'.")
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), _quiet():
         model = _bridge(dtype) if kind != "hooked" and has_bridge() else _hooked(dtype)
         return model.to(torch.device(device)).eval()
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """TransformerLens and transformers print and draw bars while loading; the hub is not asked for local files."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
+    """TransformerLens and transformers print and draw bars while loading."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _pieces(dtype: torch.dtype) -> tuple[Any, Any]:
@@ -83,17 +74,15 @@ def _pieces(dtype: torch.dtype) -> tuple[Any, Any]:
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"The pocket model's weights are missing from {folder}; install the package again.")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").to(dtype), tokenizer
+    hf_model: Any = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    return hf_model.to(dtype), tokenizer
 
 
 def _bridge(dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    with _quiet():
-        hf_model, tokenizer = _pieces(dtype)
-        return TransformerBridge.boot_transformers(
-            NAME, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu"
-        )
+    hf_model, tokenizer = _pieces(dtype)
+    return TransformerBridge.boot_transformers(NAME, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu")
 
 
 def _hooked(dtype: torch.dtype) -> Any:
@@ -105,19 +94,18 @@ def _hooked(dtype: torch.dtype) -> Any:
             "This TransformerLens has no HookedTransformer (4.0 removed it); use kind='bridge'."
         ) from error
 
-    with _quiet():
-        hf_model, tokenizer = _pieces(dtype)
-        config = hf_model.config
-        cfg = HookedTransformerConfig(
-            model_name=NAME, original_architecture="LlamaForCausalLM", init_weights=False, device="cpu", dtype=dtype,
-            n_layers=config.num_hidden_layers, d_model=config.hidden_size, n_heads=config.num_attention_heads,
-            d_head=config.hidden_size // config.num_attention_heads, d_mlp=config.intermediate_size,
-            d_vocab=config.vocab_size, n_ctx=config.max_position_embeddings, act_fn=config.hidden_act,
-            eps=config.rms_norm_eps, normalization_type="RMS", final_rms=True, gated_mlp=True,
-            positional_embedding_type="rotary", rotary_adjacent_pairs=False, rotary_base=10000,
-            rotary_dim=config.hidden_size // config.num_attention_heads, default_prepend_bos=True,
-        )  # fmt: skip
-        model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
-        weights = {name: w.detach().clone().to(dtype) for name, w in convert_llama_weights(hf_model, cfg).items()}
-        model.load_state_dict(weights, strict=False)
-        return model
+    hf_model, tokenizer = _pieces(dtype)
+    config = hf_model.config
+    cfg = HookedTransformerConfig(
+        model_name=NAME, original_architecture="LlamaForCausalLM", init_weights=False, device="cpu", dtype=dtype,
+        n_layers=config.num_hidden_layers, d_model=config.hidden_size, n_heads=config.num_attention_heads,
+        d_head=config.hidden_size // config.num_attention_heads, d_mlp=config.intermediate_size,
+        d_vocab=config.vocab_size, n_ctx=config.max_position_embeddings, act_fn=config.hidden_act,
+        eps=config.rms_norm_eps, normalization_type="RMS", final_rms=True, gated_mlp=True,
+        positional_embedding_type="rotary", rotary_adjacent_pairs=False, rotary_base=10000,
+        rotary_dim=config.hidden_size // config.num_attention_heads, default_prepend_bos=True,
+    )  # fmt: skip
+    model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
+    weights = {name: w.detach().clone().to(dtype) for name, w in convert_llama_weights(hf_model, cfg).items()}
+    model.load_state_dict(weights, strict=False)
+    return model

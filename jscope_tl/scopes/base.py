@@ -3,20 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.errors import InputError
 from jscope_tl.state import Basis, State
 
 
-class Energies(Protocol):
-    """``‖C_i J_t‖²`` for every cotangent ``i`` and position ``t`` (`jscope_tl.engine.Puller.energies`)."""
-
-    def __call__(
-        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
-    ) -> Float[Tensor, "k pos"]: ...
+Energies = Callable[..., Float[Tensor, "k pos"]]
+"""`jscope_tl.engine.Puller.energies`: cotangents ``[k, d_model]`` in, ``‖C_i J_t‖²`` for every row and position out."""
 
 
 @dataclass(frozen=True)
@@ -73,4 +70,13 @@ class FunctionScope(Scope):
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """What the function returns, as rows."""
         rows = self.function(state, **self.options)
-        return rows.unsqueeze(0) if isinstance(rows, Tensor) and rows.ndim == 1 else rows
+        d_model = len(state.y)
+        if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or rows.shape[-1] != d_model or not rows.numel():
+            given = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise InputError(
+                f"A scope function returns cotangents [d_model] or [k, d_model] with d_model = {d_model}; "
+                f"{self.name!r} returned {given}."
+            )
+        if not rows.isfinite().all():
+            raise InputError(f"The cotangents of {self.name!r} are not finite: it returned infinite or undefined values.")
+        return rows.detach().reshape(-1, d_model).to(state.y.device)

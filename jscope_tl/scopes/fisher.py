@@ -124,9 +124,7 @@ def logit_jacobian(state: State) -> Float[Tensor, "d_vocab d_model"]:
     return D
 
 
-def fisher_factor(
-    D: Float[Tensor, "d_vocab d_model"], p: Float[Tensor, "d_vocab"]
-) -> Float[Tensor, "rank d_model"]:
+def fisher_factor(D: Float[Tensor, "d_vocab d_model"], p: Float[Tensor, "d_vocab"]) -> Float[Tensor, "rank d_model"]:
     """``R`` with ``R^T R = F_u = Σ_v p_v (d_v - μ)(d_v - μ)^T``: rows ``λ_i^{1/2} u_i^T``, falling, zeros left out."""
     p = p.detach()
     centred = (D - p @ D) * p.sqrt().unsqueeze(-1)
@@ -138,9 +136,7 @@ def fisher_factor(
     return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).T.flip(0)
 
 
-def probe_rows(
-    factor: Float[Tensor, "rest d_model"], n: int, generator: torch.Generator
-) -> Float[Tensor, "n d_model"]:
+def probe_rows(factor: Float[Tensor, "rest d_model"], n: int, generator: torch.Generator) -> Float[Tensor, "n d_model"]:
     """Random sign combinations of the factor's rows: ``E‖probe J_t‖² = Σ_i ‖factor_i J_t‖²``.
 
     Drawn on the CPU, so that a seed means the same on every device.
@@ -189,7 +185,12 @@ def _auto(factor: Float[Tensor, "k d_model"], rank: int, rtol: float, seed: int,
         values, stderr = _estimate(leading, probes)
         worst = _largest_relative(stderr, values)
         if worst <= rtol:
-            done = {"method": "sampled", "rank": rank, "probes": len(probes), "largest_relative_stderr": round(worst, 4)}
+            done = {
+                "method": "sampled",
+                "rank": rank,
+                "probes": len(probes),
+                "largest_relative_stderr": round(worst, 4),
+            }
             return Score(values, stderr, done, seed=seed)
         expected = len(probes) * (worst / rtol) ** 2 - len(probes)
         if expected >= remaining:

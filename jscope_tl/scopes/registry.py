@@ -79,7 +79,9 @@ def available_scopes() -> list[str]:
 def scope_entry(name: str) -> Entry:
     """The registered scope of that name, or an error with the nearest one."""
     if name not in _ENTRIES:
-        raise InputError(f"There is no scope {name!r}.{nearest(name, _ENTRIES)} Known: {', '.join(available_scopes())}.")
+        raise InputError(
+            f"There is no scope {name!r}.{nearest(name, _ENTRIES)} Known: {', '.join(available_scopes())}."
+        )
     return _ENTRIES[name]
 
 
@@ -92,7 +94,9 @@ def _make(name: str, entry: Entry, **options: Any) -> Scope:
     for option in options:
         if option not in entry.options:
             takes = ", ".join(entry.options) or "no options"
-            raise InputError(f"Scope {name!r} has no option {option!r}.{nearest(option, entry.options)} It takes {takes}.")
+            raise InputError(
+                f"Scope {name!r} has no option {option!r}.{nearest(option, entry.options)} It takes {takes}."
+            )
     return entry.make(**options)
 
 
@@ -106,7 +110,7 @@ def resolve_scope(scope: str | Scope | Callable[..., Any], options: dict[str, An
         return scope
     if inspect.isclass(scope) and issubclass(scope, Scope):
         return scope(**options)
-    if callable(scope):
+    if callable(scope) and not inspect.isclass(scope):
         return FunctionScope(scope, options)
     raise InputError(
         f"scope is a registered name, a scope object or a function of the state, not {type(scope).__name__}. "

@@ -18,7 +18,9 @@ def prediction_line(result: Attribution, k: int = 3) -> str:
     """The most probable next tokens and the target's probability."""
     top = ", ".join(f"{c.str_token!r} {c.probability:.1%}" for c in result.prediction.top[:k])
     target = result.prediction.target
-    return f"predicts {top}; target {target.str_token!r} {target.probability:.1%} (rank {result.prediction.target_rank})"
+    return (
+        f"predicts {top}; target {target.str_token!r} {target.probability:.1%} (rank {result.prediction.target_rank})"
+    )
 
 
 def resolved_line(result: Attribution) -> str:

@@ -1,0 +1,126 @@
+"""The command ``jscope``: one prompt, one scope, coloured tokens."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line on standard error says why);
+3 the model could not be loaded"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    p = argparse.ArgumentParser(
+        prog="jscope",
+        description="Which tokens of a prompt drove a language model's next-token prediction, and how strongly.",
+        epilog=EXIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("prompt", nargs="?", help="the prompt")
+    p.add_argument("--scope", default="semantic", help="what to explain (default: semantic; see --list-scopes)")
+    p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
+    p.add_argument("--target", help="the next token to explain, a string (default: the most probable one)")
+    p.add_argument("--baseline", help="the token that the target is held against (scope contrastive)")
+    p.add_argument("--position", type=int, default=-1, help="whose next-token prediction to explain (default: -1)")
+    p.add_argument("--at", default="hook_embed", help="residual-stream hook point (default: hook_embed)")
+    p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
+                   help="a further option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
+    p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
+    p.add_argument("--top", type=int, default=8, help="how many tokens to list (default: 8)")
+    p.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page")
+    p.add_argument("--save", type=Path, metavar="FILE", help="write the result as safetensors")
+    p.add_argument("--json", action="store_true", help="print JSON instead of text")
+    p.add_argument("--list-scopes", action="store_true", help="print the scopes and their options")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parser().parse_args(argv)
+    warnings.simplefilter("ignore")
+    from jscope_tl.errors import InputError
+    from jscope_tl.loading import LoadingError
+
+    try:
+        return _list_scopes() if options.list_scopes else _explain(options)
+    except InputError as error:
+        return _fail(error, 2)
+    except LoadingError as error:
+        return _fail(error, 3)
+    except OSError as error:  # a file that cannot be written
+        return _fail(error, 2)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"jscope: {error}", file=sys.stderr)
+    return code
+
+
+def _list_scopes() -> int:
+    from jscope_tl.scopes.registry import available_scopes, scope_entry
+
+    table = Table("scope", "options", "what it explains", box=None, pad_edge=False, header_style="bold")
+    for name in available_scopes():
+        entry = scope_entry(name)
+        table.add_row(name, ", ".join(entry.options), entry.summary)
+    Console().print(table)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from jscope_tl.attribute import attribute
+    from jscope_tl.errors import InputError
+    from jscope_tl.loading import load_model
+    from jscope_tl.scopes.registry import get_scope
+    from jscope_tl.views.html import write_page
+    from jscope_tl.views.terminal import panel
+
+    if options.prompt is None:
+        raise InputError('give a prompt, as in: jscope "the keys to the cabinet near the doors" (or jscope --help).')
+    scope = get_scope(options.scope)(**_scope_options(options))
+    for path in (options.html, options.save):
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"there is no folder {str(path.parent)!r} to write {path.name} to.")
+    model = load_model(options.model, options.device, options.dtype)
+    result = attribute(model, options.prompt, scope, position=options.position, at=options.at)
+    if options.json:
+        from jscope_tl.storage import as_dict
+
+        stderr = None if result.stderr is None else result.stderr.tolist()
+        numbers = {"scores": result.scores.tolist(), "stderr": stderr, "tokens": result.tokens.tolist()}
+        print(json.dumps(as_dict(result) | numbers, ensure_ascii=False, indent=1))
+    else:
+        Console().print(panel(result, options.top))
+    if options.html:
+        write_page(result, options.html)
+    if options.save:
+        result.save(options.save)
+    return 0
+
+
+def _scope_options(options: argparse.Namespace) -> dict[str, Any]:
+    """``--target``, ``--baseline`` and every ``--option NAME=VALUE``; numbers become numbers."""
+    from jscope_tl.errors import InputError
+
+    given: dict[str, Any] = {k: v for k in ("target", "baseline") if (v := getattr(options, k)) is not None}
+    for item in options.option:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise InputError(f"--option takes NAME=VALUE, not {item!r}.")
+        try:
+            given[name] = json.loads(value)
+        except json.JSONDecodeError:
+            given[name] = value
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())

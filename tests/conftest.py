@@ -1,0 +1,51 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+import jscope_tl as js
+from tests import models, oracles
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=models.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=models.FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@functools.cache
+def shared_tiny(kind: str, family: str, dtype: torch.dtype = torch.float32) -> models.Tiny:
+    return models.tiny(kind, family, dtype)
+
+
+@functools.cache
+def dense(family: str, position: int) -> oracles.Oracle:
+    return oracles.dense(models.hf_model(family), models.TOKENS, position)
+
+
+@pytest.fixture
+def tiny(kind: str, family: str) -> models.Tiny:
+    """A shared tiny model: not to be changed by a test."""
+    return shared_tiny(kind, family)
+
+
+@pytest.fixture(scope="session")
+def llama(kind: str) -> Any:
+    """A shared tiny Llama of each class: not to be changed by a test."""
+    return shared_tiny(kind, "llama").model
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Any:
+    return js.load_pocket_model()

@@ -1,0 +1,171 @@
+"""What a run needs of the outside, and what it leaves behind: nothing."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+
+import jscope_tl as js
+from tests import models
+from tests.conftest import shared_tiny
+from tests.models import TOKENS, snapshot
+
+
+@pytest.fixture
+def model(kind: str) -> Any:
+    """A tiny model of one's own, with hooks, frozen and unfrozen parameters, as a user may have it."""
+    model = models.tiny(kind, "llama").model
+    for i, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(i % 2 == 0)
+    model.add_hook("blocks.1.hook_resid_post", lambda activation, hook: activation * 1.0)
+    model(TOKENS[None])  # a bridge hooks its own norms at its first forward pass, whoever calls it
+    return model
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
+def test_gradient_mode_outside_does_not_matter(llama: Any, mode: Any) -> None:
+    expected = js.attribute(llama, TOKENS, "fisher", method="exact").scores
+    with mode():
+        prompt = TOKENS.clone()  # an inference tensor in inference mode
+        assert torch.equal(js.attribute(llama, prompt, "fisher", method="exact").scores, expected)
+        assert js.jacobian(llama, prompt, torch.ones(models.D_MODEL)).isfinite().all()
+
+
+def test_gradients_switched_off_for_good(llama: Any) -> None:
+    expected = js.attribute(llama, TOKENS, "entropy").scores
+    torch.set_grad_enabled(False)
+    try:
+        assert torch.equal(js.attribute(llama, TOKENS, "entropy").scores, expected)
+        assert not torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+
+
+@pytest.mark.parametrize("scope", ["semantic", "fisher"])
+def test_everything_is_as_before(model: Any, scope: str) -> None:
+    before = snapshot(model)
+    tokens = TOKENS.clone()
+    js.attribute(model, tokens, scope)
+    js.jacobian(model, tokens, torch.ones(models.D_MODEL))
+    assert snapshot(model) == before
+    assert torch.equal(tokens, TOKENS)
+
+
+def test_everything_is_as_before_after_an_exception(model: Any) -> None:
+    class Boom(Exception):
+        pass
+
+    def boom(*args: Any, **kwargs: Any) -> Any:
+        raise Boom
+
+    before = snapshot(model)
+    with pytest.raises(Boom):
+        js.attribute(model, TOKENS, boom)
+    with pytest.raises(Boom):
+        js.attribute(model, TOKENS, "semantic", fwd_hooks=[("blocks.1.hook_resid_pre", boom)])
+    with pytest.raises(js.InputError):
+        js.attribute(model, TOKENS, "semantic", target=10**6)
+    with pytest.raises(js.InputError):
+        js.attribute(model, TOKENS, "semantic", fwd_hooks=[("hook_embed", lambda a, hook: a), ("no.such", boom)])
+    with pytest.raises(js.InputError):
+        js.attribute(model, TOKENS, "semantic", at="no.such")
+    assert snapshot(model) == before
+
+
+def test_users_hooks_stay_in_force(model: Any) -> None:
+    plain = js.attribute(model, TOKENS, "semantic", target=44).scores
+    model.add_hook("blocks.0.hook_resid_post", lambda activation, hook: 0.5 * activation)
+    hooked = js.attribute(model, TOKENS, "semantic", target=44).scores
+    again = js.attribute(model, TOKENS, "semantic", target=44).scores
+    assert not torch.allclose(plain, hooked)
+    assert torch.equal(hooked, again)
+
+
+def test_hooks_that_a_user_left_on_purpose_survive(model: Any) -> None:
+    calls = []
+    with model.hooks(fwd_hooks=[("hook_embed", lambda a, hook: calls.append(1))], reset_hooks_end=False):
+        pass
+    left = sum(len(point.fwd_hooks) for point in model.hook_dict.values())
+    js.attribute(model, TOKENS, "semantic")
+    assert sum(len(point.fwd_hooks) for point in model.hook_dict.values()) == left
+
+
+def test_fwd_hooks_explain_the_patched_model(llama: Any) -> None:
+    """Zeroing a token's embedding by a hook equals a model whose embedding of that token is zero."""
+
+    def ablate(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        activation = activation.clone()
+        activation[:, 2] = 0
+        return activation
+
+    result = js.attribute(llama, TOKENS, "log_prob", target=44, fwd_hooks=[("hook_embed", ablate)])
+    with torch.no_grad():
+        logits = llama.run_with_hooks(TOKENS[None], fwd_hooks=[("hook_embed", ablate)])
+    probability = float(logits[0, -1].softmax(-1)[44])
+    assert result.prediction.target.probability == pytest.approx(probability, rel=1e-5)
+    # The cut is made in what the hook leaves: the Jacobian at the ablated embedding, not at the original one.
+    assert not torch.allclose(result.scores, js.attribute(llama, TOKENS, "log_prob", target=44).scores)
+
+
+def test_fwd_hooks_by_filter(llama: Any) -> None:
+    seen = []
+    hooks = [(lambda name: name.endswith("hook_resid_post"), lambda a, hook: seen.append(hook.name))]
+    js.attribute(llama, TOKENS, "semantic", fwd_hooks=hooks)
+    assert len(seen) == 3
+
+
+def test_a_hook_that_cuts_the_model_is_named(llama: Any) -> None:
+    with pytest.raises(js.InputError, match="does not depend on 'hook_embed'"):
+        js.attribute(llama, TOKENS, "semantic", fwd_hooks=[("blocks.1.hook_resid_pre", lambda a, hook: a.detach())])
+
+
+def test_non_finite_activations_are_refused(llama: Any) -> None:
+    hooks = [("blocks.0.hook_resid_post", lambda a, hook: a * float("inf"))]
+    with pytest.raises(js.InputError, match="infinite or undefined"):
+        js.attribute(llama, TOKENS, "semantic", fwd_hooks=hooks)
+
+
+def test_only_the_explained_position_is_unembedded(llama: Any) -> None:
+    shapes = []
+    handle = llama.unembed.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    try:
+        js.attribute(llama, TOKENS, "semantic")
+    finally:
+        handle.remove()
+    assert shapes == [(1, 1, models.D_VOCAB)]
+
+
+def test_parameters_get_no_gradients(kind: str) -> None:
+    model = models.tiny(kind, "gpt2").model
+    js.attribute(model, TOKENS, "fisher")
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_bias_of_the_unembedding_counts(kind: str) -> None:
+    """p comes from the model's own logits: with a bias on them the Fisher score is another, and the oracle's."""
+    from tests import oracles
+
+    tiny = models.tiny(kind, "gpt2")
+    bias = torch.linspace(-3, 3, models.D_VOCAB)
+    with torch.no_grad():
+        tiny.model.b_U.copy_(bias)
+    plain = oracles.dense(tiny.hf, TOKENS)
+    o = oracles.Oracle(plain.J, plain.x, plain.y, plain.z + bias, plain.D)
+    result = js.attribute(tiny.model, TOKENS, "fisher", method="exact")
+    assert oracles.relative_difference(result.scores, oracles.fisher(o)) < 1e-4
+    assert oracles.relative_difference(result.scores, oracles.fisher(plain)) > 1e-2
+
+
+def test_soft_capped_logits_count() -> None:
+    """Without the cap the numbers would be others: the fixture's cap bites."""
+    from tests import oracles
+    from tests.conftest import dense
+
+    o = dense("gemma2", -1)
+    uncapped = 3.0 * torch.atanh(o.z / 3.0)
+    assert (o.z - uncapped).abs().max() > 0.5
+    model = shared_tiny(models.ANY_KIND, "gemma2").model
+    best = int(o.z.argmax())
+    result = js.attribute(model, TOKENS, "semantic", target=best)
+    assert oracles.relative_difference(result.scores, oracles.semantic(o, best)) < 1e-4
