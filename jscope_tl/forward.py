@@ -21,7 +21,7 @@ FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
 @contextmanager
 def run(
-    view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, fwd_hooks: FwdHooks = ()
+    view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, fwd_hooks: Iterable[Any] = ()
 ) -> Iterator[State]:
     """Run the model once; inside the context the `State` can be differentiated, whatever gradient mode is set outside.
 

@@ -54,7 +54,7 @@ def jacobian(
         return rows
 
 
-def _rows(cotangents: Float[Tensor, "*k d_model"] | None, y: Float[Tensor, "d_model"]) -> Float[Tensor, "k d_model"]:
+def _rows(cotangents: Any, y: Float[Tensor, "d_model"]) -> Float[Tensor, "k d_model"]:
     if cotangents is None:
         return torch.eye(len(y), dtype=y.dtype, device=y.device)
     if not isinstance(cotangents, Tensor) or cotangents.ndim not in (1, 2) or cotangents.shape[-1] != len(y):

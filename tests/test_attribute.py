@@ -15,7 +15,9 @@ BF16_TOLERANCE = 0.15
 
 
 def test_every_scope_has_an_oracle() -> None:
-    assert {name for name in js.available_scopes() if js.scopes.registry.scope_entry(name).builtin} == set(oracles.SCOPES)
+    assert {name for name in js.available_scopes() if js.scopes.registry.scope_entry(name).builtin} == set(
+        oracles.SCOPES
+    )
 
 
 @pytest.mark.parametrize("scope", oracles.SCOPES)

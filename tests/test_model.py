@@ -133,7 +133,9 @@ def test_bridged_encoders_are_refused() -> None:
 
     sizes = dict(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     bert = BertForMaskedLM(BertConfig(**sizes)).eval()
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).eval()
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ).eval()
     for hf, word in ((bert, "is an encoder;"), (t5, "is an encoder-decoder;")):
         bridge = TransformerBridge.boot_transformers("tiny", hf_model=hf, tokenizer=models.tokenizer(), device="cpu")
         with pytest.raises(js.InputError, match=word):
@@ -154,7 +156,9 @@ def test_a_remote_bridge_is_refused_by_name() -> None:
 def test_hooked_encoders_are_refused_by_name() -> None:
     from transformer_lens import HookedEncoder, HookedTransformer, HookedTransformerConfig
 
-    cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_heads=2, d_head=4, d_vocab=9, n_ctx=9, act_fn="relu", d_mlp=8)
+    cfg = HookedTransformerConfig(
+        n_layers=1, d_model=8, n_heads=2, d_head=4, d_vocab=9, n_ctx=9, act_fn="relu", d_mlp=8
+    )
     with pytest.raises(js.InputError, match="HookedEncoder is an encoder"):
         js.attribute(HookedEncoder(cfg, move_to_device=False), [1, 2])
     cfg.attention_dir = "bidirectional"
@@ -194,7 +198,9 @@ def test_hook_points(llama: Any) -> None:
 @needs_bridge
 def test_canonical_names_of_a_bridge_are_accepted() -> None:
     model = shared_tiny("bridge", "llama").model
-    alias, canonical = (js.attribute(model, TOKENS, at=at).scores for at in ("blocks.1.hook_resid_pre", "blocks.1.hook_in"))
+    alias, canonical = (
+        js.attribute(model, TOKENS, at=at).scores for at in ("blocks.1.hook_resid_pre", "blocks.1.hook_in")
+    )
     assert torch.equal(alias, canonical)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from jscope_tl.errors import InputError
 from jscope_tl.state import Basis, State
 
-
 Energies = Callable[..., Float[Tensor, "k pos"]]
 """`jscope_tl.engine.Puller.energies`: cotangents ``[k, d_model]`` in, ``‖C_i J_t‖²`` for every row and position out."""
 
@@ -78,5 +77,7 @@ class FunctionScope(Scope):
                 f"{self.name!r} returned {given}."
             )
         if not rows.isfinite().all():
-            raise InputError(f"The cotangents of {self.name!r} are not finite: it returned infinite or undefined values.")
+            raise InputError(
+                f"The cotangents of {self.name!r} are not finite: it returned infinite or undefined values."
+            )
         return rows.detach().reshape(-1, d_model).to(state.y.device)

@@ -4,12 +4,10 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.scopes.base import FunctionScope, Scope
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register_scope(name: str | F, *, unit: str = Scope.unit) -> Any:
+def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:
     """Decorator that makes a scope available by name: a `Scope` subclass, or a function from `State` to cotangents.
 
     The function's further parameters become the scope's options. Registering a name of one's own again replaces it (as
@@ -47,12 +45,12 @@ def register_scope(name: str | F, *, unit: str = Scope.unit) -> Any:
         True
     """
     if not isinstance(name, str):
-        return _register(name.__name__, unit, name)
+        return _register(getattr(name, "__name__", ""), unit, name)
     return partial(_register, name, unit)
 
 
-def _register(name: str, unit: str, thing: F) -> F:
-    builtin = thing.__module__.startswith(__package__ or "jscope_tl.scopes")
+def _register(name: str, unit: str, thing: Any) -> Any:
+    builtin = getattr(thing, "__module__", "").startswith("jscope_tl.")
     if name in _ENTRIES and _ENTRIES[name].builtin and not builtin:
         raise InputError(f"{name!r} is a scope of jscope_tl; register yours under another name.")
     summary = (inspect.getdoc(thing) or "").partition("\n")[0]
@@ -100,7 +98,7 @@ def _make(name: str, entry: Entry, **options: Any) -> Scope:
     return entry.make(**options)
 
 
-def resolve_scope(scope: str | Scope | Callable[..., Any], options: dict[str, Any]) -> Scope:
+def resolve_scope(scope: Any, options: dict[str, Any]) -> Scope:
     """The scope meant by a registered name, a scope object, or a bare function from the state to cotangents."""
     if isinstance(scope, str):
         return get_scope(scope)(**options)

@@ -1,0 +1,115 @@
+"""Names of scopes, and scopes of one's own."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import jscope_tl as js
+from jscope_tl.scopes import registry
+from tests.models import TOKENS
+
+
+@pytest.fixture(autouse=True)
+def _forget_new_scopes() -> Iterator[None]:
+    before = dict(registry._ENTRIES)
+    yield
+    registry._ENTRIES.clear()
+    registry._ENTRIES.update(before)
+
+
+def test_names() -> None:
+    assert js.available_scopes() == [
+        "contrastive", "entropy", "fisher", "log_prob", "logit_temperature", "semantic", "temperature"
+    ]  # fmt: skip
+
+
+def test_lookup_makes_the_scope() -> None:
+    assert js.get_scope("fisher")(rank=3) == js.FisherScope(rank=3)
+    assert js.get_scope("semantic")(target=" are") == js.SemanticScope(target=" are")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("fischer", "fisher"), ("semantics", "semantic"), ("logprob", "log_prob")]
+)
+def test_unknown_names_get_the_nearest(llama: Any, given: str, meant: str) -> None:
+    with pytest.raises(js.InputError, match=f"no scope '{given}'. Did you mean '{meant}'"):
+        js.get_scope(given)
+    with pytest.raises(js.InputError, match="Did you mean"):
+        js.attribute(llama, TOKENS, given)
+
+
+def test_unknown_options_get_the_nearest(llama: Any) -> None:
+    with pytest.raises(js.InputError, match="'semantic' has no option 'targt'. Did you mean 'target'"):
+        js.attribute(llama, TOKENS, "semantic", targt=3)
+    with pytest.raises(js.InputError, match="It takes no options"):
+        js.attribute(llama, TOKENS, "entropy", target=3)
+
+
+def test_options_beside_an_object_are_refused(llama: Any) -> None:
+    with pytest.raises(js.InputError, match="got both"):
+        js.attribute(llama, TOKENS, js.FisherScope(), rank=3)
+
+
+@pytest.mark.parametrize("scope", [3, None, ["fisher"], dict])
+def test_other_things_are_no_scopes(llama: Any, scope: Any) -> None:
+    with pytest.raises(js.InputError, match="registered name, a scope object or a function"):
+        inspect.unwrap(js.attribute)(llama, TOKENS, scope)
+
+
+def test_a_function_by_name(llama: Any) -> None:
+    @js.register_scope("margin", unit="logit per unit of x")
+    def margin(state: js.State, rank: int = 2) -> torch.Tensor:
+        """Best logit against the runner-up."""
+        return state.gradient(lambda logits: logits.max() - logits.topk(rank).values[-1])
+
+    result = js.attribute(llama, TOKENS, "margin", rank=3)
+    assert (result.scope, result.unit, result.options) == ("margin", "logit per unit of x", {"rank": 3})
+    assert registry.scope_entry("margin").summary == "Best logit against the runner-up."
+    third = result.prediction.top[2].token
+    expected = js.attribute(llama, TOKENS, "contrastive", baseline=third)
+    torch.testing.assert_close(result.scores, expected.scores)
+    with pytest.raises(js.InputError, match="no option 'rnk'. Did you mean 'rank'"):
+        js.attribute(llama, TOKENS, "margin", rnk=3)
+
+
+def test_a_function_under_its_own_name(llama: Any) -> None:
+    @js.register_scope
+    def plain(state: js.State) -> torch.Tensor:
+        return torch.eye(len(state.y))[:2]
+
+    J = js.jacobian(llama, TOKENS, torch.eye(32)[:2])
+    torch.testing.assert_close(js.attribute(llama, TOKENS, "plain").scores, J.square().sum((0, 2)).sqrt())
+
+
+def test_a_class(llama: Any) -> None:
+    @js.register_scope("scaled")
+    @dataclass(frozen=True)
+    class Scaled(js.Scope):
+        """Twice something."""
+
+        by: float = 2.0
+        unit = "twice |y| per unit of x"
+
+        def cotangents(self, state: js.State) -> torch.Tensor:
+            return self.by * state.y.detach().unsqueeze(0) / state.y.detach().norm()
+
+    twice, once = js.attribute(llama, TOKENS, "scaled"), js.attribute(llama, TOKENS, "temperature")
+    torch.testing.assert_close(twice.scores, 2 * once.scores)
+    assert twice.options == {"by": 2.0}
+    assert js.attribute(llama, TOKENS, Scaled).unit == "twice |y| per unit of x"
+
+
+def test_ones_own_can_be_replaced_and_the_packages_cannot() -> None:
+    def one(state: js.State) -> torch.Tensor:
+        return state.y
+
+    js.register_scope("mine")(one)
+    js.register_scope("mine")(one)
+    with pytest.raises(js.InputError, match="is a scope of jscope_tl"):
+        js.register_scope("fisher")(one)
+    with pytest.raises(js.InputError, match="neither"):
+        js.register_scope("thing")(3)

@@ -1,0 +1,126 @@
+"""The command: what it prints, what it writes, and one clear line for what it cannot do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jscope_tl as js
+from jscope_tl.cli import main
+from jscope_tl.pocket.load import has_bridge
+from tests import models
+
+PROMPT = "the keys to the cabinet near the doors"
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def test_prints_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([PROMPT, "--scope", "fisher"]) == 0
+    out = capsys.readouterr().out
+    assert PROMPT in out
+    for part in (
+        "fisher scope of the prediction at position 8",
+        "predicts ' are'",
+        "2 nats (KL)",
+        "BOS is left out",
+        "±",
+    ):
+        assert part in out
+
+
+def test_json_is_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([PROMPT, "--scope", "contrastive", "--target", " are", "--baseline", " is", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    result = js.attribute(js.load_pocket_model(), PROMPT, "contrastive", target=" are", baseline=" is")
+    assert printed["scores"] == pytest.approx(result.scores.tolist())
+    assert printed["unit"] == result.unit
+    assert printed["str_tokens"] == result.str_tokens
+
+
+def test_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, saved = tmp_path / "page.html", tmp_path / "result.safetensors"
+    assert (
+        main([PROMPT, "--position", "-3", "--at", "blocks.1.hook_resid_pre", "--html", str(page), "--save", str(saved)])
+        == 0
+    )
+    result = js.Attribution.load(saved)
+    assert (result.position, result.provenance.hook_point) == (6, "blocks.1.hook_resid_pre")
+    assert "cabinet" in page.read_text()
+
+
+def test_options_of_a_scope(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([PROMPT, "--scope", "fisher", "-o", "method=low_rank", "-o", "rank=3", "--json"]) == 0
+    options = json.loads(capsys.readouterr().out)["options"]
+    assert (options["method"], options["rank"]) == ("low_rank", 3)
+
+
+def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-scopes"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in js.available_scopes())
+    assert "method, rank, probes" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a prompt"),
+        ([PROMPT, "--scope", "fischer"], "Did you mean 'fisher'"),
+        ([PROMPT, "--target", " keys doors"], "2 tokens"),
+        ([PROMPT, "--target", "zebra"], "not in the vocabulary"),
+        ([PROMPT, "--scope", "entropy", "--target", " are"], "no option 'target'"),
+        ([PROMPT, "--scope", "contrastive"], "needs a baseline"),
+        ([PROMPT, "--position", "99"], "outside the prompt"),
+        ([PROMPT, "--at", "hook_embd"], "Did you mean 'hook_embed'"),
+        ([PROMPT, "--device", "abacus"], "Device 'abacus'"),
+        ([PROMPT, "--dtype", "float8"], "no dtype 'float8'"),
+        ([PROMPT, "-o", "rank"], "NAME=VALUE"),
+        ([PROMPT, "--html", "/no/such/folder/page.html"], "no folder"),
+        ([PROMPT, "--top", "0"], "1 or more"),
+        ([""], "empty"),
+    ],
+)
+def test_wrong_input_costs_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], [PROMPT, "--position", "last"]])
+def test_options_that_argparse_refuses(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+def test_a_model_that_cannot_be_loaded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([PROMPT, "--model", "no-such/model"]) == 3
+    assert main([PROMPT, "--model", str(tmp_path)]) == 3
+    err = capsys.readouterr().err
+    assert "'no-such/model' could not be loaded" in err
+    assert err.count("\n") == 2
+
+
+@pytest.mark.skipif(not has_bridge(), reason="TransformerLens before 3 loads no local folders")
+def test_a_local_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    models.hf_model("gpt2").save_pretrained(tmp_path)
+    models.tokenizer().save_pretrained(tmp_path)
+    assert main([PROMPT, "--model", str(tmp_path), "--json", "--dtype", "bfloat16"]) == 0
+    provenance = json.loads(capsys.readouterr().out)["provenance"]
+    assert provenance["dtype"] == "bfloat16"
+
+
+def test_as_a_command_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jscope_tl.cli", PROMPT, "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["scope"] == "semantic"
+    assert done.stderr == ""

@@ -1,0 +1,157 @@
+"""What a user may type as prompt, position and target, and the sentences that refuse the rest."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+import jscope_tl as js
+from jscope_tl.model import ModelView
+from jscope_tl.prompts import bos_positions, to_str_tokens, to_tokens
+from tests import models
+from tests.models import D_VOCAB, N_CTX, TOKENS
+
+attribute = inspect.unwrap(js.attribute)  # past the tests' type checks, as a user's call is
+TEXT = "the keys to the cabinet"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "empty string.*at least one"),
+        ([], "empty.*at least one"),
+        (torch.tensor([], dtype=torch.long), "empty"),
+        (torch.zeros(2, 4, dtype=torch.long), r"\[2, 4\].*One prompt at a time"),
+        (torch.zeros(1, 1, 4, dtype=torch.long), r"\[pos\] or \[1, pos\]"),
+        (torch.tensor(3), r"\[pos\] or \[1, pos\]"),
+        (["one prompt", "another"], "One prompt at a time"),
+        ([1, "the"], "list of token ids"),
+        ([1, True], "list of token ids"),
+        ([1.0, 2.0], "list of token ids"),
+        (torch.rand(5), "float32.*Embeddings"),
+        (torch.ones(5, dtype=torch.bool), "torch.bool"),
+        (torch.tensor([1, D_VOCAB]), f"{D_VOCAB} is out of range.*0 to {D_VOCAB - 1}"),
+        ([1, -1], "-1 is out of range"),
+        (torch.zeros(N_CTX + 1, dtype=torch.long), f"{N_CTX + 1} tokens.*at most {N_CTX}"),
+        (" ".join(["keys"] * (N_CTX + 5)), f"{N_CTX + 6} tokens.*at most {N_CTX}"),
+        (None, "NoneType"),
+        (b"keys", "bytes"),
+    ],
+)
+def test_bad_prompts(llama: Any, prompt: Any, message: str) -> None:
+    with pytest.raises(js.InputError, match=message):
+        attribute(llama, prompt)
+
+
+@pytest.mark.parametrize("position", [8, -9, 1.0, True, None])
+def test_bad_positions(llama: Any, position: Any) -> None:
+    with pytest.raises(js.InputError, match="position"):
+        attribute(llama, TOKENS, position=position)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (D_VOCAB, "out of range"),
+        (-1, "out of range"),
+        (True, "True"),
+        (2.0, "a token id"),
+        (" keys doors", r"2 tokens \(' keys', ' doors'\)"),
+        ("zebra", "not in the vocabulary"),
+        ("", "0 tokens"),
+    ],
+)
+def test_bad_targets(llama: Any, target: Any, message: str) -> None:
+    before = models.snapshot(llama)
+    with pytest.raises(js.InputError, match=message):
+        attribute(llama, TOKENS, _semantic(target))
+    assert models.snapshot(llama) == before
+
+
+def _semantic(target: Any) -> js.SemanticScope:
+    scope = js.SemanticScope()
+    object.__setattr__(scope, "target", target)  # past the tests' type checks
+    return scope
+
+
+@pytest.mark.parametrize("target", [44, " keys", "keys", torch.tensor(44)])
+def test_good_targets(llama: Any, target: Any) -> None:
+    result = attribute(llama, TOKENS, _semantic(target))
+    assert result.prediction.target.token == (44 if not isinstance(target, str) else result.prediction.target.token)
+    if isinstance(target, str):
+        assert result.prediction.target.str_token == " keys"
+
+
+def test_contrastive_needs_two_tokens(llama: Any) -> None:
+    with pytest.raises(js.InputError, match="needs a baseline"):
+        js.attribute(llama, TOKENS, "contrastive", target=3)
+    with pytest.raises(js.InputError, match="same token"):
+        js.attribute(llama, TOKENS, "contrastive", target=3, baseline=3)
+
+
+def test_strings_follow_the_models_bos_default(llama: Any) -> None:
+    with_bos = js.attribute(llama, TEXT)
+    without = js.attribute(llama, TEXT, prepend_bos=False)
+    assert with_bos.str_tokens == ["<bos>", " the", " keys", " to", " the", " cabinet"]
+    assert without.str_tokens == with_bos.str_tokens[1:]
+    assert with_bos.bos_positions == (0,)
+    assert without.bos_positions == ()
+
+
+def test_tensors_are_taken_as_they_are(llama: Any) -> None:
+    ids = js.attribute(llama, TEXT).tokens
+    assert js.attribute(llama, ids[1:]).tokens.tolist() == ids[1:].tolist()
+    with pytest.raises(js.InputError, match="prepend_bos is for strings"):
+        js.attribute(llama, ids, prepend_bos=True)
+
+
+def test_bos_with_id_zero_is_scored_and_left_out_of_the_top(llama: Any) -> None:
+    result = js.attribute(llama, TEXT, "entropy")
+    assert int(result.tokens[0]) == 0
+    assert result.scores[0] > 0
+    assert all(token.position != 0 for token in result.top(10))
+    assert {token.position for token in result.top(10, include_bos=True)} == set(range(6))
+
+
+def test_a_second_bos_is_noticed(llama: Any) -> None:
+    result = js.attribute(llama, "<bos> " + TEXT)
+    assert result.bos_positions == (0, 1)
+    assert any("more than one BOS" in warning for warning in result.warnings)
+    assert js.attribute(llama, TEXT).warnings == []
+
+
+def test_bos_in_the_middle_is_text(llama: Any) -> None:
+    view = ModelView(llama)
+    assert bos_positions(view, torch.tensor([0, 5, 0])) == (0,)
+    assert bos_positions(view, torch.tensor([5, 0])) == ()
+
+
+def test_unknown_words_are_noticed(llama: Any) -> None:
+    result = js.attribute(llama, "the zebra is old")
+    assert result.str_tokens[2] == "<unk>"
+    assert any("positions [2]" in warning for warning in result.warnings)
+
+
+def test_models_without_a_tokenizer_take_ids(kind: str) -> None:
+    model = models.tiny(kind, "llama").model
+    model.tokenizer = None
+    result = js.attribute(model, TOKENS)
+    assert result.str_tokens[1] == f"<{int(TOKENS[1])}>"
+    assert js.attribute(model, TOKENS, target=44).prediction.target.token == 44
+    with pytest.raises(js.InputError, match="no tokenizer.*token ids"):
+        js.attribute(model, TEXT)
+    with pytest.raises(js.InputError, match="no tokenizer.*token id"):
+        js.attribute(model, TOKENS, target=" keys")
+
+
+def test_tokens_are_a_copy(llama: Any) -> None:
+    prompt = TOKENS.clone()
+    result = js.attribute(llama, prompt)
+    prompt[0] = 5
+    assert int(result.tokens[0]) == 0
+
+
+def test_text_round_trip(llama: Any) -> None:
+    view = ModelView(llama)
+    assert "".join(to_str_tokens(view, to_tokens(view, TEXT))) == "<bos> " + TEXT

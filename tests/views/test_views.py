@@ -1,0 +1,126 @@
+"""Text and HTML of results: what they say, what they escape, and that they change nothing."""
+
+import dataclasses
+import html.parser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import jscope_tl as js
+from jscope_tl.views.html import write_page
+from jscope_tl.views.scale import intensities, score_text
+from jscope_tl.views.terminal import show
+
+NASTY = ["<bos>", " <s>", " </script>", " \"quoted\" & 'single'", "\n", " 🙂", "\t", " [bold]rich[/bold]"]
+
+
+@pytest.fixture(scope="module")
+def result(pocket: Any) -> js.Attribution:
+    return js.attribute(pocket, "the keys to the cabinet near the doors", "fisher", method="sampled")
+
+
+@pytest.fixture
+def nasty(result: js.Attribution) -> js.Attribution:
+    scores = torch.arange(len(NASTY), dtype=torch.float32) + 1
+    scores[0] = 1000
+    return dataclasses.replace(
+        result, scores=scores, stderr=None, tokens=torch.arange(len(NASTY)), str_tokens=NASTY, position=len(NASTY) - 1
+    )
+
+
+class Text(html.parser.HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self.titles: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.titles += [value or "" for name, value in attrs if name == "title"]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_repr_says_what_a_reader_needs(result: js.Attribution) -> None:
+    text = repr(result)
+    best = result.top(1)[0]
+    for part in ("fisher", "position 8", "' doors'", "hook_embed", result.unit, repr(best.str_token), "±", "probes 16"):
+        assert part in text
+
+
+def test_html_shows_every_token_as_it_is(nasty: js.Attribution) -> None:
+    page = Text(nasty._repr_html_())
+    for token in NASTY:
+        if token.strip():
+            assert token in page.text
+    assert "↵" in page.text
+    assert "⇥" in page.text
+    assert "script" not in page.tags
+    assert "s" not in page.tags
+
+
+def test_html_shows_scores_on_hovering_and_the_unit(result: js.Attribution) -> None:
+    page = Text(result._repr_html_())
+    assert len(page.titles) == len(result.tokens)
+    assert page.titles[2].startswith("2: ")
+    assert any(result.unit in text for text in page.text)
+
+
+def test_html_is_light_and_offline(result: js.Attribution) -> None:
+    n = 200
+    long = dataclasses.replace(
+        result, scores=torch.rand(n), stderr=torch.rand(n), tokens=torch.arange(n), str_tokens=[" antidisestablish"] * n
+    )
+    fragment = long._repr_html_()
+    assert len(fragment) < 50_000
+    assert "http" not in fragment
+    assert "src=" not in fragment
+
+
+def test_bos_is_left_out_of_the_scale_and_it_is_said(nasty: js.Attribution) -> None:
+    values = intensities(nasty)
+    assert values[0] == 1.0
+    assert values[-1] == 1.0
+    assert values[1] == pytest.approx(2 / len(NASTY))
+    assert "BOS is left out" in nasty._repr_html_()
+    without = dataclasses.replace(nasty, bos_positions=())
+    assert intensities(without)[-1] < 0.01
+    assert "BOS is left out" not in without._repr_html_()
+
+
+def test_zero_scores_have_no_colour(nasty: js.Attribution) -> None:
+    assert set(intensities(dataclasses.replace(nasty, scores=torch.zeros(len(NASTY))))) == {0.0}
+
+
+def test_terminal_shows_every_token_as_it_is(nasty: js.Attribution, capsys: pytest.CaptureFixture[str]) -> None:
+    show(nasty, Console(width=200))
+    out = capsys.readouterr().out
+    assert "[bold]rich[/bold]" in out
+    assert " <s> </script>" in out
+    assert nasty.unit in out
+
+
+def test_views_change_nothing(result: js.Attribution) -> None:
+    before = result.scores.clone()
+    repr(result), result._repr_html_(), show(result, Console(file=open("/dev/null", "w")))  # noqa: SIM115
+    assert torch.equal(result.scores, before)
+
+
+def test_page(nasty: js.Attribution, tmp_path: Path) -> None:
+    page = write_page(nasty, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert 'charset="utf-8"' in page
+    assert "http" not in page
+    with pytest.raises(js.InputError, match="no folder"):
+        write_page(nasty, tmp_path / "none" / "page.html")
+
+
+def test_score_text() -> None:
+    assert score_text(12.3456, None) == "12.35"
+    assert score_text(12.3456, 0.0456) == "12.35 ± 0.046"
