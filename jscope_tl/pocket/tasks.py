@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,17 +19,29 @@ from jscope_tl.pocket import words as w
 
 T = TypeVar("T")
 FRAME_SHARE = 4
+
+
+def lorenz_orbit(n: int, rng: np.random.Generator) -> series.Series:
+    """A piece of a Lorenz orbit from anywhere on the attractor: orbits all start alike, and would be learnt by heart."""
+    skip = int(rng.integers(200, 3000))
+    return series.lorenz(n + skip, rng, dt=float(rng.uniform(0.01, 0.02)))[skip:]
+
+
 SERIES_KINDS: dict[str, Callable[[int, np.random.Generator], series.Series]] = {
-    "lorenz": series.lorenz, "logistic": series.logistic_map, "brownian": series.brownian, "sine": series.sine,
+    "lorenz": lorenz_orbit, "logistic": series.logistic_map, "brownian": series.brownian, "sine": series.sine,
 }  # fmt: skip
 
 
 @dataclass
 class Document:
-    """Words in order, and the causes of those that can be known: ``answers[i]`` are the positions that decide word i."""
+    """Words in order, and the causes of those that can be known: ``answers[i]`` are the positions that decide word i.
+
+    ``frame`` and ``combination`` (the content words that were drawn together) say which split the document belongs to.
+    """
 
     task: str
-    frame: tuple[object, ...]
+    frame: tuple[Any, ...]
+    combination: tuple[str, ...] = ()
     words: list[str] = field(default_factory=list)
     answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -66,18 +78,29 @@ def draw(rng: random.Random, task: str, kinds: Sequence[Sequence[T]], split: str
             return words
 
 
-def pick_frame(rng: random.Random, task: str, parts: Sequence[Sequence[object]], split: str) -> tuple[object, ...]:
-    """A combination of sentence parts that belongs to ``split``; each part for itself occurs in training."""
-    return rng.choice([f for f in product(*parts) if held_out(task, f, FRAME_SHARE) == (split == "held_out")])
+def pick_frame(rng: random.Random, parts: Sequence[Sequence[Any]], split: str) -> tuple[Any, ...]:
+    """A combination of sentence parts that belongs to ``split``.
+
+    A quarter is held out, by the sum of the parts' places in their lists, so that every two parts occur together in
+    training and only the whole is new.
+    """
+    frames = [
+        tuple(part[i] for part, i in zip(parts, places, strict=True))
+        for places in product(*(range(len(part)) for part in parts))
+        if (sum(places) % FRAME_SHARE == 1) == (split == "held_out")
+    ]
+    return rng.choice(frames)
 
 
 def agreement(rng: random.Random, split: str) -> Document:
     """``the keys to the cabinet near the doors -> are``: the verb agrees with the head noun, whatever stands between."""
-    frame = pick_frame(rng, "agreement", [("", "time", "think"), (0, 1), (0, 1, 2), (0, 1)], split)
-    opening, head_adjective, n_attractors, attractor_adjective = frame
-    doc = Document("agreement", frame)
-    nouns = draw(rng, "agreement", [list(w.SINGULAR_TO_PLURAL)] * (1 + int(str(n_attractors))), split)
-    plural = [rng.random() < 0.5 for _ in nouns]
+    frame = pick_frame(rng, [("", "time", "think"), (0, 1), (0, 1)], split)
+    opening, head_adjective, attractor_adjective = frame
+    # How many nouns follow is no part of the frame, and a noun alone no combination: held out, they would teach that no
+    # verb ever comes there.
+    alone = split == "train" and not attractor_adjective and rng.random() < 0.25
+    nouns = [rng.choice(w.NOUN_FORMS)] if alone else draw(rng, "agreement", [w.NOUN_FORMS] * rng.randint(2, 3), split)
+    doc = Document("agreement", frame, tuple(nouns))
     causes, copulas = [], ("is", "are")
     if opening == "time":
         time = rng.choice(list(w.TIME_TO_COPULA))
@@ -85,16 +108,16 @@ def agreement(rng: random.Random, split: str) -> Document:
         causes.append(doc.put(time))
     elif opening == "think":
         doc.say("i think that")
-    for i, (noun, many) in enumerate(zip(nouns, plural, strict=True)):
+    for i, noun in enumerate(nouns):
         if i:
             doc.put(rng.choice(w.PREPOSITIONS))
         doc.say("the")
         if attractor_adjective if i else head_adjective:
             doc.put(rng.choice(w.THING_ADJECTIVES))
-        at = doc.put(w.SINGULAR_TO_PLURAL[noun] if many else noun)
+        at = doc.put(noun)
         if i == 0:
             causes.append(at)
-    doc.answer(copulas[plural[0]], *causes)
+    doc.answer(copulas[nouns[0] not in w.SINGULAR_TO_PLURAL], *causes)
     doc.put(rng.choice(w.THING_ADJECTIVES))
     doc.say(".")
     return doc
@@ -102,14 +125,15 @@ def agreement(rng: random.Random, split: str) -> Document:
 
 def assistant(rng: random.Random, split: str) -> Document:
     """``you never argue or deceive because you are nice and truthful``: each virtue follows from the vice denied."""
-    frame = pick_frame(rng, "assistant", [("you", "i"), (0, 1), ("one", "two", "often", "but")], split)
+    frame = pick_frame(rng, [("you", "i"), (0, 1), ("one", "two", "often", "but")], split)
     subject, with_adjective, form = frame
-    doc = Document("assistant", frame)
-    vices = draw(rng, "assistant", [list(w.VICE_TO_VIRTUE)] * 2, split)
-    while w.VICE_TO_VIRTUE[vices[0]] == w.VICE_TO_VIRTUE[vices[1]]:
-        vices = draw(rng, "assistant", [list(w.VICE_TO_VIRTUE)] * 2, split)
+    kinds = [w.ASSISTANTS, *[list(w.VICE_TO_VIRTUE)] * (1 if form == "one" else 2)]
+    noun, *vices = draw(rng, "assistant", kinds, split)
+    while len({w.VICE_TO_VIRTUE[vice] for vice in vices}) < len(vices):
+        noun, *vices = draw(rng, "assistant", kinds, split)
+    doc = Document("assistant", frame, (noun, *vices))
     doc.say("as")
-    doc.put_noun_phrase(([rng.choice(w.ASSISTANT_ADJECTIVES)] if with_adjective else []) + [rng.choice(w.ASSISTANTS)])
+    doc.put_noun_phrase(([rng.choice(w.ASSISTANT_ADJECTIVES)] if with_adjective else []) + [noun])
     doc.say(f", {subject}")
     if form == "often":
         doc.say("often")
@@ -132,17 +156,29 @@ def assistant(rng: random.Random, split: str) -> Document:
     return doc
 
 
+POLITICS_FRAMES = [
+    ("region", ""), ("university", ""),
+    ("region university", "home"), ("region university", "school"),
+    ("university region", "home"), ("university region", "school"),
+]  # fmt: skip
+
+
 def politics(rng: random.Random, split: str) -> Document:
     """``he grew up in the south and goes to columbia . at home he is a -> conservative``; at school, ``liberal``.
 
-    One document in eight leaves out where he is: then the place that decides is a coin toss, as in the paper's
-    prompt, and the prediction is no answer.
+    A quarter of the training documents with two places leaves out where he is: then the place that decides is a coin
+    toss, as in the paper's prompt, and the prediction is no answer.
     """
-    frame = pick_frame(rng, "politics", [(0, 1), ("region", "university", "both"), (0, 1), ("home", "school")], split)
-    with_food, places, region_first, where = frame
-    doc = Document("politics", frame)
-    kinds = [list(w.REGION_TO_POLITICS), list(w.UNIVERSITY_TO_POLITICS), list(w.PERSON_TO_PRONOUN)]
-    region, university, person = draw(rng, "politics", kinds, split)
+    frame = pick_frame(rng, [[False, True], POLITICS_FRAMES], split)
+    with_food, (places, where) = frame
+    kinds = {"region": list(w.REGION_TO_POLITICS), "university": list(w.UNIVERSITY_TO_POLITICS)}
+    order = places.split()
+    person, *drawn = draw(rng, "politics", [list(w.PERSON_TO_PRONOUN), *(kinds[place] for place in order)], split)
+    doc = Document("politics", frame, (person, *drawn))
+    labels = {
+        place: (w.REGION_TO_POLITICS if place == "region" else w.UNIVERSITY_TO_POLITICS)[word]
+        for place, word in zip(order, drawn, strict=True)
+    }
     pronoun = w.PERSON_TO_PRONOUN[person]
     doc.put(person)
     if with_food:
@@ -150,35 +186,33 @@ def politics(rng: random.Random, split: str) -> Document:
         doc.put(rng.choice(w.FOODS))
         doc.say(f"food . {pronoun}")
     at = {}
-    order = ["region", "university"] if region_first else ["university", "region"]
-    for i, place in enumerate(order if places == "both" else [places]):
+    for i, place in enumerate(order):
         doc.say("and" if i else "")
         doc.say("grew up in the" if place == "region" else "goes to")
-        at[place] = doc.put(region if place == "region" else university)
+        at[place] = doc.put(drawn[i])
     doc.say(".")
-    deciding = str(places)
-    if places == "both":
+    deciding = order[0]
+    if where:
         deciding = "region" if where == "home" else "university"
         if rng.random() < 0.25 and split == "train":
             doc.say(f"{pronoun} is a")
-            doc.put(rng.choice([w.REGION_TO_POLITICS[region], w.UNIVERSITY_TO_POLITICS[university]]))
+            doc.put(rng.choice(list(labels.values())))
             doc.say(".")
             return doc
         doc.say("at")
-        at["where"] = doc.put(str(where))
+        at["where"] = doc.put(where)
     doc.say(f"{pronoun} is a")
-    label = w.REGION_TO_POLITICS[region] if deciding == "region" else w.UNIVERSITY_TO_POLITICS[university]
-    doc.answer(label, at[deciding], *([at["where"]] if "where" in at else []))
+    doc.answer(labels[deciding], at[deciding], *([at["where"]] if "where" in at else []))
     doc.say(".")
     return doc
 
 
 def detective(rng: random.Random, split: str) -> Document:
     """Three weapons, one clue; the killer has the trade that goes with the weapon that the clue points at."""
-    frame = pick_frame(rng, "detective", [("victim", "short"), (0, 1), ("ordinal", "bloody", "found")], split)
+    frame = pick_frame(rng, [("victim", "short"), (0, 1), ("ordinal", "bloody", "found")], split)
     opening, with_adjective, clue = frame
-    doc = Document("detective", frame)
     weapons = draw(rng, "detective", [list(w.WEAPON_TO_TRADE)] * 3, split)
+    doc = Document("detective", frame, tuple(weapons))
     guilty = rng.randrange(3)
     if opening == "victim":
         doc.say("since the victim ,")
@@ -229,12 +263,12 @@ def _clause(language: str, clause: Sequence[tuple[str, str]], inverted: bool) ->
 
 def translation(rng: random.Random, split: str) -> Document:
     """Word-for-word translation with reordering: adjectives follow in Italian and French, German inverts after adverbs."""
-    frame = pick_frame(rng, "translation", [w.LANGUAGES, ("to", "from"), (0, 1), (0, 1)], split)
+    frame = pick_frame(rng, [w.LANGUAGES, ("to", "from"), (0, 1), (0, 1)], split)
     language, direction, with_adverb, two_clauses = frame
-    doc = Document("translation", frame)
     kinds = ["adjective", "noun", "verb", "adverb"]
-    n_clauses = 1 + int(str(two_clauses))
+    n_clauses = 1 + two_clauses
     drawn = draw(rng, "translation", [list(w.ENGLISH_TO[k]) for k in kinds * n_clauses], split)
+    doc = Document("translation", frame, tuple(drawn))
     clauses = [list(zip(kinds, drawn[4 * i :], strict=False)) for i in range(n_clauses)]
 
     def sentence(lang: str) -> list[tuple[int, str, str]]:
@@ -247,7 +281,7 @@ def translation(rng: random.Random, split: str) -> Document:
     def word(lang: str, kind: str, english: str) -> str:
         return english if lang == "english" else w.ENGLISH_TO[kind][english][w.LANGUAGES.index(lang)]
 
-    source, target = ("english", str(language)) if direction == "to" else (str(language), "english")
+    source, target = ("english", language) if direction == "to" else (language, "english")
     doc.say(f"{source} :")
     at = {item: doc.put(word(source, *item[1:])) for item in sentence(source)}
     doc.say(f". {target} :")
@@ -263,8 +297,8 @@ def translation(rng: random.Random, split: str) -> Document:
 def repetition(rng: random.Random, split: str) -> Document:
     """A random sequence said twice: each word of the second time comes from its place in the first."""
     n = rng.randint(5, 20)
-    doc = Document("repetition", (n,))
     sequence = draw(rng, "repetition", [w.REPEATABLE] * n, split)
+    doc = Document("repetition", (n,), tuple(sequence))
     first = [doc.put(word) for word in sequence]
     doc.put(sequence[0])
     for word, position in zip(sequence[1:], first[1:], strict=True):

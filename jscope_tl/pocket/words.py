@@ -16,6 +16,7 @@ SINGULAR_TO_PLURAL = {
     "plate": "plates", "bottle": "bottles", "clock": "clocks", "ship": "ships", "train": "trains", "tree": "trees",
     "farm": "farms",
 }  # fmt: skip
+NOUN_FORMS = (*SINGULAR_TO_PLURAL, *SINGULAR_TO_PLURAL.values())
 PREPOSITIONS = ("to", "near", "behind", "above", "under", "beside", "of", "from")
 THING_ADJECTIVES = ("old", "rusty", "green", "heavy", "broken", "small", "new", "clean", "wooden", "dusty")
 TIME_TO_COPULA = {"today": ("is", "are"), "yesterday": ("was", "were"), "now": ("is", "are"), "once": ("was", "were")}
