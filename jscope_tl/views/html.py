@@ -8,7 +8,8 @@ from jscope_tl.result import Attribution
 from jscope_tl.views.scale import background, ink, intensities, scale_note, score_text, visible
 from jscope_tl.views.terminal import headline, prediction_line, resolved_line
 
-PAGE = """<!doctype html>
+PAGE = """\
+<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title></head>
 <body style="font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem">{body}</body></html>
@@ -29,17 +30,17 @@ def _tokens(result: Attribution) -> str:
     return f'<div style="white-space:pre-wrap;line-height:1.9">{"".join(spans)}</div>'
 
 
-def _table(result: Attribution, k: int) -> str:
+def _table(result: Attribution, k: int, include_bos: bool) -> str:
     head = "".join(f"<th {CELL}>{escape(name)}</th>" for name in ("position", "token", f"score ({result.unit})"))
     rows = [
         f"<tr><td {CELL}>{t.position}</td><td {CELL}>{escape(repr(t.str_token))}</td>"
         f"<td {CELL}>{score_text(t.score, t.stderr)}</td></tr>"
-        for t in result.top(k)
+        for t in result.top(k, include_bos)
     ]
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def fragment(result: Attribution, k: int = 5) -> str:
+def fragment(result: Attribution, k: int = 5, include_bos: bool = False) -> str:
     """The coloured prompt (scores on hovering), the prediction, the strongest tokens, and the doubts."""
     small = '<p style="margin:.4em 0;font-size:90%">{}</p>'
     parts = [
@@ -47,7 +48,7 @@ def fragment(result: Attribution, k: int = 5) -> str:
         _tokens(result),
         small.format(escape(scale_note(result) + "; outlined: the explained position")),
         f"<p>{escape(prediction_line(result))}</p>",
-        _table(result, k),
+        _table(result, k, include_bos),
         small.format(escape(resolved_line(result))) if resolved_line(result) else "",
         *(small.format(f"⚠ {escape(warning)}") for warning in result.warnings),
     ]
@@ -59,6 +60,6 @@ def write_page(result: Attribution, path: str | Path) -> Path:
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {str(path.parent)!r} to write to; make it first.")
-    body = fragment(result, k=len(result.str_tokens))
+    body = fragment(result, k=len(result.str_tokens), include_bos=True)
     path.write_text(PAGE.format(title=escape(headline(result)), body=body), encoding="utf-8")
     return path

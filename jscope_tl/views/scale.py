@@ -26,7 +26,7 @@ def background(intensity: float) -> tuple[int, int, int]:
 
 def ink(intensity: float) -> str:
     """The text colour that is readable on `background`."""
-    return "white" if intensity > 0.65 else "black"
+    return "white" if intensity > 0.9 else "black"
 
 
 def visible(text: str) -> str:

@@ -26,7 +26,7 @@ def prediction_line(result: Attribution, k: int = 3) -> str:
 def resolved_line(result: Attribution) -> str:
     """What the scope did where it had a choice, or nothing."""
     resolved = result.options.get("resolved") or {}
-    return "did: " + ", ".join(f"{key} {value}" for key, value in resolved.items()) if resolved else ""
+    return "resolved: " + ", ".join(f"{key} = {value!r}" for key, value in resolved.items()) if resolved else ""
 
 
 def summary(result: Attribution, k: int = 5) -> str:

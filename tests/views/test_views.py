@@ -50,7 +50,16 @@ class Text(html.parser.HTMLParser):
 def test_repr_says_what_a_reader_needs(result: js.Attribution) -> None:
     text = repr(result)
     best = result.top(1)[0]
-    for part in ("fisher", "position 8", "' doors'", "hook_embed", result.unit, repr(best.str_token), "±", "probes 16"):
+    for part in (
+        "fisher",
+        "position 8",
+        "' doors'",
+        "hook_embed",
+        result.unit,
+        repr(best.str_token),
+        "±",
+        "probes = 16",
+    ):
         assert part in text
 
 
@@ -117,6 +126,7 @@ def test_page(nasty: js.Attribution, tmp_path: Path) -> None:
     assert page.startswith("<!doctype html>")
     assert 'charset="utf-8"' in page
     assert "http" not in page
+    assert page.count("<tr>") == 1 + len(NASTY)  # every position, BOS too
     with pytest.raises(js.InputError, match="no folder"):
         write_page(nasty, tmp_path / "none" / "page.html")
 
