@@ -33,6 +33,7 @@ class Puller:
     n_backward: int = 0
     notes: list[str] = field(default_factory=list)
     _released: bool = False
+    _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
 
     def rows(
         self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
@@ -61,11 +62,27 @@ class Puller:
         return energy
 
     def _pull(self, chunk: Float[Tensor, "chunk d_model"], keep: bool) -> Float[Tensor, "chunk pos d_in"]:
-        x, y = self.state.x, self.state.y
-        if len(chunk) == 1:  # one row needs no vmap, which costs more than it saves
-            (row,) = torch.autograd.grad(y, x, chunk[0], retain_graph=keep)
-            return row.unsqueeze(0)
-        (rows,) = torch.autograd.grad(y, x, chunk, retain_graph=keep, is_grads_batched=True)
+        if len(chunk) > 1 and self._batched is not False:
+            try:
+                # The first time the graph is kept, for the row-by-row way if this one fails.
+                rows = self._grad(chunk, keep or self._batched is None, is_grads_batched=True)
+                self._batched = True
+                return rows
+            except RuntimeError as error:
+                if self._batched:
+                    raise
+                self._batched = False
+                reason = str(error).partition("\n")[0][:200]
+                self.notes.append(
+                    f"Backward rows were computed one by one, which is slow: in batches they failed ({reason})."
+                )
+        # One row needs no vmap, which costs more than it saves.
+        return torch.stack([self._grad(v, keep or i + 1 < len(chunk)) for i, v in enumerate(chunk)])
+
+    def _grad(
+        self, cotangents: Float[Tensor, "*chunk d_model"], keep: bool, **how: bool
+    ) -> Float[Tensor, "*chunk pos d_in"]:
+        (rows,) = torch.autograd.grad(self.state.y, self.state.x, cotangents, retain_graph=keep, **how)
         return rows
 
     def _watch(self, chunks: tuple[Tensor, ...], k: int) -> Iterator[Tensor]:

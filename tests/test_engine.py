@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import jscope_tl as js
 from jscope_tl.engine import Puller, default_chunk_size
 from jscope_tl.forward import run
 from jscope_tl.model import ModelView
@@ -44,7 +45,7 @@ def test_energies_are_squared_norms(llama: Any) -> None:
 
 def test_graph_is_gone_after_the_last_chunk(llama: Any) -> None:
     with run(ModelView(llama), TOKENS, 7, "hook_embed") as state:
-        puller = Puller(state)
+        puller = Puller(state, chunk_size=2)
         puller.energies(torch.eye(D_MODEL)[:3])
         with pytest.raises(RuntimeError, match="more_to_come"):
             puller.energies(torch.eye(D_MODEL)[:3])
@@ -74,3 +75,24 @@ def test_progress_bar(llama: Any, capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().err == ""  # nothing for a wait below a second
         Puller(state, 4, progress=True).energies(torch.eye(D_MODEL))
     assert "backward passes" in capsys.readouterr().err
+
+
+class NoBatching(torch.autograd.Function):
+    """A kernel that cannot be batched, as some hand-written ones cannot."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(grad.detach().numpy().copy())
+
+
+def test_models_that_cannot_be_batched_go_row_by_row(llama: Any) -> None:
+    hooks = [("blocks.1.hook_resid_post", lambda activation, hook: NoBatching.apply(activation))]
+    expected = js.attribute(llama, TOKENS, "fisher", method="exact")
+    result = js.attribute(llama, TOKENS, "fisher", method="exact", fwd_hooks=hooks)
+    torch.testing.assert_close(result.scores, expected.scores)
+    assert any("one by one" in warning for warning in result.warnings)
+    assert expected.warnings == []
