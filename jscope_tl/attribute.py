@@ -66,7 +66,7 @@ def attribute(
     view = ModelView(model)
     tokens = to_tokens(view, prompt, prepend_bos)
     position = to_position(position, len(tokens))
-    warnings = [*scope.check(view.basis()), *prompt_warnings(view, tokens)]
+    warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
     with run(view, tokens, position, at, fwd_hooks) as state:
         puller = Puller(state, check_chunk_size(chunk_size), progress)
         target = scope.explained_token(state)

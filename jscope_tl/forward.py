@@ -126,7 +126,7 @@ def _state(view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, 
         logits=logits,
         W_U=view.W_U,
         slope=_slope(logits, unembedded),
-        basis=view.basis(),
+        basis=view.basis,
         to_id=partial(_target_id, view, default, len(logits)),
         _y_cut=y_cut,
     )

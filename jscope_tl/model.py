@@ -1,6 +1,7 @@
 """The one place that knows TransformerLens' classes: what a model is, what it refuses, how its weights were processed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ class ModelView:
         """The unembedding matrix, in TransformerLens' orientation."""
         return self.model.W_U.detach()
 
+    @cached_property
     def basis(self) -> Basis:
         """How the weights were processed, read off the weights themselves: configurations forget it."""
         return Basis(ln_folded=self._norm_without_gain(), unembed_centered=self._centered())
@@ -125,8 +127,8 @@ class ModelView:
     def _centered(self) -> bool:
         W_U = self.W_U
         mean = W_U.mean(1, dtype=torch.float32)
-        expected = W_U.float().square().mean().sqrt() / W_U.shape[1] ** 0.5
-        return bool(mean.square().mean().sqrt() < CENTERED * expected)
+        if_random = torch.linalg.vector_norm(W_U, dtype=torch.float32) / W_U.shape[1]
+        return bool(mean.norm() < CENTERED * if_random)
 
     def hook_point(self, name: str) -> nn.Module:
         """The residual-stream hook point of that name.

@@ -26,26 +26,26 @@ UNCHANGED_BY_FOLDING = {
 
 
 def test_raw_weights_are_seen_as_raw(tiny: models.Tiny) -> None:
-    assert ModelView(tiny.model).basis() == js.Basis(ln_folded=False, unembed_centered=False)
+    assert ModelView(tiny.model).basis == js.Basis(ln_folded=False, unembed_centered=False)
 
 
 def test_folding_is_seen(kind: str, family: str) -> None:
     model = tiny(kind, family, fold_ln=True).model
-    assert ModelView(model).basis() == js.Basis(ln_folded=True, unembed_centered=False)
+    assert ModelView(model).basis == js.Basis(ln_folded=True, unembed_centered=False)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "pythia"])  # soft-capped logits are never centred
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_centring_is_seen(kind: str, family: str, dtype: torch.dtype) -> None:
     model = tiny(kind, family, center_unembed=True).model.to(dtype)
-    assert ModelView(model).basis() == js.Basis(ln_folded=False, unembed_centered=True)
+    assert ModelView(model).basis == js.Basis(ln_folded=False, unembed_centered=True)
 
 
 @needs_bridge
 def test_compatibility_mode_is_seen() -> None:
     model = tiny("bridge", "llama").model
     model.enable_compatibility_mode()
-    assert ModelView(model).basis() == js.Basis(ln_folded=True, unembed_centered=True)
+    assert ModelView(model).basis == js.Basis(ln_folded=True, unembed_centered=True)
     with pytest.raises(js.InputError, match="enable_compatibility_mode"):
         js.attribute(model, TOKENS, "temperature")
 
@@ -55,7 +55,7 @@ def test_norms_without_gain_are_seen() -> None:
     """What from_pretrained makes: the configuration says LNPre, and the module has no parameters at all."""
     model = models.hooked_of(models.hf_model("gpt2"), "gpt2", pre=True, fold_ln=True, center_unembed=True)
     assert not hasattr(model.ln_final, "w")
-    assert ModelView(model).basis() == js.Basis(ln_folded=True, unembed_centered=True)
+    assert ModelView(model).basis == js.Basis(ln_folded=True, unembed_centered=True)
     with pytest.raises(js.InputError, match="from_pretrained_no_processing"):
         js.attribute(model, TOKENS, "temperature")
 

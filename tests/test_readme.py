@@ -1,0 +1,57 @@
+"""What the README says is so."""
+
+import doctest
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jscope_tl as js
+from jscope_tl.cli import parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run_and_print_what_they_show() -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert runner.run(test).failed == 0
+    assert len(test.examples) > 12
+
+
+def test_the_two_commands_are_the_first_two() -> None:
+    run_it, test_it = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:2]
+    assert run_it.startswith("pip install . && jscope ")
+    assert test_it == 'pip install ".[dev]" && pytest\n'
+    assert "readme_command 1" in (ROOT / ".ci" / "run").read_text()
+    parser().parse_args(re.findall(r'"[^"]*"|\S+', run_it.partition("jscope ")[2]))
+
+
+def test_every_scope_is_in_the_table() -> None:
+    for name in js.available_scopes():
+        if js.scopes.registry.scope_entry(name).builtin:
+            assert re.search(rf"^\| `{name}[`(]", README, re.MULTILINE), name
+
+
+def test_files_that_it_names_are_there() -> None:
+    for name in re.findall(r"\]\((examples/[^)]+)\)|`((?:examples|jscope_tl)/[^`]+)`", README):
+        assert (ROOT / (name[0] or name[1])).exists(), name
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "README_" not in README
+
+
+def test_no_paths_of_a_machine() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        files = [path for path in ROOT.rglob("*") if path.suffix in {".py", ".md", ".toml", ".json"}]
+    else:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )
+        files = [ROOT / name for name in listed if name.endswith((".py", ".md", ".toml", ".json", "run"))]
+    for path in files:
+        if path.is_file():
+            assert not re.search(r"/(home|Users|root|work)/\w", path.read_text(encoding="utf-8")), path
