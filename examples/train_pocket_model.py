@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from jscope_tl.pocket.tasks import TASKS, Document, documents
+from jscope_tl.pocket.corpus import Document
+from jscope_tl.pocket.tasks import TASKS, documents
 from jscope_tl.pocket.tokenizer import BOS, EOS, PAD, SPECIAL, UNK, build_tokenizer
 
 FRAME_WEIGHT = 0.1  # loss weight of words that nothing decides, relative to answers and numbers

@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Literal
 
 from jscope_tl.errors import InputError, nearest
-from jscope_tl.pocket.tasks import TASKS, Document, documents
+from jscope_tl.pocket.corpus import Document
+from jscope_tl.pocket.tasks import TASKS, documents
 
 
 @dataclass(frozen=True)

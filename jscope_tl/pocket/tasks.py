@@ -1,24 +1,171 @@
-"""Documents whose predictions have a known cause: what the pocket model learns, and what scopes are measured on.
-
-A document is a list of words plus *answers*: positions whose word is a function of the words at its *causes*, given
-the frame of the sentence. Replace a cause by another word of its kind and the answer changes; replace any other content
-word and it does not.
-"""
+"""The pocket model's seven tasks, after the paper's case studies: each is a function that writes one document."""
 
 import random
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import product
-from typing import Any, TypeVar
 
 import numpy as np
 
 from jscope_tl import series
 from jscope_tl.pocket import words as w
+from jscope_tl.pocket.corpus import Document, draw, marked, pick_frame
 
-T = TypeVar("T")
-FRAME_SHARE = 4
+
+def agreement(rng: random.Random, split: str) -> Document:
+    """``the keys to the cabinet near the doors -> are``: the verb agrees with the head noun, whatever stands between."""
+    frame = pick_frame(rng, [("", "time", "think"), (0, 1), (0, 1)], split)
+    opening, head_adjective, attractor_adjective = frame
+    # How many nouns follow is no part of the frame, and a noun alone no combination: held out, they would teach that no
+    # verb ever comes there.
+    alone = split == "train" and not attractor_adjective and rng.random() < 0.25
+    nouns = [rng.choice(w.NOUN_FORMS)] if alone else draw(rng, "agreement", [w.NOUN_FORMS] * rng.randint(2, 3), split)
+    time = rng.choice(list(w.TIME_TO_COPULA)) if opening == "time" else "now"
+    text = {"": "", "time": f"{time}=time ", "think": "i think that "}[opening]
+    for i, noun in enumerate(nouns):
+        text += f"{rng.choice(w.PREPOSITIONS)} the " if i else "the "
+        text += f"{rng.choice(w.THING_ADJECTIVES)} " if (attractor_adjective if i else head_adjective) else ""
+        text += f"{noun} " if i else f"{noun}=head "
+    copula = w.TIME_TO_COPULA[time][nouns[0] not in w.SINGULAR_TO_PLURAL]
+    text += f"{copula}<head,time " if opening == "time" else f"{copula}<head "
+    return marked("agreement", frame, nouns, f"{text} {rng.choice(w.THING_ADJECTIVES)} .")
+
+
+VICE_CLAUSES = {
+    "one": "never {0}=0", "two": "never {0}=0 or {1}=1",
+    "often": "often {1} but never {0}=0", "but": "never {0}=0 but {subject} often {1}",
+}  # fmt: skip
+
+
+def assistant(rng: random.Random, split: str) -> Document:
+    """``you never argue or deceive , because you are nice and truthful``: each virtue follows from the vice denied."""
+    frame = pick_frame(rng, [("you", "i"), (0, 1), tuple(VICE_CLAUSES)], split)
+    subject, with_adjective, form = frame
+    kinds = [w.ASSISTANTS, *[list(w.VICE_TO_VIRTUE)] * (1 if form == "one" else 2)]
+    noun, *vices = draw(rng, "assistant", kinds, split)
+    while len({w.VICE_TO_VIRTUE[vice] for vice in vices}) < len(vices):
+        noun, *vices = draw(rng, "assistant", kinds, split)
+    virtues = [f"{w.VICE_TO_VIRTUE[vice]}<{i}" for i, vice in enumerate(vices)]
+    phrase = with_article(f"{rng.choice(w.ASSISTANT_ADJECTIVES)} {noun}" if with_adjective else noun)
+    clause = VICE_CLAUSES[form].format(*vices, subject=subject)
+    reason = " and ".join(virtues if form == "two" else virtues[:1])
+    copula = "are" if subject == "you" else "am"
+    text = f"as {phrase} , {subject} {clause} , because {subject} {copula} {reason} ."
+    return marked("assistant", frame, (noun, *vices), text)
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with the article that goes with its first word."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+POLITICS_FRAMES = [
+    ("region", ""), ("university", ""),
+    ("region university", "home"), ("region university", "school"),
+    ("university region", "home"), ("university region", "school"),
+]  # fmt: skip
+PLACES = {"region": w.REGION_TO_POLITICS, "university": w.UNIVERSITY_TO_POLITICS}
+PLACE_CLAUSES = {"region": "grew up in the {}=region", "university": "goes to {}=university"}
+
+
+def politics(rng: random.Random, split: str) -> Document:
+    """``he grew up in the south and goes to columbia . at home he is a -> conservative``; at school, ``liberal``.
+
+    A quarter of the training documents with two places leaves out where he is: then the place that decides is a coin
+    toss, as in the paper's prompt, and the prediction is no answer.
+    """
+    frame = pick_frame(rng, [(False, True), POLITICS_FRAMES], split)
+    with_food, (places, where) = frame
+    order = places.split()
+    person, *drawn = draw(rng, "politics", [list(w.PERSON_TO_PRONOUN), *(list(PLACES[p]) for p in order)], split)
+    labels = {place: PLACES[place][word] for place, word in zip(order, drawn, strict=True)}
+    pronoun = w.PERSON_TO_PRONOUN[person]
+    food = f"loves {rng.choice(w.FOODS)} food . {pronoun}" if with_food else ""
+    clauses = " and ".join(PLACE_CLAUSES[p].format(word) for p, word in zip(order, drawn, strict=True))
+    if not where:
+        end = f"{pronoun} is a {labels[order[0]]}<{order[0]}"
+    elif rng.random() < 0.25 and split == "train":
+        end = f"{pronoun} is a {rng.choice(list(labels.values()))}"
+    else:
+        deciding = "region" if where == "home" else "university"
+        end = f"at {where}=where {pronoun} is a {labels[deciding]}<{deciding},where"
+    return marked("politics", frame, (person, *drawn), f"{person} {food} {clauses} . {end} .")
+
+
+def detective(rng: random.Random, split: str) -> Document:
+    """Three weapons, one clue; the killer has the trade that goes with the weapon that the clue points at."""
+    frame = pick_frame(rng, [("victim", "short"), (0, 1), ("ordinal", "bloody", "found")], split)
+    opening, with_adjective, clue = frame
+    weapons = draw(rng, "detective", [list(w.WEAPON_TO_TRADE)] * 3, split)
+    guilty = rng.randrange(3)
+    adjective = rng.choice(w.VICTIM_ADJECTIVES) + " " if with_adjective else ""
+    if opening == "victim":
+        victim = with_article(adjective + rng.choice(w.VICTIMS))
+        scene = f"since the victim , {victim} , died from a fatal wound , the detective narrowed down three weapons :"
+    else:
+        scene = f"the {adjective} detective found three weapons :"
+    marks = ["=weapon" if clue == "ordinal" and i == guilty else "" for i in range(3)]
+    a, b, c = (weapon + mark for weapon, mark in zip(weapons, marks, strict=True))
+    evidence, causes = _evidence(rng, clue, weapons, guilty)
+    killer = f"{w.WEAPON_TO_TRADE[weapons[guilty]]}<{causes}"
+    text = f"{scene} a {a} , a {b} and a {c} . {evidence} . the killer is the {killer} ."
+    return marked("detective", frame, weapons, text)
+
+
+def _evidence(rng: random.Random, clue: str, weapons: Sequence[str], guilty: int) -> tuple[str, str]:
+    """The clue as text, and the names of what decides."""
+    if clue == "ordinal":
+        return f"the {w.ORDINALS[guilty]}=clue was bloody", "weapon,clue"
+    if clue == "found":
+        return f"blood was found on the {weapons[guilty]}=weapon", "weapon"
+    states = [
+        f"the {weapons[j]}=weapon was bloody=clue" if j == guilty else f"the {weapons[j]} was clean"
+        for j in rng.sample(range(3), 3)
+    ]
+    return f"{states[0]} , {states[1]} and {states[2]}", "weapon,clue"
+
+
+def translation(rng: random.Random, split: str) -> Document:
+    """Word-for-word translation with reordering: adjectives follow in Italian and French, German inverts after adverbs."""
+    frame = pick_frame(rng, [w.LANGUAGES, ("to", "from"), (0, 1), (0, 1)], split)
+    language, direction, with_adverb, two_clauses = frame
+    kinds = ["adjective", "noun", "verb", "adverb"] * (1 + two_clauses)
+    drawn = draw(rng, "translation", [list(w.ENGLISH_TO[kind]) for kind in kinds], split)
+    clauses = [dict(zip(kinds[:4], drawn[i : i + 4], strict=True)) for i in range(0, len(drawn), 4)]
+    source, target = ("english", language) if direction == "to" else (language, "english")
+    said, translated = (
+        " ".join(
+            f" {_word(lang, 'function', 'and')} " * (i > 0)
+            + _clause(lang, clause, bool(with_adverb) and i == 0, mark + str(i))
+            for i, clause in enumerate(clauses)
+        )
+        for lang, mark in ((source, "="), (target, "<"))
+    )
+    return marked("translation", frame, drawn, f"{source} : {said} . {target} : {translated} .")
+
+
+def _clause(language: str, clause: dict[str, str], with_adverb: bool, mark: str) -> str:
+    """One clause in the order of the language, its content words marked by their kind and the clause's number."""
+    order = {
+        "english": "adverb the adjective noun verb",
+        "german": "adverb verb the adjective noun" if with_adverb else "the adjective noun verb",
+    }.get(language, "the noun adjective verb adverb")
+    words = [
+        _word(language, "function", "the") if kind == "the" else f"{_word(language, kind, clause[kind])}{mark}{kind}"
+        for kind in order.split()
+        if kind != "adverb" or with_adverb
+    ]
+    return " ".join(words)
+
+
+def _word(language: str, kind: str, english: str) -> str:
+    return english if language == "english" else w.ENGLISH_TO[kind][english][w.LANGUAGES.index(language)]
+
+
+def repetition(rng: random.Random, split: str) -> Document:
+    """A random sequence said twice: each word of the second time comes from its place in the first."""
+    sequence = draw(rng, "repetition", [w.REPEATABLE] * rng.randint(5, 20), split)
+    first = [f"{word}={i}" for i, word in enumerate(sequence)]
+    second = [sequence[0], *(f"{word}<{i}" for i, word in enumerate(sequence) if i)]
+    return marked("repetition", (len(sequence),), sequence, " ".join([*first, *second]))
 
 
 def lorenz_orbit(n: int, rng: np.random.Generator) -> series.Series:
@@ -32,290 +179,12 @@ SERIES_KINDS: dict[str, Callable[[int, np.random.Generator], series.Series]] = {
 }  # fmt: skip
 
 
-@dataclass
-class Document:
-    """Words in order, and the causes of those that can be known: ``answers[i]`` are the positions that decide word i.
-
-    ``frame`` and ``combination`` (the content words that were drawn together) say which split the document belongs to.
-    """
-
-    task: str
-    frame: tuple[Any, ...]
-    combination: tuple[str, ...] = ()
-    words: list[str] = field(default_factory=list)
-    answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
-
-    def say(self, text: str) -> None:
-        """Append words that are part of the frame."""
-        self.words += text.split()
-
-    def put(self, word: str) -> int:
-        """Append one content word and return its position."""
-        self.words.append(word)
-        return len(self.words) - 1
-
-    def put_noun_phrase(self, words: Sequence[str]) -> None:
-        """Append words with the article that the first of them needs."""
-        self.say(" ".join(["an" if words[0][0] in "aeiou" else "a", *words]))
-
-    def answer(self, word: str, *causes: int) -> int:
-        """Append a word that the words at ``causes`` decide, and return its position."""
-        position = self.put(word)
-        self.answers[position] = tuple(sorted(causes))
-        return position
-
-
-def held_out(task: str, key: Sequence[object], share: int) -> bool:
-    """One in ``share`` combinations is never trained on; which ones depends on nothing but their text."""
-    return zlib.crc32(" ".join([task, *map(str, key)]).encode()) % share == 0
-
-
-def draw(rng: random.Random, task: str, kinds: Sequence[Sequence[T]], split: str, share: int = 5) -> list[T]:
-    """One word of each kind, all different, from combinations that belong to ``split``."""
-    while True:
-        words = [rng.choice(kind) for kind in kinds]
-        if len(set(words)) == len(words) and held_out(task, words, share) == (split == "held_out"):
-            return words
-
-
-def pick_frame(rng: random.Random, parts: Sequence[Sequence[Any]], split: str) -> tuple[Any, ...]:
-    """A combination of sentence parts that belongs to ``split``.
-
-    A quarter is held out, by the sum of the parts' places in their lists, so that every two parts occur together in
-    training and only the whole is new.
-    """
-    frames = [
-        tuple(part[i] for part, i in zip(parts, places, strict=True))
-        for places in product(*(range(len(part)) for part in parts))
-        if (sum(places) % FRAME_SHARE == 1) == (split == "held_out")
-    ]
-    return rng.choice(frames)
-
-
-def agreement(rng: random.Random, split: str) -> Document:
-    """``the keys to the cabinet near the doors -> are``: the verb agrees with the head noun, whatever stands between."""
-    frame = pick_frame(rng, [("", "time", "think"), (0, 1), (0, 1)], split)
-    opening, head_adjective, attractor_adjective = frame
-    # How many nouns follow is no part of the frame, and a noun alone no combination: held out, they would teach that no
-    # verb ever comes there.
-    alone = split == "train" and not attractor_adjective and rng.random() < 0.25
-    nouns = [rng.choice(w.NOUN_FORMS)] if alone else draw(rng, "agreement", [w.NOUN_FORMS] * rng.randint(2, 3), split)
-    doc = Document("agreement", frame, tuple(nouns))
-    causes, copulas = [], ("is", "are")
-    if opening == "time":
-        time = rng.choice(list(w.TIME_TO_COPULA))
-        copulas = w.TIME_TO_COPULA[time]
-        causes.append(doc.put(time))
-    elif opening == "think":
-        doc.say("i think that")
-    for i, noun in enumerate(nouns):
-        if i:
-            doc.put(rng.choice(w.PREPOSITIONS))
-        doc.say("the")
-        if attractor_adjective if i else head_adjective:
-            doc.put(rng.choice(w.THING_ADJECTIVES))
-        at = doc.put(noun)
-        if i == 0:
-            causes.append(at)
-    doc.answer(copulas[nouns[0] not in w.SINGULAR_TO_PLURAL], *causes)
-    doc.put(rng.choice(w.THING_ADJECTIVES))
-    doc.say(".")
-    return doc
-
-
-def assistant(rng: random.Random, split: str) -> Document:
-    """``you never argue or deceive because you are nice and truthful``: each virtue follows from the vice denied."""
-    frame = pick_frame(rng, [("you", "i"), (0, 1), ("one", "two", "often", "but")], split)
-    subject, with_adjective, form = frame
-    kinds = [w.ASSISTANTS, *[list(w.VICE_TO_VIRTUE)] * (1 if form == "one" else 2)]
-    noun, *vices = draw(rng, "assistant", kinds, split)
-    while len({w.VICE_TO_VIRTUE[vice] for vice in vices}) < len(vices):
-        noun, *vices = draw(rng, "assistant", kinds, split)
-    doc = Document("assistant", frame, (noun, *vices))
-    doc.say("as")
-    doc.put_noun_phrase(([rng.choice(w.ASSISTANT_ADJECTIVES)] if with_adjective else []) + [noun])
-    doc.say(f", {subject}")
-    if form == "often":
-        doc.say("often")
-        doc.put(vices.pop())
-        doc.say("but")
-    doc.say("never")
-    causes = [doc.put(vices[0])]
-    if form == "two":
-        doc.say("or")
-        causes.append(doc.put(vices[1]))
-    elif form == "but":
-        doc.say(f"but {subject} often")
-        doc.put(vices.pop())
-    doc.say(", because you are" if subject == "you" else ", because i am")
-    doc.answer(w.VICE_TO_VIRTUE[vices[0]], causes[0])
-    if form == "two":
-        doc.say("and")
-        doc.answer(w.VICE_TO_VIRTUE[vices[1]], causes[1])
-    doc.say(".")
-    return doc
-
-
-POLITICS_FRAMES = [
-    ("region", ""), ("university", ""),
-    ("region university", "home"), ("region university", "school"),
-    ("university region", "home"), ("university region", "school"),
-]  # fmt: skip
-
-
-def politics(rng: random.Random, split: str) -> Document:
-    """``he grew up in the south and goes to columbia . at home he is a -> conservative``; at school, ``liberal``.
-
-    A quarter of the training documents with two places leaves out where he is: then the place that decides is a coin
-    toss, as in the paper's prompt, and the prediction is no answer.
-    """
-    frame = pick_frame(rng, [[False, True], POLITICS_FRAMES], split)
-    with_food, (places, where) = frame
-    kinds = {"region": list(w.REGION_TO_POLITICS), "university": list(w.UNIVERSITY_TO_POLITICS)}
-    order = places.split()
-    person, *drawn = draw(rng, "politics", [list(w.PERSON_TO_PRONOUN), *(kinds[place] for place in order)], split)
-    doc = Document("politics", frame, (person, *drawn))
-    labels = {
-        place: (w.REGION_TO_POLITICS if place == "region" else w.UNIVERSITY_TO_POLITICS)[word]
-        for place, word in zip(order, drawn, strict=True)
-    }
-    pronoun = w.PERSON_TO_PRONOUN[person]
-    doc.put(person)
-    if with_food:
-        doc.say("loves")
-        doc.put(rng.choice(w.FOODS))
-        doc.say(f"food . {pronoun}")
-    at = {}
-    for i, place in enumerate(order):
-        doc.say("and" if i else "")
-        doc.say("grew up in the" if place == "region" else "goes to")
-        at[place] = doc.put(drawn[i])
-    doc.say(".")
-    deciding = order[0]
-    if where:
-        deciding = "region" if where == "home" else "university"
-        if rng.random() < 0.25 and split == "train":
-            doc.say(f"{pronoun} is a")
-            doc.put(rng.choice(list(labels.values())))
-            doc.say(".")
-            return doc
-        doc.say("at")
-        at["where"] = doc.put(where)
-    doc.say(f"{pronoun} is a")
-    doc.answer(labels[deciding], at[deciding], *([at["where"]] if "where" in at else []))
-    doc.say(".")
-    return doc
-
-
-def detective(rng: random.Random, split: str) -> Document:
-    """Three weapons, one clue; the killer has the trade that goes with the weapon that the clue points at."""
-    frame = pick_frame(rng, [("victim", "short"), (0, 1), ("ordinal", "bloody", "found")], split)
-    opening, with_adjective, clue = frame
-    weapons = draw(rng, "detective", [list(w.WEAPON_TO_TRADE)] * 3, split)
-    doc = Document("detective", frame, tuple(weapons))
-    guilty = rng.randrange(3)
-    if opening == "victim":
-        doc.say("since the victim ,")
-        doc.put_noun_phrase(([rng.choice(w.VICTIM_ADJECTIVES)] if with_adjective else []) + [rng.choice(w.VICTIMS)])
-        doc.say(", died from a fatal wound , the detective narrowed down three weapons : a")
-    else:
-        doc.say("the")
-        if with_adjective:
-            doc.put(rng.choice(w.VICTIM_ADJECTIVES))
-        doc.say("detective found three weapons : a")
-    listed = []
-    for i, weapon in enumerate(weapons):
-        doc.say(("", ", a", "and a")[i])
-        listed.append(doc.put(weapon))
-    doc.say(".")
-    if clue == "ordinal":
-        doc.say("the")
-        causes = [doc.put(w.ORDINALS[guilty]), listed[guilty]]
-        doc.say("was bloody")
-    elif clue == "bloody":
-        for i, j in enumerate(rng.sample(range(3), 3)):
-            doc.say(("the", ", the", "and the")[i])
-            named = doc.put(weapons[j])
-            doc.say("was")
-            state = doc.put("bloody" if j == guilty else "clean")
-            if j == guilty:
-                causes = [named, state]
-    else:
-        doc.say("blood was found on the")
-        causes = [doc.put(weapons[guilty])]
-    doc.say(". the killer is the")
-    doc.answer(w.WEAPON_TO_TRADE[weapons[guilty]], *causes)
-    doc.say(".")
-    return doc
-
-
-def _clause(language: str, clause: Sequence[tuple[str, str]], inverted: bool) -> list[tuple[str, str]]:
-    """The words of one clause, each as (kind, english word), in the order of the language."""
-    parts = dict(clause)
-    the, adjective, noun, verb = (("function", "the"), *((k, parts[k]) for k in ("adjective", "noun", "verb")))
-    adverb = [("adverb", parts["adverb"])] if inverted else []
-    if language == "english":
-        return [*adverb, the, adjective, noun, verb]
-    if language == "german":
-        return [*adverb, verb, the, adjective, noun] if inverted else [the, adjective, noun, verb]
-    return [the, noun, adjective, verb, *adverb]
-
-
-def translation(rng: random.Random, split: str) -> Document:
-    """Word-for-word translation with reordering: adjectives follow in Italian and French, German inverts after adverbs."""
-    frame = pick_frame(rng, [w.LANGUAGES, ("to", "from"), (0, 1), (0, 1)], split)
-    language, direction, with_adverb, two_clauses = frame
-    kinds = ["adjective", "noun", "verb", "adverb"]
-    n_clauses = 1 + two_clauses
-    drawn = draw(rng, "translation", [list(w.ENGLISH_TO[k]) for k in kinds * n_clauses], split)
-    doc = Document("translation", frame, tuple(drawn))
-    clauses = [list(zip(kinds, drawn[4 * i :], strict=False)) for i in range(n_clauses)]
-
-    def sentence(lang: str) -> list[tuple[int, str, str]]:
-        out = []
-        for i, clause in enumerate(clauses):
-            out += [(0, "function", "and")] if i else []
-            out += [(i, *item) for item in _clause(lang, clause, bool(with_adverb) and i == 0)]
-        return out
-
-    def word(lang: str, kind: str, english: str) -> str:
-        return english if lang == "english" else w.ENGLISH_TO[kind][english][w.LANGUAGES.index(lang)]
-
-    source, target = ("english", language) if direction == "to" else (language, "english")
-    doc.say(f"{source} :")
-    at = {item: doc.put(word(source, *item[1:])) for item in sentence(source)}
-    doc.say(f". {target} :")
-    for item in sentence(target):
-        if item[1] == "function":
-            doc.put(word(target, *item[1:]))
-        else:
-            doc.answer(word(target, *item[1:]), at[item])
-    doc.say(".")
-    return doc
-
-
-def repetition(rng: random.Random, split: str) -> Document:
-    """A random sequence said twice: each word of the second time comes from its place in the first."""
-    n = rng.randint(5, 20)
-    sequence = draw(rng, "repetition", [w.REPEATABLE] * n, split)
-    doc = Document("repetition", (n,), tuple(sequence))
-    first = [doc.put(word) for word in sequence]
-    doc.put(sequence[0])
-    for word, position in zip(sequence[1:], first[1:], strict=True):
-        doc.answer(word, position)
-    return doc
-
-
 def number_series(rng: random.Random, split: str) -> Document:
     """``29 , 30 , 31 , ...``: a scaled Lorenz, logistic, Brownian or sine series; its causes are not known."""
-    kind = rng.choice(list(SERIES_KINDS))
-    n = rng.choice([64, 64, 96, 180])
-    doc = Document("series", (kind, n))
+    kind, n = rng.choice(list(SERIES_KINDS)), rng.choice([64, 64, 96, 180])
     generator = np.random.default_rng([rng.getrandbits(32), split == "held_out"])
-    for value in series.to_integers(SERIES_KINDS[kind](n, generator)):
-        doc.put(str(value))
-        doc.say(",")
-    return doc
+    values = series.to_integers(SERIES_KINDS[kind](n, generator))
+    return marked("series", (kind, n), (), " ".join(f"{value} ," for value in values))
 
 
 TASKS: dict[str, Callable[[random.Random, str], Document]] = {

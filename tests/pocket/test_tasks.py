@@ -8,7 +8,8 @@ import pytest
 
 import jscope_tl as js
 from jscope_tl.pocket import words as w
-from jscope_tl.pocket.tasks import TASKS, Document, documents
+from jscope_tl.pocket.corpus import Document
+from jscope_tl.pocket.tasks import TASKS, documents
 
 PLURAL_TO_SINGULAR = {many: one for one, many in w.SINGULAR_TO_PLURAL.items()}
 NOUNS = set(w.NOUN_FORMS)
