@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine import Puller
+from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, run
 from jscope_tl.model import ModelView
@@ -44,7 +44,8 @@ def attribute(
         position: whose next-token prediction is explained; negative counts from the end. Later positions score 0.
         at: the residual-stream hook point whose activation ``x`` the scores refer to.
         prepend_bos: overrides the model's default for strings.
-        fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model.
+        fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model. From the
+            unembedding on they see the explained position alone.
         chunk_size: backward rows computed at once; more is faster and takes more memory.
         progress: a progress bar always (True), never (False), or where the wait is over a second (None).
 
@@ -86,13 +87,6 @@ def attribute(
             warnings=[*warnings, *puller.notes, *score.doubts],
             bos_positions=bos_positions(view, tokens),
         )
-
-
-def check_chunk_size(chunk_size: Any) -> int | None:
-    """A chunk size that can be used, or a refusal."""
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
-        raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")
-    return chunk_size
 
 
 def _finished(values: Float[Tensor, "pos"], name: str) -> Float[Tensor, "pos"]:

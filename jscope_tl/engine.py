@@ -6,12 +6,14 @@ they come: nothing here grows with ``d_model² x pos``.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from jscope_tl.errors import InputError
 from jscope_tl.state import State
 
 CHUNK_BYTES = 256 * 2**20
@@ -21,6 +23,13 @@ CHUNK_BYTES = 256 * 2**20
 def default_chunk_size(pos: int, d_model: int, element_size: int) -> int:
     """Rows per chunk within `CHUNK_BYTES`, at about 16 live tensors of ``[pos, d_model]`` a row in a backward pass."""
     return max(1, min(64, CHUNK_BYTES // (16 * pos * d_model * element_size)))
+
+
+def check_chunk_size(chunk_size: Any) -> int | None:
+    """A chunk size that can be used, or a refusal."""
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")
+    return chunk_size
 
 
 @dataclass
@@ -59,7 +68,7 @@ class Puller:
     def _energy(self, rows: Float[Tensor, "chunk pos d_in"]) -> Float[Tensor, "chunk pos"]:
         energy = rows.to(self.state.logits.dtype).square().sum(-1)
         energy[:, self.state.position + 1 :] = 0
-        return energy
+        return energy.to(self.state.logits.device)  # x lives elsewhere where a model is spread over devices
 
     def _pull(self, chunk: Float[Tensor, "chunk d_model"], keep: bool) -> Float[Tensor, "chunk pos d_in"]:
         if len(chunk) > 1 and self._batched is not False:

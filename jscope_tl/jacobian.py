@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.attribute import check_chunk_size
-from jscope_tl.engine import Puller
+from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, run
 from jscope_tl.model import ModelView

@@ -126,8 +126,9 @@ class ModelView:
 
     def _centered(self) -> bool:
         W_U = self.W_U
-        mean = W_U.mean(1, dtype=torch.float32)
-        if_random = torch.linalg.vector_norm(W_U, dtype=torch.float32) / W_U.shape[1]
+        precise = torch.promote_types(W_U.dtype, torch.float32)
+        mean = W_U.mean(1, dtype=precise)
+        if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
         return bool(mean.norm() < CENTERED * if_random)
 
     def hook_point(self, name: str) -> nn.Module:

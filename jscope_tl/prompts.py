@@ -18,7 +18,7 @@ def to_tokens(view: ModelView, prompt: Any, prepend_bos: bool | None = None) -> 
     if isinstance(prompt, str):
         tokens = _tokenize(view, prompt, prepend_bos)
     else:
-        if prepend_bos is not None:
+        if prepend_bos:
             raise InputError(
                 "prepend_bos is for strings; token ids are taken as they are, put the BOS id there yourself."
             )

@@ -1,4 +1,7 @@
-"""What an attribution returns: scores with their unit, error, prediction, weight basis, provenance and doubts."""
+"""What an attribution returns: scores with their unit, error, prediction, weight basis, provenance and doubts.
+
+Files and views are rooms of their own, which read results; the methods here that open them import them when called.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,9 +105,9 @@ class Attribution:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"k is how many positions to return, 1 or more; got {k!r}.")
         order = self.scores[: self.position + 1].argsort(descending=True, stable=True).tolist()
-        return [self.at(i) for i in order if include_bos or i not in self.bos_positions][:k]
+        return [self.scored(i) for i in order if include_bos or i not in self.bos_positions][:k]
 
-    def at(self, position: int) -> ScoredToken:
+    def scored(self, position: int) -> ScoredToken:
         """The score of one position."""
         stderr = None if self.stderr is None else float(self.stderr[position])
         score = float(self.scores[position])
@@ -116,7 +119,7 @@ class Attribution:
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_dataframe needs pandas: pip install pandas.") from error
-        rows = [vars(self.at(i)) for i in range(len(self.str_tokens))]
+        rows = [vars(self.scored(i)) for i in range(len(self.str_tokens))]
         frame = pd.DataFrame(rows).set_index("position")
         frame["is_bos"] = [i in self.bos_positions for i in frame.index]
         frame["is_explained"] = frame.index == self.position

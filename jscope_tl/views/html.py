@@ -21,7 +21,7 @@ CELL = 'style="text-align:left;padding:0 1em 0 0"'
 def _tokens(result: Attribution) -> str:
     spans = []
     for i, intensity in enumerate(intensities(result)):
-        token = result.at(i)
+        token = result.scored(i)
         mark = ";outline:2px solid #1f6feb" if i == result.position else ""
         rgb = ",".join(map(str, background(intensity)))
         title = f"{i}: {score_text(token.score, token.stderr)}"
