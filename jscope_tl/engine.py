@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from jscope_tl.errors import InputError
 from jscope_tl.state import State
@@ -99,6 +98,8 @@ class Puller:
         if self.progress is False or (self.progress is None and len(chunks) == 1):
             yield from chunks
             return
+        from tqdm.auto import tqdm  # warns on import in notebooks without ipywidgets: not before a bar is needed
+
         with tqdm(total=k, desc="backward passes", unit="row", delay=0 if self.progress else 1, leave=False) as bar:
             for chunk in chunks:
                 yield chunk

@@ -121,6 +121,7 @@ class Attribution:
             raise ImportError("to_dataframe needs pandas: pip install pandas.") from error
         rows = [vars(self.scored(i)) for i in range(len(self.str_tokens))]
         frame = pd.DataFrame(rows).set_index("position")
+        frame["stderr"] = frame["stderr"].astype(float)
         frame["is_bos"] = [i in self.bos_positions for i in frame.index]
         frame["is_explained"] = frame.index == self.position
         frame.attrs = {"scope": self.scope, "unit": self.unit, "model": self.provenance.model_name}
