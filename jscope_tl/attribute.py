@@ -5,13 +5,12 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError
-from jscope_tl.forward import FwdHooks, run
+from jscope_tl.forward import FwdHooks, not_finite_cure, run
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
 from jscope_tl.result import Attribution, PredictedToken, Prediction, Provenance
@@ -73,30 +72,39 @@ def attribute(
         target = scope.explained_token(state)
         score = scope.score(state, puller.energies)
         return Attribution(
-            scores=_finished(score.values, view.name),
+            scores=_finished(score.values, state, view.name),
             tokens=tokens.cpu(),
-            str_tokens=to_str_tokens(view, tokens),
+            str_tokens=to_str_tokens(view, tokens.tolist()),
             position=position,
-            scope=scope.name or type(scope).__name__,
+            scope=scope.label,
             options=_options(scope, score, view, target),
             unit=scope.unit,
-            stderr=None if score.stderr is None else _finished(score.stderr, view.name),
+            stderr=None if score.stderr is None else _finished(score.stderr, state, view.name),
             prediction=_prediction(state, view, target),
             basis=state.basis,
             provenance=_provenance(view, state, at, puller.n_backward, score),
-            warnings=[*warnings, *puller.notes, *score.doubts],
+            warnings=[*warnings, *puller.notes, *_underflow(score, state)],
             bos_positions=bos_positions(view, tokens),
         )
 
 
-def _finished(values: Float[Tensor, "pos"], name: str) -> Float[Tensor, "pos"]:
+def _finished(values: Float[Tensor, "pos"], state: State, name: str) -> Float[Tensor, "pos"]:
     """Off the graph and the device, in float32."""
     if not values.isfinite().all():
         raise InputError(
             f"The backward pass of {name} gave infinite or undefined values at positions "
-            f"{(~values.isfinite()).nonzero().flatten().tolist()}. Half precision overflows: try bfloat16 or float32."
+            f"{(~values.isfinite()).nonzero().flatten().tolist()}. {not_finite_cure(state.x.dtype)}"
         )
     return values.detach().float().cpu()
+
+
+def _underflow(score: Score, state: State) -> list[str]:
+    if score.values.any():
+        return []
+    return [
+        f"Every score is 0: the prediction is so certain (p = {float(state.log_probs.max().exp()):.12g}) that in "
+        f"{state.x.dtype} nothing moves what this scope explains. Try 'semantic', or a model in float32."
+    ]
 
 
 def _options(scope: Scope, score: Score, view: ModelView, target: int) -> dict[str, Any]:
@@ -106,7 +114,7 @@ def _options(scope: Scope, score: Score, view: ModelView, target: int) -> dict[s
         options = {f.name: getattr(scope, f.name) for f in fields(scope)} if is_dataclass(scope) else {}
     resolved = dict(score.resolved)
     if options.get("target", "") is None:
-        resolved["target"] = to_str_tokens(view, torch.tensor([target]))[0]
+        resolved["target"] = to_str_tokens(view, [target])[0]
     return {**options, "resolved": resolved} if resolved else options
 
 
@@ -114,7 +122,7 @@ def _prediction(state: State, view: ModelView, target: int, k: int = 10) -> Pred
     probabilities = state.log_probs.detach().exp()
     best = probabilities.topk(min(k, len(probabilities)))
     ids = [*best.indices.tolist(), target]
-    texts = to_str_tokens(view, torch.tensor(ids))
+    texts = to_str_tokens(view, ids)
     tokens = [PredictedToken(i, text, float(probabilities[i])) for i, text in zip(ids, texts, strict=True)]
     rank = int((probabilities > probabilities[target]).sum()) + 1
     return Prediction(top=tuple(tokens[:-1]), target=tokens[-1], target_rank=rank)

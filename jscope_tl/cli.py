@@ -1,15 +1,17 @@
 """The command ``jscope``: one prompt, one scope, coloured tokens."""
 
 import argparse
+import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line on standard error says why);
 3 the model could not be loaded"""
@@ -35,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
     p.add_argument("--top", type=int, default=8, help="how many tokens to list (default: 8)")
-    p.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page")
-    p.add_argument("--save", type=Path, metavar="FILE", help="write the result as safetensors")
+    p.add_argument("--html", metavar="FILE", help="write a self-contained page")
+    p.add_argument("--save", metavar="FILE", help="write the result as safetensors")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
     p.add_argument("--list-scopes", action="store_true", help="print the scopes and their options")
     return p
@@ -45,22 +47,35 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parser().parse_args(argv)
-    warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its code, not a traceback
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     from jscope_tl.errors import InputError
     from jscope_tl.loading import LoadingError
 
     try:
-        return _list_scopes() if options.list_scopes else _explain(options)
+        code = _list_scopes() if options.list_scopes else _explain(options)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         return _fail(error, 2)
     except LoadingError as error:
         return _fail(error, 3)
+    except BrokenPipeError:  # whoever read has read enough; nothing more can be said on this stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # a file that cannot be written
         return _fail(error, 2)
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"jscope: {error}", file=sys.stderr)
+    print(f"jscope: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
@@ -70,7 +85,7 @@ def _list_scopes() -> int:
     table = Table("scope", "options", "what it explains", box=None, pad_edge=False, header_style="bold")
     for name in available_scopes():
         entry = scope_entry(name)
-        table.add_row(name, ", ".join(entry.options), entry.summary)
+        table.add_row(*(Text(cell) for cell in (name, ", ".join(entry.options), entry.summary)))
     Console().print(table)
     return 0
 
@@ -80,30 +95,39 @@ def _explain(options: argparse.Namespace) -> int:
     from jscope_tl.errors import InputError
     from jscope_tl.loading import load_model
     from jscope_tl.scopes.registry import get_scope
+    from jscope_tl.storage import check_target
     from jscope_tl.views.html import write_page
     from jscope_tl.views.terminal import panel
 
     if options.prompt is None:
         raise InputError('give a prompt, as in: jscope "the keys to the cabinet near the doors" (or jscope --help).')
+    if options.top < 1:
+        raise InputError(f"--top is how many tokens to list, 1 or more; got {options.top}.")
     scope = get_scope(options.scope)(**_scope_options(options))
     for path in (options.html, options.save):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"there is no folder {str(path.parent)!r} to write {path.name} to.")
+        if path is not None:
+            check_target(path)
     model = load_model(options.model, options.device, options.dtype)
     result = attribute(model, options.prompt, scope, position=options.position, at=options.at)
+    # Files before the text: whoever reads the text may close the pipe.
+    if options.html is not None:
+        write_page(result, options.html)
+    if options.save is not None:
+        result.save(options.save)
     if options.json:
-        from jscope_tl.storage import as_dict
-
-        stderr = None if result.stderr is None else result.stderr.tolist()
-        numbers = {"scores": result.scores.tolist(), "stderr": stderr, "tokens": result.tokens.tolist()}
-        print(json.dumps(as_dict(result) | numbers, ensure_ascii=False, indent=1))
+        print(_json(result))
     else:
         Console().print(panel(result, options.top))
-    if options.html:
-        write_page(result, options.html)
-    if options.save:
-        result.save(options.save)
     return 0
+
+
+def _json(result: Any) -> str:
+    from jscope_tl.storage import as_dict
+
+    stderr = None if result.stderr is None else result.stderr.tolist()
+    numbers = {"scores": result.scores.tolist(), "stderr": stderr, "tokens": result.tokens.tolist()}
+    all_letters = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(as_dict(result) | numbers, ensure_ascii=not all_letters, indent=1)
 
 
 def _scope_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -115,6 +139,8 @@ def _scope_options(options: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not (name and equals):
             raise InputError(f"--option takes NAME=VALUE, not {item!r}.")
+        if name in given:
+            raise InputError(f"{name} is given twice.")
         try:
             given[name] = json.loads(value)
         except json.JSONDecodeError:

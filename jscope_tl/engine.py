@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, whole
 from jscope_tl.state import State
 
 CHUNK_BYTES = 256 * 2**20
@@ -26,9 +26,10 @@ def default_chunk_size(pos: int, d_model: int, element_size: int) -> int:
 
 def check_chunk_size(chunk_size: Any) -> int | None:
     """A chunk size that can be used, or a refusal."""
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+    size = whole(chunk_size)
+    if chunk_size is not None and (size is None or size < 1):
         raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")
-    return chunk_size
+    return size
 
 
 @dataclass
@@ -46,17 +47,22 @@ class Puller:
     def rows(
         self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
     ) -> Iterator[Float[Tensor, "chunk pos d_in"]]:
-        """Yield ``C_chunk J`` in order. The graph is freed with the last chunk unless ``more_to_come``."""
+        """Yield ``C_chunk J`` in order, in float32 at least.
+
+        The graph is freed with the last chunk unless ``more_to_come``.
+        """
         if self._released:
             raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
         k, d_model = cotangents.shape
         pos = self.state.x.shape[0]
         size = self.chunk_size or default_chunk_size(pos, d_model, self.state.x.element_size())
-        chunks = cotangents.to(self.state.y).split(size)
+        chunks = cotangents.to(self.state.y.device, self.state.dtype).split(size)
         for i, chunk in enumerate(self._watch(chunks, k)):
             keep = more_to_come or i + 1 < len(chunks)
             self._released = not keep
-            yield self._pull(chunk, keep)
+            scale = _power_of_two(chunk)
+            rows = self._pull((chunk / scale).to(self.state.y.dtype), keep)
+            yield rows.to(self.state.dtype) * scale.to(rows.device).unsqueeze(-1)
             self.n_backward += len(chunk)
 
     def energies(self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False) -> Float[Tensor, "k pos"]:
@@ -65,7 +71,7 @@ class Puller:
         return squares[0] if len(squares) == 1 else torch.cat(squares)
 
     def _energy(self, rows: Float[Tensor, "chunk pos d_in"]) -> Float[Tensor, "chunk pos"]:
-        energy = rows.to(self.state.logits.dtype).square().sum(-1)
+        energy = rows.square().sum(-1)
         energy[:, self.state.position + 1 :] = 0
         return energy.to(self.state.logits.device)  # x lives elsewhere where a model is spread over devices
 
@@ -90,7 +96,12 @@ class Puller:
     def _grad(
         self, cotangents: Float[Tensor, "*chunk d_model"], keep: bool, **how: bool
     ) -> Float[Tensor, "*chunk pos d_in"]:
-        (rows,) = torch.autograd.grad(self.state.y, self.state.x, cotangents, retain_graph=keep, **how)
+        y, x = self.state.y, self.state.x
+        (rows,) = torch.autograd.grad(y, x, cotangents, retain_graph=keep, allow_unused=True, **how)
+        if rows is None:
+            raise InputError(
+                "The prediction does not depend on the hook point: a hook between them replaces everything."
+            )
         return rows
 
     def _watch(self, chunks: tuple[Tensor, ...], k: int) -> Iterator[Tensor]:
@@ -104,3 +115,9 @@ class Puller:
             for chunk in chunks:
                 yield chunk
                 bar.update(len(chunk))
+
+
+def _power_of_two(rows: Float[Tensor, "k d_model"]) -> Float[Tensor, "k 1"]:
+    """The size of each row, to be taken out and put back without rounding: half precision has no room for small rows."""
+    largest = rows.abs().amax(1, keepdim=True)
+    return torch.where(largest > 0, torch.exp2(largest.log2().floor()), torch.ones_like(largest))

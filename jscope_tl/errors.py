@@ -1,5 +1,6 @@
-"""The one exception for input that cannot be explained, and the search for the name that was probably meant."""
+"""The one exception for input that cannot be explained, and what helps to word it."""
 
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -8,7 +9,17 @@ class InputError(ValueError):
     """What was asked cannot be done; the message says what was given, what is needed and what to do."""
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
+def nearest(given: object, known: Iterable[str]) -> str:
     """``' Did you mean ...?'`` with the closest known name, or nothing where none is close."""
-    close = get_close_matches(given, list(known), n=1, cutoff=0.5)
+    close = get_close_matches(str(given), list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def whole(value: object) -> int | None:
+    """A whole number as an int, NumPy's and zero-dimensional tensors included; None for anything else, bools too."""
+    if type(value).__name__ in ("bool", "bool_") or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

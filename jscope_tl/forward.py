@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from jscope_tl.prompts import to_id
 from jscope_tl.state import State
 
 OWN_LEVEL = 1000
+ONE_AT_A_TIME = RLock()
+"""Hooks and frozen parameters belong to the model, which threads share: their forward passes take turns."""
 FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
 
@@ -30,17 +33,19 @@ def run(
             are not finite.
     """
     view.hook_point(at)
-    hooks = list(fwd_hooks)
+    hooks = list(fwd_hooks or ())
     view.check_hook_names(hooks)
-    with torch.inference_mode(False), torch.enable_grad():
-        cuts = _Cuts(position)
+    with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
         with ExitStack() as stack:
+            stack.enter_context(ONE_AT_A_TIME)
+            cuts = _Cuts(position, narrow=not view.unembedding_is_hooked(hooks))
             stack.enter_context(_frozen(view.model))
             stack.enter_context(_own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
             stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, (at, cuts.cut_input)]))
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
+            stack.enter_context(_inference_tensors_named())
             output = view.model(tokens.clone().unsqueeze(0), return_type="logits")
         yield _state(view, tokens, position, at, cuts, output)
 
@@ -50,6 +55,7 @@ class _Cuts:
     """Where the graph is cut: a new leaf at the hook point, and a copy of one position at the unembedding."""
 
     position: int
+    narrow: bool
     x: list[Tensor] = field(default_factory=list)
     y: list[Tensor] = field(default_factory=list)
     y_cut: list[Tensor] = field(default_factory=list)
@@ -61,18 +67,44 @@ class _Cuts:
         yield unembed.register_forward_hook(self._keep_unembedded)
 
     def cut_input(self, activation: Float[Tensor, "1 pos d_in"], hook: Any) -> Float[Tensor, "1 pos d_in"]:
-        """Replace the activation by a leaf of the same value."""
+        """Replace the activation by a leaf of the same value, or rather by its copy, which later hooks may write to."""
         self.x.append(activation[0].detach().clone().requires_grad_())
-        return self.x[-1].unsqueeze(0)
+        return self.x[-1].unsqueeze(0).clone()
 
     def _cut_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # Only the explained position goes on: unembedding the others would cost a [pos, d_vocab] tensor.
         self.y.append(args[0][0, self.position])
         self.y_cut.append(self.y[-1].detach().clone().requires_grad_())
-        return (self.y_cut[-1][None, None], *args[1:])
+        if self.narrow:  # unembedding the other positions would cost a [pos, d_vocab] tensor
+            return (self.y_cut[-1][None, None].clone(), *args[1:])
+        everywhere = args[0].detach().clone()
+        everywhere[0, self.position] = self.y_cut[-1]
+        return (everywhere, *args[1:])
 
     def _keep_unembedded(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self.unembedded.append(output)
+
+
+@contextmanager
+def _full_precision(view: ModelView) -> Iterator[None]:
+    """The model's own dtype, also inside the user's ``torch.autocast``."""
+    with ExitStack() as stack:
+        for device in {"cpu", view.input_device.type} & {"cpu", "cuda"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def _inference_tensors_named() -> Iterator[None]:
+    """A hook's tensor from inference mode cannot be differentiated through; torch's message does not say whose it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Inference tensors" not in str(error):
+            raise
+        raise InputError(
+            "A hook brings in a tensor that was made inside torch.inference_mode(), which cannot be differentiated "
+            "through. Make it outside, or hand the hook a clone() made outside."
+        ) from error
 
 
 @contextmanager
@@ -109,15 +141,18 @@ def _state(view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, 
     for name, tensor in ((at, x), ("the final hidden state", y), ("the logits", output)):
         if not tensor.isfinite().all():
             raise InputError(
-                f"There are infinite or undefined values in {name} of {view.name} ({x.dtype}); nothing can be "
-                "attributed to them. Half precision overflows: try bfloat16 or float32, or check the hooks and weights."
+                f"There are infinite or undefined values in {name} of {view.name}; nothing can be attributed to them. "
+                f"{not_finite_cure(x.dtype)}"
             )
     if not y.requires_grad:
         raise InputError(
             f"The prediction does not depend on {at!r}: a hook between them replaces or detaches everything."
         )
-    logits = output[0, -1].to(torch.promote_types(output.dtype, torch.float32))
-    default = int(tokens[position + 1]) if position + 1 < len(tokens) else int(logits.argmax())
+    at_position = output[0, 0 if cuts.narrow else position]
+    precise = torch.float32 if output.device.type == "mps" else torch.float64  # confident p: 1 - p would cancel
+    logits = at_position.detach().to(precise).requires_grad_()
+    following = int(tokens[position + 1]) if position + 1 < len(tokens) else len(logits)
+    default = following if following < len(logits) else int(logits.argmax())
     return State(
         tokens=tokens,
         position=position,
@@ -125,10 +160,11 @@ def _state(view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, 
         y=y,
         logits=logits,
         W_U=view.W_U,
-        slope=_slope(logits, unembedded),
+        slope=_slope(at_position, unembedded)[0, 0 if cuts.narrow else position],
         basis=view.basis,
         to_id=partial(_target_id, view, default, len(logits)),
         _y_cut=y_cut,
+        _output=at_position,
     )
 
 
@@ -136,7 +172,16 @@ def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int
     return default if target is None else to_id(view, target, n_logits)
 
 
-def _slope(logits: Float[Tensor, "d_vocab"], unembedded: Float[Tensor, "1 1 d_vocab"]) -> Float[Tensor, "d_vocab"]:
+def _slope(
+    logits: Float[Tensor, "d_vocab"], unembedded: Float[Tensor, "1 pos d_vocab"]
+) -> Float[Tensor, "1 pos d_vocab"]:
     """Soft-cap and logit scale act on each logit by itself, so one backward pass gives all their derivatives."""
     (slope,) = torch.autograd.grad(logits.sum(), unembedded, retain_graph=True)
-    return slope[0, 0].to(logits.dtype)
+    return slope.to(torch.promote_types(slope.dtype, torch.float32))
+
+
+def not_finite_cure(dtype: torch.dtype) -> str:
+    """What to try against infinite values, by dtype."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return f"{str(dtype).removeprefix('torch.')} overflows or rounds too much: try float32. Or check hooks and weights."
+    return "Check the hooks and the weights."

@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.engine import Puller, check_chunk_size
-from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, run
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, to_position, to_tokens
+from jscope_tl.scopes.base import checked_cotangents
+from jscope_tl.state import State
 
 
 def jacobian(
@@ -48,15 +49,12 @@ def jacobian(
     position = to_position(position, len(tokens))
     with run(view, tokens, position, at, fwd_hooks) as state:
         puller = Puller(state, check_chunk_size(chunk_size), progress)
-        rows = torch.cat(list(puller.rows(_rows(cotangents, state.y))))
+        rows = torch.cat(list(puller.rows(_rows(cotangents, state))))
         rows[:, position + 1 :] = 0
-        return rows
+        return rows.to(state.y.dtype)
 
 
-def _rows(cotangents: Any, y: Float[Tensor, "d_model"]) -> Float[Tensor, "k d_model"]:
+def _rows(cotangents: Any, state: State) -> Float[Tensor, "k d_model"]:
     if cotangents is None:
-        return torch.eye(len(y), dtype=y.dtype, device=y.device)
-    if not isinstance(cotangents, Tensor) or cotangents.ndim not in (1, 2) or cotangents.shape[-1] != len(y):
-        given = list(cotangents.shape) if isinstance(cotangents, Tensor) else type(cotangents).__name__
-        raise InputError(f"cotangents are a tensor [k, d_model] or [d_model] with d_model = {len(y)}; got {given}.")
-    return cotangents.detach().clone().reshape(-1, len(y)).to(y)
+        return torch.eye(len(state.y), dtype=state.dtype, device=state.y.device)
+    return checked_cotangents(cotangents, state, "your cotangents")

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from jscope_tl.errors import InputError
+from jscope_tl.devices import to_device, to_dtype
 from jscope_tl.pocket.load import has_bridge, load_pocket_model
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 class LoadingError(Exception):
@@ -27,29 +25,17 @@ def load_model(name: str | None, device: str = "cpu", dtype: str = "float32") ->
         InputError: there is no such device or dtype here.
         LoadingError: the model cannot be found or read.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"There is no dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
-    where = _checked_device(device)
+    where, precision = to_device(device), to_dtype(dtype)
     if name is None:
-        return load_pocket_model(device=where, dtype=DTYPES[dtype])
+        return load_pocket_model(device=where, dtype=precision)
     if not has_bridge() and Path(name).is_dir():
         raise LoadingError("TransformerLens before 3 loads no local folders; upgrade it, or give a HuggingFace name.")
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return _boot(name, where, DTYPES[dtype]).eval()
+            return _boot(name, where, precision).eval()
     except Exception as error:  # whatever a hub client, a configuration or a checkpoint may raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise LoadingError(f"Model {name!r} could not be loaded: {reason}") from error
-
-
-def _checked_device(device: str) -> torch.device:
-    try:
-        where = torch.device(device)
-        torch.empty(1, device=where)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"Device {device!r} cannot be used here: {reason}") from error
-    return where
 
 
 def _boot(name: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -119,6 +119,8 @@ class ModelView:
         if getattr(self.cfg, "normalization_type", "LN") is None:
             return False  # no final norm at all: the norm of y is free
         norm = getattr(self.model, "ln_final", None)
+        if norm is None:
+            return False
         # A bridge keeps the tensor from before folding in .w and .b: the current one is in .weight and .bias.
         gain, bias = (_first_tensor(norm, names) for names in (("weight", "w"), ("bias", "b")))
         uniform = gain is None or bool((gain == gain.flatten()[0]).all())
@@ -138,11 +140,17 @@ class ModelView:
             InputError: there is none of that name, or it is not in the residual stream.
         """
         points: dict[str, nn.Module] = self.model.hook_dict
-        residual = [n for n in points if is_residual(n)]
+        residual = [n for n in points if is_residual(n) and not self._is_side_branch(n)]
         if not isinstance(name, str) or name not in points:
             raise InputError(
                 f"{self.name} has no hook point {name!r}.{nearest(str(name), residual)} Scopes attach to the residual "
                 "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..."
+            )
+        if self._is_side_branch(name):
+            raise InputError(
+                f"On a TransformerBridge {name!r} is what the MLP reads, not what the skip connection carries on, so a "
+                "score there would miss most of the stream. Use 'hook_resid_pre' or 'hook_resid_post', or a "
+                "HookedTransformer."
             )
         if not any(points[name] is points[n] for n in residual):  # bridges know each point by several names
             raise InputError(
@@ -151,11 +159,23 @@ class ModelView:
             )
         return points[name]
 
+    def _is_side_branch(self, name: str) -> bool:
+        return name.endswith("hook_resid_mid") and self._inner is not self.model
+
+    def unembedding_is_hooked(self, fwd_hooks: list[Any]) -> bool:
+        """Whether any hook sits at or behind the unembedding, where it may count positions."""
+        inside = dict(self.model.unembed.named_modules())
+        names = [name for name, point in self.model.hook_dict.items() if any(point is m for m in inside.values())]
+        asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
+        kinds = ("_forward_hooks", "_forward_pre_hooks")
+        return asked or any(getattr(module, kind) for module in inside.values() for kind in kinds)
+
     def check_hook_names(self, fwd_hooks: list[Any]) -> None:
         """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""
         points = self.model.hook_dict
         for hook in fwd_hooks:
-            if not (isinstance(hook, tuple | list) and len(hook) == 2 and callable(hook[1])):
+            pair = isinstance(hook, tuple | list) and len(hook) == 2
+            if not (pair and (isinstance(hook[0], str) or callable(hook[0])) and callable(hook[1])):
                 raise InputError(
                     f"fwd_hooks are pairs of a hook point's name (or a filter) and a function; got {hook!r}."
                 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, whole
 from jscope_tl.state import Basis
 
 if TYPE_CHECKING:
@@ -102,10 +102,11 @@ class Attribution:
 
     def top(self, k: int = 5, include_bos: bool = False) -> list[ScoredToken]:
         """The ``k`` positions with the highest scores, highest first; BOS (often an attention sink) only if asked for."""
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        count = whole(k)
+        if count is None or count < 1:
             raise InputError(f"k is how many positions to return, 1 or more; got {k!r}.")
         order = self.scores[: self.position + 1].argsort(descending=True, stable=True).tolist()
-        return [self.scored(i) for i in order if include_bos or i not in self.bos_positions][:k]
+        return [self.scored(i) for i in order if include_bos or i not in self.bos_positions][:count]
 
     def scored(self, position: int) -> ScoredToken:
         """The score of one position."""

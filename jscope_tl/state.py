@@ -32,8 +32,8 @@ class State:
         position: the explained position, not negative.
         x: the activation at the hook point, ``[pos, d_in]``; the leaf that Jacobians are taken with respect to.
         y: the post-layer-norm final hidden state at ``position``, ``[d_model]``, still attached to ``x``.
-        logits: the model's own logits at ``position``, ``[d_vocab]``, bias, scale and soft-cap included. They depend
-            on a detached copy of ``y``, so that gradients of any function of them end at ``y``.
+        logits: the model's own logits at ``position``, ``[d_vocab]``, bias, scale and soft-cap included; in float64,
+            a leaf of its own.
         W_U: the unembedding, ``[d_model, d_vocab]``.
         slope: derivative of each logit with respect to its own value before soft-cap and scale, ``[d_vocab]``.
         basis: weight processing of the model.
@@ -51,10 +51,16 @@ class State:
     basis: Basis
     to_id: Callable[[str | int | None], int]
     _y_cut: Float[Tensor, "d_model"] = field(repr=False)
+    _output: Float[Tensor, "d_vocab"] = field(repr=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What cotangents and scores are computed in: float32, or the model's float64."""
+        return torch.promote_types(self.y.dtype, torch.float32)
 
     @property
     def log_probs(self) -> Float[Tensor, "d_vocab"]:
-        """Log of the next-token distribution ``p``, in float32 at least, attached to ``y`` like ``logits``."""
+        """Log of the next-token distribution ``p``, in float64, attached to ``logits``."""
         return self.logits.log_softmax(-1)
 
     def gradient(self, quantity: Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]) -> Float[Tensor, "d_model"]:
@@ -70,5 +76,12 @@ class State:
                 "state.gradient needs a function that returns one number computed from the logits it is given, "
                 f"with torch operations; it returned {value!r}."
             )
-        (gradient,) = torch.autograd.grad(value.sum(), self._y_cut, retain_graph=True)
-        return gradient.to(self.logits.dtype)
+        (along,) = torch.autograd.grad(value.sum(), self.logits, retain_graph=True)
+        return self.pull_logits(along)
+
+    def pull_logits(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
+        """``D^T u`` with ``D = ∂z/∂y``: a direction in logit space as a direction of ``y``."""
+        scale = u.abs().max().clamp_min(torch.finfo(u.dtype).tiny)  # so that half precision loses nothing of a small u
+        unit = (u / scale).to(self._output)
+        (pulled,) = torch.autograd.grad(self._output, self._y_cut, unit, retain_graph=True)
+        return (pulled.to(u) * scale).to(self.dtype)

@@ -2,13 +2,15 @@
 
 import json
 import os
-import tempfile
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from jscope_tl.errors import InputError
 from jscope_tl.result import Attribution, PredictedToken, Prediction, Provenance
@@ -37,27 +39,35 @@ def as_dict(result: Attribution) -> dict[str, Any]:
 
 def save(result: Attribution, path: str | Path) -> Path:
     """Write ``result`` to ``path`` whole or not at all; a file that stood there is replaced only by a complete one."""
-    path = Path(path)
     tensors = {"scores": result.scores, "tokens": result.tokens}
     if result.stderr is not None:
         tensors["stderr"] = result.stderr
     header = {"format": FORMAT, "schema": str(SCHEMA), "attribution": json.dumps(as_dict(result))}
-    _write_whole(path, to_bytes({name: t.contiguous() for name, t in tensors.items()}, header))
-    return path
+    return write_whole(path, to_bytes({name: t.contiguous() for name, t in tensors.items()}, header))
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    if not path.parent.is_dir():
-        raise InputError(f"There is no folder {str(path.parent)!r} to save to; make it first.")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+def check_target(path: str | Path) -> Path:
+    """A path that a file can be written to, or a refusal."""
+    target = Path(path)
+    if not str(path) or target.is_dir():
+        raise InputError(f"{str(path)!r} is no file to write to; give a file name.")
+    if not target.parent.is_dir():
+        raise InputError(f"There is no folder {str(target.parent)!r} to write {target.name} to; make it first.")
+    return target
+
+
+def write_whole(path: str | Path, content: bytes) -> Path:
+    """Write all of ``content`` or nothing; a link is followed, and a file that stood there keeps its permissions."""
+    target = check_target(path).resolve()
+    part = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        part.write_bytes(content)
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return Path(path)
 
 
 def load(path: str | Path) -> Attribution:
@@ -73,6 +83,15 @@ def load(path: str | Path) -> Attribution:
         raise InputError(f"{str(path)!r} is not a safetensors file ({error}).") from error
     if header.get("format") != FORMAT:
         raise InputError(f"{str(path)!r} is a safetensors file, but not one that Attribution.save wrote.")
+    try:
+        return _restored(path, header, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r} is damaged: what it holds is no attribution ({error!r}).") from error
+
+
+def _restored(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> Attribution:
     if int(header["schema"]) > SCHEMA:
         raise InputError(
             f"{str(path)!r} has schema {header['schema']}; this version reads up to {SCHEMA}. Upgrade jscope_tl."
@@ -84,6 +103,8 @@ def load(path: str | Path) -> Attribution:
         target=PredictedToken(**candidates["target"]),
         target_rank=candidates["target_rank"],
     )
+    if not len(tensors["scores"]) == len(tensors["tokens"]) == len(rest["str_tokens"]) > rest["position"]:
+        raise ValueError("scores and tokens differ in number")
     return Attribution(
         scores=tensors["scores"],
         tokens=tensors["tokens"],

@@ -104,8 +104,21 @@ def test_fwd_hooks_explain_the_patched_model(llama: Any) -> None:
         logits = llama.run_with_hooks(TOKENS[None], fwd_hooks=[("hook_embed", ablate)])
     probability = float(logits[0, -1].softmax(-1)[44])
     assert result.prediction.target.probability == pytest.approx(probability, rel=1e-5)
-    # The cut is made in what the hook leaves: the Jacobian at the ablated embedding, not at the original one.
+    # The cut is made in what the hook leaves: were it made before, nothing would depend on the ablated embedding.
+    assert result.scores[2] > 0
     assert not torch.allclose(result.scores, js.attribute(llama, TOKENS, "log_prob", target=44).scores)
+
+
+def test_a_hook_that_runs_the_model_again_is_refused(llama: Any) -> None:
+    inner = []
+
+    def again(activation: torch.Tensor, hook: Any) -> None:
+        if not inner:
+            inner.append(1)
+            llama(TOKENS[None])
+
+    with pytest.raises(js.InputError, match="ran 2 times"):
+        js.attribute(llama, TOKENS, "semantic", fwd_hooks=[("blocks.0.hook_resid_pre", again)])
 
 
 def test_fwd_hooks_by_filter(llama: Any) -> None:

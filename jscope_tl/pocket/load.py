@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from jscope_tl.devices import to_device, to_dtype
 from jscope_tl.errors import InputError
 
 NAME = "jscope-pocket"
@@ -31,7 +32,7 @@ def load_pocket_model(
     kind: Literal["auto", "bridge", "hooked"] = "auto",
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
 ) -> Any:
     """A small trained language model that needs no network: 1.2 million parameters, with known causes of what it says.
 
@@ -42,7 +43,7 @@ def load_pocket_model(
         kind: ``"bridge"`` (TransformerLens 3 on), ``"hooked"`` (before 4), or ``"auto"``: a bridge where there is one.
 
     Raises:
-        InputError: this TransformerLens does not have that class.
+        InputError: this TransformerLens does not have that class, or there is no such device or dtype here.
 
     Example:
         >>> import jscope_tl as js
@@ -54,9 +55,10 @@ def load_pocket_model(
         raise InputError(f"kind is 'auto', 'bridge' or 'hooked', not {kind!r}.")
     if kind == "bridge" and not has_bridge():
         raise InputError("This TransformerLens has no TransformerBridge (3 and later have); use kind='hooked'.")
+    where, precision = to_device(device), to_dtype(dtype)
     with torch.inference_mode(False), _quiet():
-        model = _bridge(dtype) if kind != "hooked" and has_bridge() else _hooked(dtype)
-        return model.to(torch.device(device)).eval()
+        model = _bridge(precision) if kind != "hooked" and has_bridge() else _hooked(precision)
+        return model.to(where).eval()
 
 
 @contextlib.contextmanager

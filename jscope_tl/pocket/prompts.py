@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from jscope_tl.errors import InputError, nearest
+from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.pocket.corpus import Document
 from jscope_tl.pocket.tasks import TASKS, documents
 
@@ -18,8 +18,8 @@ class PocketPrompt:
         task: one of `pocket_tasks`.
         text: what to hand to `attribute`.
         target: the correct next word, as a target string (with its leading space).
-        causes: token positions in the pocket model's tokens of ``text``, BOS at 0 included. Replace the word at one of
-            them by another of its kind and the target changes; replace any other content word and it does not. Empty
+        causes: token positions in the pocket model's tokens of ``text``, BOS at 0 included. For the word at each of
+            them there is another of its kind that changes the target; for any other content word there is none. Empty
             for number series, whose causes are not known.
     """
 
@@ -54,19 +54,21 @@ def pocket_prompts(
         >>> len(prompt.causes)
         1
     """
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise InputError(f"There is no task {task!r}.{nearest(task, TASKS)} Known: {', '.join(TASKS)}.")
+    if whole(n) is None or n < 0:
+        raise InputError(f"n is how many prompts to give, 0 or more; got {n!r}.")
     if split not in ("held_out", "train"):
         raise InputError(f"split is 'held_out' or 'train', not {split!r}.")
     rng = random.Random(f"prompt {seed}")
-    answered = (doc for doc in documents(task, split, seed) if doc.answers or task == "series")
+    answered = (doc for doc in documents(task, split, seed) if any(doc.answers.values()) or task == "series")
     return [_cut(doc, rng) for doc in islice(answered, n)]
 
 
 def _cut(doc: Document, rng: random.Random) -> PocketPrompt:
     """The document up to one of its answers; a series up to a number in its second half."""
     if doc.answers:
-        at = rng.choice(list(doc.answers))
+        at = rng.choice([position for position, causes in doc.answers.items() if causes])
     else:
         at = 2 * rng.randrange(len(doc.words) // 4, len(doc.words) // 2)
     causes = tuple(i + 1 for i in doc.answers.get(at, ()))

@@ -86,7 +86,10 @@ def politics(rng: random.Random, split: str) -> Document:
         end = f"{pronoun} is a {rng.choice(list(labels.values()))}"
     else:
         deciding = "region" if where == "home" else "university"
-        end = f"at {where}=where {pronoun} is a {labels[deciding]}<{deciding},where"
+        causes = (
+            "" if len(set(labels.values())) == 1 else f"{deciding},where"
+        )  # where both places agree, neither decides
+        end = f"at {where}=where {pronoun} is a {labels[deciding]}<{causes}"
     return marked("politics", frame, (person, *drawn), f"{person} {food} {clauses} . {end} .")
 
 

@@ -1,5 +1,6 @@
 """What a scope is: an output direction (or several) to pull back, a unit, and a way from row energies to scores."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +18,11 @@ Energies = Callable[..., Float[Tensor, "k pos"]]
 
 @dataclass(frozen=True)
 class Score:
-    """One number per position, its standard error where it is an estimate, and what a reader must know about it."""
+    """One number per position, its standard error where it is an estimate, and what was done."""
 
     values: Float[Tensor, "pos"]
     stderr: Float[Tensor, "pos"] | None = None
     resolved: dict[str, Any] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
     seed: int | None = None
 
 
@@ -33,7 +33,7 @@ class Scope(ABC):
     ``‖C J_t‖`` (Frobenius; for k = 1 the norm of the paper's Eq. 1). Override `score` for another combination.
     """
 
-    unit: ClassVar[str] = "|y| per unit of x"
+    unit: ClassVar[str] = "unit of the cotangents, per unit of x"
     name: ClassVar[str] = ""
 
     @abstractmethod
@@ -42,7 +42,13 @@ class Scope(ABC):
 
     def score(self, state: State, energies: Energies) -> Score:
         """Scores of all positions from the energies of the pulled-back rows."""
-        return Score(energies(self.cotangents(state)).sum(0).sqrt())
+        rows = checked_cotangents(self.cotangents(state), state, self.label)
+        return Score(energies(rows).sum(0).sqrt())
+
+    @property
+    def label(self) -> str:
+        """The name that the class was registered under, or the class's own: a subclass does not inherit it."""
+        return vars(type(self)).get("name") or type(self).__name__
 
     def check(self, basis: Basis) -> list[str]:
         """Warnings that the weight processing of the model calls for; raises where the scope means nothing."""
@@ -53,31 +59,41 @@ class Scope(ABC):
         return state.to_id(None)
 
 
+def checked_cotangents(rows: Any, state: State, name: str) -> Float[Tensor, "k d_model"]:
+    """What a scope returned, as rows; anything that is no ``[d_model]`` or ``[k, d_model]`` is refused."""
+    d_model = len(state.y)
+    if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or rows.shape[-1] != d_model or not rows.numel():
+        given = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise InputError(
+            f"Cotangents are a tensor [d_model] or [k, d_model] with d_model = {d_model}; {name} returned {given}."
+        )
+    if rows.is_complex() or not rows.isfinite().all():
+        raise InputError(f"Cotangents are real, finite numbers; those of {name} are not finite, or complex.")
+    return rows.detach().reshape(-1, d_model).to(state.y.device)
+
+
 @dataclass(frozen=True)
 class FunctionScope(Scope):
     """A user's function from `State` to cotangents (``[d_model]`` or ``[k, d_model]``), scored by the norm of its rows."""
 
-    function: Callable[..., Float[Tensor, "*k d_model"]]
+    function: Callable[..., Any]
     options: dict[str, Any] = field(default_factory=dict)
-    label: str = ""
+    called: str = ""
     unit: str = Scope.unit  # type: ignore[misc]  # an option here, a constant in every other scope
 
+    def __post_init__(self) -> None:
+        try:
+            inspect.signature(self.function).bind(None, **self.options)
+        except TypeError as error:
+            raise InputError(
+                f"Scope {self.label!r} cannot be called with the state and {self.options or 'no options'}: {error}."
+            ) from error
+
     @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.label or getattr(self.function, "__name__", "function")
+    def label(self) -> str:
+        """The registered name, or the function's own."""
+        return self.called or getattr(self.function, "__name__", "function")
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """What the function returns, as rows."""
-        rows = self.function(state, **self.options)
-        d_model = len(state.y)
-        if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or rows.shape[-1] != d_model or not rows.numel():
-            given = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            raise InputError(
-                f"A scope function returns cotangents [d_model] or [k, d_model] with d_model = {d_model}; "
-                f"{self.name!r} returned {given}."
-            )
-        if not rows.isfinite().all():
-            raise InputError(
-                f"The cotangents of {self.name!r} are not finite: it returned infinite or undefined values."
-            )
-        return rows.detach().reshape(-1, d_model).to(state.y.device)
+        return checked_cotangents(self.function(state, **self.options), state, self.label)

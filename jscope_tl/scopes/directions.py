@@ -117,12 +117,16 @@ class ContrastiveScope(TargetScope):
 
     def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
         """Gradient of the difference of the two logits."""
-        if self.baseline is None:
-            raise InputError("contrastive needs a baseline: the token that the target is held against.")
         target, baseline = self.explained_token(state), state.to_id(self.baseline)
         if target == baseline:
             raise InputError(f"target and baseline are the same token (id {target}); their difference is always 0.")
         return state.gradient(lambda logits: logits[target] - logits[baseline]).unsqueeze(0)
+
+    def check(self, basis: Basis) -> list[str]:
+        """Refuse to go on without a baseline."""
+        if self.baseline is None:
+            raise InputError("contrastive needs a baseline: the token that the target is held against.")
+        return []
 
 
 @register_scope("temperature")
@@ -146,7 +150,7 @@ class TemperatureScope(Scope):
 
     def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
         """The direction of ``y``."""
-        y = state.y.detach().to(state.logits.dtype)
+        y = state.y.detach().to(state.dtype)
         return (y / y.norm()).unsqueeze(0)
 
     def check(self, basis: Basis) -> list[str]:

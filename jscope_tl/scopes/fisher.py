@@ -1,20 +1,21 @@
 """Fisher Scope: sensitivity of the whole predictive distribution, ``tr(J_t^T F_u J_t)`` (Eqs. 4-6 of the paper)."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError, nearest
+from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.scopes.base import Energies, Scope, Score
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.state import Basis, State
 
 METHODS = ("auto", "exact", "low_rank", "sampled")
 PROBE_BLOCK = 16
-LINEARITY = 0.02
-"""Relative difference allowed between ``D`` as built and as autograd sees it; bf16 rounds at 0.004."""
+LINEARITY = (1e-3, 0.03)
+"""Relative difference allowed between ``D`` as built and as autograd sees it, in full and in half precision."""
 
 
 @register_scope("fisher")
@@ -66,15 +67,16 @@ class FisherScope(Scope):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"Fisher has no method {self.method!r}.{nearest(self.method, METHODS)} Known: {METHODS}.")
-        _need_count("rank", self.rank, 1)
+        if self.rank is not None:
+            _need_count("rank", self.rank, 1)
         _need_count("probes", self.probes, 2)
         _need_count("seed", self.seed, 0)
-        if not 0 < self.rtol < 1:
-            raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol}.")
+        if isinstance(self.rtol, bool) or not isinstance(self.rtol, int | float) or not 0 < self.rtol < 1:
+            raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol!r}.")
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose energies sum to the exact score."""
-        return fisher_factor(logit_jacobian(state), state.log_probs.exp())
+        return fisher_factor(logit_jacobian(state), state.log_probs.detach().exp().to(state.dtype))
 
     def score(self, state: State, energies: Energies) -> Score:
         """The trace by the chosen method."""
@@ -92,8 +94,9 @@ class FisherScope(Scope):
         """Warn where low rank depends on the weight processing."""
         if self.method == "low_rank" and basis.ln_folded:
             return [
-                "The final norm's gain is folded into W_U: the leading directions of F_u are others than on the "
-                "unprocessed weights, and so is a low-rank score. The whole trace ('exact', 'sampled') is the same."
+                "The final norm has no gain of its own. If that is because it was folded into W_U, the leading directions "
+                "of F_u are others than on the unprocessed weights, and so is a low-rank score; the whole trace ('exact', "
+                "'sampled') is the same."
             ]
         return []
 
@@ -105,16 +108,18 @@ class FisherScope(Scope):
 
 
 def _need_count(name: str, value: object, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    number = whole(value)
+    if number is None or not least <= number < 2**63:
         raise InputError(f"{name} is a whole number, {least} or more; got {value!r}.")
 
 
 def logit_jacobian(state: State) -> Float[Tensor, "d_vocab d_model"]:
     """``D = ∂z/∂y``: the unembedding's rows, each scaled by what soft-cap and logit scale do to its logit."""
-    D = (state.W_U.to(state.logits.dtype) * state.slope).T
-    p = state.log_probs.detach().exp()
-    along = state.gradient(lambda logits: logits @ p)
-    if (along - p @ D).norm() > LINEARITY * along.norm().clamp_min(D.norm() * LINEARITY):
+    D = (state.W_U.to(state.dtype) * state.slope).T
+    signs = torch.randint(0, 2, (len(D),), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(D) * 2 - 1
+    seen = state.pull_logits(signs)
+    allowed = LINEARITY[state.y.dtype in (torch.float16, torch.bfloat16)]
+    if (seen - signs @ D).norm() > allowed * seen.norm():
         raise InputError(
             "Fisher Scope needs logits that are W_U^T y, each by itself biased, scaled or capped; what this model (or a "
             "hook) does after the unembedding is more than that. The scopes with one direction work on it."
@@ -127,8 +132,8 @@ def fisher_factor(D: Float[Tensor, "d_vocab d_model"], p: Float[Tensor, "d_vocab
     p = p.detach()
     centred = (D - p @ D) * p.sqrt().unsqueeze(-1)
     eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred)
-    floor = eigenvalues[-1] * len(eigenvalues) * torch.finfo(D.dtype).eps
-    kept = eigenvalues > floor
+    # Not the usual d * eps: F_u's spectrum has a long tail, and J may be large along it.
+    kept = eigenvalues > eigenvalues[-1].clamp_min(0) * torch.finfo(D.dtype).eps
     if not kept.any():  # p is one token for certain: nothing moves it
         return torch.zeros_like(D[:1])
     return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).T.flip(0)
@@ -139,7 +144,7 @@ def probe_rows(factor: Float[Tensor, "rest d_model"], n: int, generator: torch.G
 
     Drawn on the CPU, so that a seed means the same on every device.
     """
-    signs = torch.randint(0, 2, (n, len(factor)), generator=generator).to(factor) * 2 - 1
+    signs = torch.randint(0, 2, (n, len(factor)), generator=generator, device="cpu").to(factor) * 2 - 1
     return signs @ factor
 
 
@@ -163,26 +168,30 @@ def _largest_relative(stderr: Float[Tensor, "pos"], values: Float[Tensor, "pos"]
 def _sampled(factor: Float[Tensor, "k d_model"], rank: int, m: int, seed: int, energies: Energies) -> Score:
     if rank >= len(factor):
         return Score(energies(factor).sum(0), resolved={"method": "exact", "rank": len(factor), "probes": 0})
-    probes = probe_rows(factor[rank:], m, torch.Generator().manual_seed(seed))
+    probes = probe_rows(factor[rank:], m, torch.Generator("cpu").manual_seed(seed))
     rows = energies(torch.cat([factor[:rank], probes]))
     values, stderr = _estimate(rows[:rank].sum(0), rows[rank:])
     return Score(values, stderr, {"rank": rank, "probes": m}, seed=seed)
 
 
 def _auto(factor: Float[Tensor, "k d_model"], rank: int, rtol: float, seed: int, energies: Energies) -> Score:
-    """Probes in blocks until ``rtol`` is met; exact as soon as that is expected to cost no more."""
+    """Probes in blocks until ``rtol`` is met; exact as soon as that is expected to cost no more.
+
+    Stopping where the stated error happens to be small makes it slightly too small: two standard errors then hold 87 to
+    94 % of the errors where they should hold 95 % (rank-one J, the worst case; rtol 0.3 to 0.1).
+    """
     if len(factor) <= rank + PROBE_BLOCK:
         return Score(energies(factor).sum(0), resolved={"method": "exact", "rank": len(factor)})
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     leading = energies(factor[:rank], more_to_come=True).sum(0)
     probes = factor.new_empty(0, len(leading))
     remaining = len(factor) - rank
-    while True:
+    while len(probes) < remaining:
         block = energies(probe_rows(factor[rank:], PROBE_BLOCK, generator), more_to_come=True)
         probes = torch.cat([probes, block])
         values, stderr = _estimate(leading, probes)
         worst = _largest_relative(stderr, values)
-        if worst <= rtol:
+        if worst <= rtol or not isfinite(worst):  # what is not finite is refused with the finished scores
             done = {
                 "method": "sampled",
                 "rank": rank,
@@ -192,5 +201,6 @@ def _auto(factor: Float[Tensor, "k d_model"], rank: int, rtol: float, seed: int,
             return Score(values, stderr, done, seed=seed)
         expected = len(probes) * (worst / rtol) ** 2 - len(probes)
         if expected >= remaining:
-            exact = leading + energies(factor[rank:]).sum(0)
-            return Score(exact, resolved={"method": "exact", "rank": len(factor), "probes_given_up": len(probes)})
+            break
+    exact = leading + energies(factor[rank:]).sum(0)
+    return Score(exact, resolved={"method": "exact", "rank": len(factor), "probes_given_up": len(probes)})

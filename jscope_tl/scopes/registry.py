@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ class Entry:
 
 
 _ENTRIES: dict[str, Entry] = {}
+RESERVED = {"model", "prompt", "scope", "position", "at", "prepend_bos", "fwd_hooks", "chunk_size", "progress"}
 
 
 def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:
@@ -51,22 +52,29 @@ def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:
 
 def _register(name: str, unit: str, thing: Any) -> Any:
     builtin = getattr(thing, "__module__", "").startswith("jscope_tl.")
+    if not name:
+        raise InputError("A scope is registered under a name, and this one has none: register_scope('name').")
     if name in _ENTRIES and _ENTRIES[name].builtin and not builtin:
         raise InputError(f"{name!r} is a scope of jscope_tl; register yours under another name.")
-    summary = (inspect.getdoc(thing) or "").partition("\n")[0]
     if inspect.isclass(thing) and issubclass(thing, Scope):
         thing.name = name
-        _ENTRIES[name] = Entry(thing, tuple(f.name for f in fields(thing)), summary, builtin)  # type: ignore[arg-type]
-    elif inspect.isfunction(thing):
+        make: Callable[..., Scope] = thing
+        options = tuple(f.name for f in fields(thing)) if is_dataclass(thing) else ()
+    elif callable(thing) and not inspect.isclass(thing):
+        make = partial(_function_scope, thing, name, unit)
         options = tuple(inspect.signature(thing).parameters)[1:]
-
-        def make(**given: Any) -> Scope:
-            return FunctionScope(thing, given, name, unit)
-
-        _ENTRIES[name] = Entry(make, options, summary, builtin)
     else:
         raise InputError(f"A scope is a subclass of Scope or a function of the state; {thing!r} is neither.")
+    taken = sorted(RESERVED & set(options))
+    if taken:
+        raise InputError(f"Scope {name!r} has an option {taken[0]!r}, which is a keyword of attribute; rename it.")
+    summary = (inspect.getdoc(thing) or "").partition("\n")[0]
+    _ENTRIES[name] = Entry(make, options, summary, builtin)
     return thing
+
+
+def _function_scope(function: Callable[..., Any], name: str, unit: str, **options: Any) -> Scope:
+    return FunctionScope(function, options, name, unit)
 
 
 def available_scopes() -> list[str]:
@@ -74,9 +82,9 @@ def available_scopes() -> list[str]:
     return sorted(_ENTRIES)
 
 
-def scope_entry(name: str) -> Entry:
+def scope_entry(name: Any) -> Entry:
     """The registered scope of that name, or an error with the nearest one."""
-    if name not in _ENTRIES:
+    if not isinstance(name, str) or name not in _ENTRIES:
         raise InputError(
             f"There is no scope {name!r}.{nearest(name, _ENTRIES)} Known: {', '.join(available_scopes())}."
         )
@@ -89,13 +97,16 @@ def get_scope(name: str) -> Callable[..., Scope]:
 
 
 def _make(name: str, entry: Entry, **options: Any) -> Scope:
-    for option in options:
-        if option not in entry.options:
-            takes = ", ".join(entry.options) or "no options"
-            raise InputError(
-                f"Scope {name!r} has no option {option!r}.{nearest(option, entry.options)} It takes {takes}."
-            )
+    if inspect.isclass(entry.make):  # a function's options are checked against its signature
+        _check_options(name, entry.options, options)
     return entry.make(**options)
+
+
+def _check_options(name: str, takes: tuple[str, ...], options: dict[str, Any]) -> None:
+    for option in options:
+        if option not in takes:
+            known = ", ".join(takes) or "no options"
+            raise InputError(f"Scope {name!r} has no option {option!r}.{nearest(option, takes)} It takes {known}.")
 
 
 def resolve_scope(scope: Any, options: dict[str, Any]) -> Scope:
@@ -107,6 +118,7 @@ def resolve_scope(scope: Any, options: dict[str, Any]) -> Scope:
             raise InputError(f"Options go into the scope object itself, or beside a name; got both: {sorted(options)}.")
         return scope
     if inspect.isclass(scope) and issubclass(scope, Scope):
+        _check_options(scope.__name__, tuple(inspect.signature(scope).parameters), options)
         return scope(**options)
     if callable(scope) and not inspect.isclass(scope):
         return FunctionScope(scope, options)

@@ -3,8 +3,8 @@
 from html import escape
 from pathlib import Path
 
-from jscope_tl.errors import InputError
 from jscope_tl.result import Attribution
+from jscope_tl.storage import write_whole
 from jscope_tl.views.scale import background, ink, intensities, scale_note, score_text, visible
 from jscope_tl.views.terminal import headline, prediction_line, resolved_line
 
@@ -57,9 +57,5 @@ def fragment(result: Attribution, k: int = 5, include_bos: bool = False) -> str:
 
 def write_page(result: Attribution, path: str | Path) -> Path:
     """Write the fragment as a self-contained page with every position in its table."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"There is no folder {str(path.parent)!r} to write to; make it first.")
     body = fragment(result, k=len(result.str_tokens), include_bos=True)
-    path.write_text(PAGE.format(title=escape(headline(result)), body=body), encoding="utf-8")
-    return path
+    return write_whole(path, PAGE.format(title=escape(headline(result)), body=body).encode())

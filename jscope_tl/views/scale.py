@@ -29,9 +29,23 @@ def ink(intensity: float) -> str:
     return "white" if intensity > 0.9 else "black"
 
 
+NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
+BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 def visible(text: str) -> str:
-    """Token text with line breaks and tabs made visible; nothing else is changed."""
-    return text.replace("\n", "↵").replace("\r", "␍").replace("\t", "⇥")
+    """Token text with what would move a cursor or turn the writing made visible; nothing else is changed."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in NAMED:
+        return NAMED[character]
+    if character < " ":
+        return chr(0x2400 + ord(character))  # Unicode's pictures of control characters
+    if "\x80" <= character <= "\x9f" or character in BIDI:
+        return f"\\u{ord(character):04x}"
+    return character
 
 
 def score_text(score: float, stderr: float | None) -> str:

@@ -52,7 +52,8 @@ def coloured_prompt(result: Attribution) -> Text:
 
 
 def _table(result: Attribution, k: int) -> Table:
-    table = Table("", "position", "token", f"score ({result.unit})", box=None, pad_edge=False, header_style="bold")
+    head = ("", "position", "token", Text(f"score ({result.unit})"))
+    table = Table(*head, box=None, pad_edge=False, header_style="bold")
     for rank, token in enumerate(result.top(k), start=1):
         score = score_text(token.score, token.stderr)
         table.add_row(str(rank), str(token.position), Text(repr(token.str_token)), score)

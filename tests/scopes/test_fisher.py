@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.scopes.fisher import fisher_factor, probe_rows
+from jscope_tl.scopes.fisher import _auto, fisher_factor, probe_rows
 from tests import models, oracles
 from tests.conftest import dense
 from tests.models import D_MODEL, TOKENS
@@ -50,6 +50,40 @@ def test_factor_is_the_matrix() -> None:
     torch.testing.assert_close(R.T @ R, oracles.fisher_matrix(o))
     norms = R.norm(dim=1)
     assert (norms[:-1] >= norms[1:]).all()
+
+
+def test_weak_directions_are_kept() -> None:
+    """Directions with a ten-thousandth of the leading eigenvalue matter where J is large along them."""
+    W = torch.randn(500, D_MODEL, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, D_MODEL)
+    R = fisher_factor(W, torch.full((500,), 1 / 500))
+    truth = oracles.fisher_matrix(_oracle(W.double(), torch.zeros(500).double()))
+    weights = torch.logspace(0, 2, D_MODEL)
+    torch.testing.assert_close(
+        (R * weights).square().sum().double(), truth.diag() @ weights.double() ** 2, rtol=1e-4, atol=0
+    )
+    assert len(R) == D_MODEL
+
+
+@pytest.mark.parametrize(("n", "rtol", "method"), [(400, 0.2, "sampled"), (60, 0.2, "exact"), (400, 0.9, "sampled")])
+def test_auto_stops_neither_early_nor_late(n: int, rtol: float, method: str) -> None:
+    """J of rank one: each probe is as noisy as it can be, √2 of the score, so about 2/rtol² of them are needed."""
+    generator = torch.Generator().manual_seed(0)
+    factor, v = torch.randn(n, 500, generator=generator), torch.randn(500, 3, generator=generator)
+
+    def energies(cotangents: torch.Tensor, more_to_come: bool = False) -> torch.Tensor:
+        return (cotangents @ v).square()
+
+    score = _auto(factor, 2, rtol, 0, energies)
+    exact = energies(factor).sum(0)
+    assert score.resolved["method"] == method
+    if method == "exact":
+        torch.testing.assert_close(score.values, exact)
+        assert score.stderr is None
+    else:
+        assert score.stderr is not None
+        assert (score.stderr <= rtol * score.values).all()
+        assert score.resolved["probes"] <= 8 / rtol**2 + 16
+        assert ((score.values - exact).abs() < 5 * score.stderr).all()
 
 
 def test_peaked_distributions_do_not_cancel() -> None:
