@@ -167,6 +167,10 @@ def main() -> None:
     }
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    settings = json.loads((args.out / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 5 writes a name that 4 does not know
+    settings.pop("backend", None)
+    (args.out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     (args.out / "card.json").write_text(json.dumps(card, indent=1))
     print(json.dumps(card, indent=1))
 

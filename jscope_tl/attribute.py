@@ -58,9 +58,10 @@ def attribute(
     Example:
         >>> import jscope_tl as js
         >>> model = js.load_pocket_model()
-        >>> result = js.attribute(model, "the keys to the cabinet near the doors", "semantic", target=" are")
+        >>> prompt = "tom grew up in the south and goes to columbia . at school he is a"
+        >>> result = js.attribute(model, prompt, "semantic", target=" liberal")
         >>> [token.str_token for token in result.top(1)]
-        [' keys']
+        [' columbia']
     """
     scope = resolve_scope(scope, options)
     view = ModelView(model)

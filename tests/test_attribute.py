@@ -127,7 +127,7 @@ def test_a_bare_function_is_a_scope(llama: object) -> None:
 def test_what_a_function_returns_is_checked(llama: object) -> None:
     with pytest.raises(js.InputError, match=r"\[k, d_model\]"):
         js.attribute(llama, TOKENS, lambda state: torch.ones(3))
-    with pytest.raises(js.InputError, match="not finite"):
+    with pytest.raises(js.InputError, match="are not finite"):
         js.attribute(llama, TOKENS, lambda state: state.y.detach() * float("nan"))
     with pytest.raises(js.InputError, match="one number computed from the logits"):
         js.attribute(llama, TOKENS, lambda state: state.gradient(lambda logits: logits))

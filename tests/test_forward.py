@@ -1,12 +1,15 @@
 """What a run needs of the outside, and what it leaves behind: nothing."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.forward import run
+from jscope_tl.model import ModelView
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS, snapshot
@@ -140,19 +143,96 @@ def test_non_finite_activations_are_refused(llama: Any) -> None:
 
 
 def test_only_the_explained_position_is_unembedded(llama: Any) -> None:
-    shapes = []
-    handle = llama.unembed.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
-    try:
-        js.attribute(llama, TOKENS, "semantic")
-    finally:
-        handle.remove()
-    assert shapes == [(1, 1, models.D_VOCAB)]
+    with run(ModelView(llama), TOKENS, 7, "hook_embed") as state:
+        assert state._output._base is not None  # the model's whole output, of which the state keeps one row
+        assert state._output._base.numel() == models.D_VOCAB
 
 
-def test_parameters_get_no_gradients(kind: str) -> None:
-    model = models.tiny(kind, "gpt2").model
-    js.attribute(model, TOKENS, "fisher")
-    assert all(parameter.grad is None for parameter in model.parameters())
+@pytest.mark.parametrize("place", ["unembed.hook_in", "unembed.hook_out", "module"])
+def test_hooks_behind_the_unembedding_count_positions_as_always(llama: Any, place: str) -> None:
+    """With such a hook nothing is narrowed: one on another position changes nothing, one on this position counts."""
+    if place != "module" and place not in llama.hook_dict:
+        pytest.skip("TransformerLens 2 has no hook points at the unembedding")
+
+    def scores(t: int) -> torch.Tensor:
+        def halve(activation: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            activation = activation.clone()
+            activation[:, t] *= 0.5
+            return activation
+
+        if place != "module":
+            return js.attribute(llama, TOKENS, target=44, fwd_hooks=[(place, halve)]).scores
+        handle = llama.unembed.register_forward_hook(lambda module, args, output: halve(output))
+        try:
+            return js.attribute(llama, TOKENS, target=44).scores
+        finally:
+            handle.remove()
+
+    plain = js.attribute(llama, TOKENS, target=44).scores
+    torch.testing.assert_close(scores(5), plain)
+    torch.testing.assert_close(scores(7), 0.5 * plain)
+
+
+def test_hooks_may_write_in_place(llama: Any) -> None:
+    def in_place(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        activation[:, 2] = activation[:, 2] * 0.5
+        return activation
+
+    def copied(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return in_place(activation.clone(), hook)
+
+    for at, name in (
+        ("hook_embed", "blocks.0.hook_resid_pre"),
+        ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"),
+    ):
+        written, expected = (js.attribute(llama, TOKENS, at=at, fwd_hooks=[(name, f)]) for f in (in_place, copied))
+        torch.testing.assert_close(written.scores, expected.scores)
+
+
+def test_autocast_outside_does_not_matter(llama: Any) -> None:
+    expected = js.attribute(llama, TOKENS, "fisher", method="exact").scores
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(js.attribute(llama, TOKENS, "fisher", method="exact").scores, expected)
+
+
+def test_default_device_does_not_matter(llama: Any) -> None:
+    expected = js.attribute(llama, TOKENS, "fisher", method="sampled", rank=2).scores
+    with torch.device("meta"):
+        assert torch.equal(js.attribute(llama, TOKENS.tolist(), "fisher", method="sampled", rank=2).scores, expected)
+
+
+def test_threads_take_turns(llama: Any) -> None:
+    expected = js.attribute(llama, TOKENS, "entropy").scores
+    before = snapshot(llama)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: js.attribute(llama, TOKENS, "entropy").scores, range(24)))
+    assert all(torch.allclose(result, expected) for result in results)
+    assert snapshot(llama) == before
+
+
+def test_a_scope_may_explain_something_else_on_the_way(llama: Any) -> None:
+    def nested(state: js.State) -> torch.Tensor:
+        js.attribute(llama, TOKENS[:4], "entropy")
+        return state.gradient(lambda logits: logits[44])
+
+    torch.testing.assert_close(
+        js.attribute(llama, TOKENS, nested).scores, js.attribute(llama, TOKENS, target=44).scores
+    )
+
+
+def test_gradients_that_are_not_numbers_end_in_a_refusal(llama: Any) -> None:
+    """The square root at 0 has a finite value and an infinite slope: the forward pass looks fine."""
+    hooks = [("blocks.1.hook_resid_post", lambda a, hook: a + (a * 0).sqrt())]
+    for scope in ("semantic", js.FisherScope(rank=2, rtol=0.01), js.FisherScope(method="exact")):
+        with pytest.raises(js.InputError, match="infinite or undefined"):
+            js.attribute(llama, TOKENS, scope, fwd_hooks=hooks)
+
+
+def test_tensors_of_hooks_from_inference_mode_are_named(llama: Any) -> None:
+    with torch.inference_mode():
+        steering = torch.randn(models.D_MODEL)
+    with pytest.raises(js.InputError, match="A hook brings in a tensor"):
+        js.attribute(llama, TOKENS, fwd_hooks=[("blocks.0.hook_resid_post", lambda a, hook: a * steering)])
 
 
 def test_a_bias_of_the_unembedding_counts(kind: str) -> None:

@@ -154,4 +154,4 @@ def test_tokens_are_a_copy(llama: Any) -> None:
 
 def test_text_round_trip(llama: Any) -> None:
     view = ModelView(llama)
-    assert "".join(to_str_tokens(view, to_tokens(view, TEXT))) == "<bos> " + TEXT
+    assert "".join(to_str_tokens(view, to_tokens(view, TEXT).tolist())) == "<bos> " + TEXT

@@ -16,9 +16,8 @@ class Document:
     """Words in order, and the causes of those that can be known.
 
     ``answers[i]`` are the positions that decide word ``i``: for the word at each of them there is another of its kind
-    that changes the answer, for any other content word there is none. No positions at all: the word is decided, but by
-    several words that agree. ``frame`` (the sentence parts) and ``combination`` (the content words that were drawn
-    together) say which split the document belongs to.
+    that changes the answer, for any other content word there is none. ``frame`` (the sentence parts) and
+    ``combination`` (the content words that were drawn together) say which split the document belongs to.
     """
 
     task: str
@@ -31,7 +30,7 @@ class Document:
 def marked(task: str, frame: tuple[Any, ...], combination: Sequence[str], text: str) -> Document:
     """A document from text in which causes and answers are marked: ``the keys=head to the cabinet are<head rusty .``
 
-    ``word=name`` is a cause, ``word<name,name`` an answer that the causes of those names decide (``word<``: see above).
+    ``word=name`` is a cause, ``word<name,name`` an answer that the causes of those names decide.
     """
     words: list[str] = []
     causes: dict[str, int] = {}
@@ -39,7 +38,7 @@ def marked(task: str, frame: tuple[Any, ...], combination: Sequence[str], text: 
     for position, item in enumerate(text.split()):
         word, is_answer, names = item.partition("<")
         if is_answer:
-            answers[position] = tuple(sorted(causes[name] for name in names.split(",") if name))
+            answers[position] = tuple(sorted(causes[name] for name in names.split(",")))
         word, is_cause, name = word.partition("=")
         if is_cause:
             causes[name] = position

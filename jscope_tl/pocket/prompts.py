@@ -61,14 +61,14 @@ def pocket_prompts(
     if split not in ("held_out", "train"):
         raise InputError(f"split is 'held_out' or 'train', not {split!r}.")
     rng = random.Random(f"prompt {seed}")
-    answered = (doc for doc in documents(task, split, seed) if any(doc.answers.values()) or task == "series")
+    answered = (doc for doc in documents(task, split, seed) if doc.answers or task == "series")
     return [_cut(doc, rng) for doc in islice(answered, n)]
 
 
 def _cut(doc: Document, rng: random.Random) -> PocketPrompt:
     """The document up to one of its answers; a series up to a number in its second half."""
     if doc.answers:
-        at = rng.choice([position for position, causes in doc.answers.items() if causes])
+        at = rng.choice(list(doc.answers))
     else:
         at = 2 * rng.randrange(len(doc.words) // 4, len(doc.words) // 2)
     causes = tuple(i + 1 for i in doc.answers.get(at, ()))

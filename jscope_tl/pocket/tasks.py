@@ -86,9 +86,8 @@ def politics(rng: random.Random, split: str) -> Document:
         end = f"{pronoun} is a {rng.choice(list(labels.values()))}"
     else:
         deciding = "region" if where == "home" else "university"
-        causes = (
-            "" if len(set(labels.values())) == 1 else f"{deciding},where"
-        )  # where both places agree, neither decides
+        agree = len(set(labels.values())) == 1  # then it does not matter where he is
+        causes = deciding if agree else f"{deciding},where"
         end = f"at {where}=where {pronoun} is a {labels[deciding]}<{causes}"
     return marked("politics", frame, (person, *drawn), f"{person} {food} {clauses} . {end} .")
 

@@ -43,8 +43,9 @@ class SemanticScope(TargetScope):
     Example:
         >>> import jscope_tl as js
         >>> model = js.load_pocket_model()
-        >>> js.attribute(model, "you never lie , because you are", "semantic", target=" truthful").top(1)[0].str_token
-        ' lie'
+        >>> prompt = "tom grew up in the south and goes to columbia . at school he is a"
+        >>> js.attribute(model, prompt, "semantic", target=" liberal").top(1)[0].str_token
+        ' columbia'
     """
 
     unit = "logit per unit of x"

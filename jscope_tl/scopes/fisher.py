@@ -52,9 +52,9 @@ class FisherScope(Scope):
     Example:
         >>> import jscope_tl as js
         >>> model = js.load_pocket_model()
-        >>> result = js.attribute(model, "the keys to the cabinet near the doors", js.FisherScope(method="exact"))
-        >>> result.top(1)[0].str_token
-        ' keys'
+        >>> prompt = "english : the black dog sleeps . german : der schwarze"
+        >>> js.attribute(model, prompt, "fisher", method="exact").top(1)[0].str_token
+        ' dog'
     """
 
     method: str = "auto"

@@ -18,6 +18,7 @@ class Entry:
     options: tuple[str, ...]
     summary: str
     builtin: bool
+    takes_any: bool = False
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -51,7 +52,7 @@ def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:
 
 
 def _register(name: str, unit: str, thing: Any) -> Any:
-    builtin = getattr(thing, "__module__", "").startswith("jscope_tl.")
+    builtin = str(getattr(thing, "__module__", "")).startswith("jscope_tl.")
     if not name:
         raise InputError("A scope is registered under a name, and this one has none: register_scope('name').")
     if name in _ENTRIES and _ENTRIES[name].builtin and not builtin:
@@ -59,17 +60,20 @@ def _register(name: str, unit: str, thing: Any) -> Any:
     if inspect.isclass(thing) and issubclass(thing, Scope):
         thing.name = name
         make: Callable[..., Scope] = thing
-        options = tuple(f.name for f in fields(thing)) if is_dataclass(thing) else ()
+        takes_any = False
+        options = [f.name for f in fields(thing)] if is_dataclass(thing) else []
     elif callable(thing) and not inspect.isclass(thing):
         make = partial(_function_scope, thing, name, unit)
-        options = tuple(inspect.signature(thing).parameters)[1:]
+        parameters = list(inspect.signature(thing).parameters.values())[1:]
+        options = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        takes_any = len(options) < len(parameters)
     else:
         raise InputError(f"A scope is a subclass of Scope or a function of the state; {thing!r} is neither.")
     taken = sorted(RESERVED & set(options))
     if taken:
         raise InputError(f"Scope {name!r} has an option {taken[0]!r}, which is a keyword of attribute; rename it.")
     summary = (inspect.getdoc(thing) or "").partition("\n")[0]
-    _ENTRIES[name] = Entry(make, options, summary, builtin)
+    _ENTRIES[name] = Entry(make, tuple(options), summary, builtin, takes_any)
     return thing
 
 
@@ -97,7 +101,7 @@ def get_scope(name: str) -> Callable[..., Scope]:
 
 
 def _make(name: str, entry: Entry, **options: Any) -> Scope:
-    if inspect.isclass(entry.make):  # a function's options are checked against its signature
+    if not entry.takes_any:
         _check_options(name, entry.options, options)
     return entry.make(**options)
 

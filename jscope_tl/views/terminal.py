@@ -52,8 +52,8 @@ def coloured_prompt(result: Attribution) -> Text:
 
 
 def _table(result: Attribution, k: int) -> Table:
-    head = ("", "position", "token", Text(f"score ({result.unit})"))
-    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    table = Table("", "position", "token", box=None, pad_edge=False, header_style="bold")
+    table.add_column(Text(f"score ({result.unit})"))
     for rank, token in enumerate(result.top(k), start=1):
         score = score_text(token.score, token.stderr)
         table.add_row(str(rank), str(token.position), Text(repr(token.str_token)), score)

@@ -69,24 +69,13 @@ def test_causes_decide_and_nothing_else_does(task: str, split: str) -> None:
                 for kind in (kind for kind in KINDS if word in kind):
                     others = [other for other in kind if other not in prompt]
                     swaps = [
-                        [*prompt[:i], other, *prompt[i + 1 :]] for other in rng.sample(others, min(8, len(others)))
+                        [*prompt[:i], other, *prompt[i + 1 :]] for other in rng.sample(others, min(12, len(others)))
                     ]
                     changed = any(RULES[task](swap) != doc.words[at] for swap in swaps)
                     if i not in causes:
                         assert not changed, (prompt, word)
-                    elif len(swaps) >= 8:
+                    else:
                         assert changed, (prompt, word)
-
-
-def test_every_cause_is_one(  # the swaps above cannot show it where a kind has few words
-) -> None:
-    for doc in some("politics", "held_out"):
-        for at, causes in doc.answers.items():
-            where = [i for i in causes if doc.words[i] in ("home", "school")]
-            for i in where:
-                other = {"home": "school", "school": "home"}[doc.words[i]]
-                labels = {word: label([*doc.words[:i], word, *doc.words[i + 1 : at]]) for word in (doc.words[i], other)}
-                assert labels[doc.words[i]] == doc.words[at]
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])

@@ -64,7 +64,7 @@ def test_weak_directions_are_kept() -> None:
     assert len(R) == D_MODEL
 
 
-@pytest.mark.parametrize(("n", "rtol", "method"), [(400, 0.2, "sampled"), (60, 0.2, "exact"), (400, 0.9, "sampled")])
+@pytest.mark.parametrize(("n", "rtol", "method"), [(400, 0.2, "sampled"), (60, 0.1, "exact"), (400, 0.9, "sampled")])
 def test_auto_stops_neither_early_nor_late(n: int, rtol: float, method: str) -> None:
     """J of rank one: each probe is as noisy as it can be, √2 of the score, so about 2/rtol² of them are needed."""
     generator = torch.Generator().manual_seed(0)
