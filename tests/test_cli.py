@@ -1,8 +1,10 @@
 """The command: what it prints, what it writes, and one clear line for what it cannot do."""
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,14 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         ([PROMPT, "--html", "/no/such/folder/page.html"], "no folder"),
         ([PROMPT, "--top", "0"], "1 or more"),
         ([""], "empty"),
+        (["the \udcff keys"], "no text"),
+        ([PROMPT, "--scope", "fisher", "-o", "rtol=abc"], "rtol"),
+        ([PROMPT, "--scope", "fisher", "-o", "seed=null"], "seed"),
+        ([PROMPT, "--scope", "fisher", "-o", "method=3"], "no method 3"),
+        ([PROMPT, "--target", " are", "-o", "target=44"], "given twice"),
+        ([PROMPT, "--device", "meta"], "holds no data"),
+        ([PROMPT, "--save", ""], "no file to write to"),
+        ([PROMPT, "--html", "."], "no file to write to"),
     ],
 )
 def test_wrong_input_costs_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,3 +134,30 @@ def test_as_a_command_of_its_own() -> None:
     )
     assert json.loads(done.stdout)["scope"] == "semantic"
     assert done.stderr == ""
+
+
+def run_with(environment: dict[str, str], *arguments: str, **how: object) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "jscope_tl.cli", *arguments]
+    return subprocess.run(command, capture_output=True, env=os.environ | environment, **how)  # type: ignore[call-overload]
+
+
+def test_terminals_without_unicode() -> None:
+    done = run_with(
+        {"PYTHONIOENCODING": "ascii"}, "german : der hund schläft . english : the", "--scope", "fisher", "--json"
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert " schläft" in json.loads(done.stdout)["str_tokens"]
+    assert run_with({"PYTHONIOENCODING": "ascii"}, "--list-scopes").returncode == 0
+
+
+def test_a_closed_pipe_is_no_failure(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m jscope_tl.cli '{PROMPT}' --json --save {tmp_path}/r | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert js.Attribution.load(tmp_path / "r").scope == "semantic"
+
+
+def test_warning_filters_are_as_before() -> None:
+    before = list(warnings.filters)
+    main([PROMPT, "--json"])
+    assert list(warnings.filters) == before

@@ -11,6 +11,7 @@ import jscope_tl as js
 from jscope_tl.engine import Puller, default_chunk_size
 from jscope_tl.forward import run
 from jscope_tl.model import ModelView
+from tests.conftest import shared_tiny
 from tests.models import D_MODEL, TOKENS
 
 
@@ -96,3 +97,16 @@ def test_models_that_cannot_be_batched_go_row_by_row(llama: Any) -> None:
     torch.testing.assert_close(result.scores, expected.scores)
     assert any("one by one" in warning for warning in result.warnings)
     assert expected.warnings == []
+
+
+def test_energies_of_half_precision_are_summed_in_full(kind: str) -> None:
+    model = shared_tiny(kind, "llama", torch.bfloat16).model
+    with run(ModelView(model), TOKENS, 7, "hook_embed") as state:
+        puller = Puller(state)
+        small = torch.eye(D_MODEL)[:3] * 1e-30  # far below what float16 holds
+        rows = torch.cat(list(puller.rows(torch.eye(D_MODEL)[:3], more_to_come=True)))
+        energies = puller.energies(torch.eye(D_MODEL)[:3], more_to_come=True)
+        tiny_rows = torch.cat(list(puller.rows(small)))
+    assert energies.dtype == rows.dtype == torch.float32
+    torch.testing.assert_close(energies, rows.square().sum(-1))
+    torch.testing.assert_close(tiny_rows * 1e30, rows)

@@ -52,7 +52,7 @@ def test_finite_differences(kind: str, at: str) -> None:
         torch.testing.assert_close(J[:, t] @ step, difference, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("cotangents", [torch.ones(3, 7), torch.ones(1, 2, D_MODEL), 3.0])
+@pytest.mark.parametrize("cotangents", [torch.ones(3, 7), torch.ones(1, 2, D_MODEL), 3.0, torch.empty(0, D_MODEL)])
 def test_bad_cotangents(llama: Any, cotangents: Any) -> None:
     with pytest.raises(js.InputError, match=r"\[k, d_model\].*d_model = 32"):
         inspect.unwrap(js.jacobian)(llama, TOKENS, cotangents)
@@ -63,3 +63,9 @@ def test_bad_chunk_sizes(llama: Any, chunk_size: Any) -> None:
     for call in (js.jacobian, js.attribute):
         with pytest.raises(js.InputError, match="chunk_size"):
             inspect.unwrap(call)(llama, TOKENS, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1j])
+def test_cotangents_are_real_and_finite(llama: Any, value: Any) -> None:
+    with pytest.raises(js.InputError, match="real, finite"):
+        inspect.unwrap(js.jacobian)(llama, TOKENS, torch.full((D_MODEL,), value))

@@ -212,3 +212,78 @@ def test_import_needs_neither_transformer_lens_nor_views() -> None:
         "sys.exit(repr(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_bridge
+@needs_hooked
+@pytest.mark.parametrize("at", ["hook_embed", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"])
+def test_both_classes_mean_the_same_point(family: str, at: str) -> None:
+    bridge, hooked = (
+        js.attribute(shared_tiny(k, family).model, TOKENS, at=at, target=44) for k in ("bridge", "hooked")
+    )
+    torch.testing.assert_close(bridge.scores, hooked.scores, rtol=1e-4, atol=1e-5)
+
+
+@needs_hooked
+def test_resid_mid_of_a_hooked_transformer() -> None:
+    model = shared_tiny("hooked", "llama").model
+    mid = js.jacobian(model, TOKENS, at="blocks.2.hook_resid_mid")
+    cache = model.run_with_cache(TOKENS[None])[1]
+    x = cache["blocks.2.hook_resid_mid"][0, -1].clone().requires_grad_()
+    y = model.ln_final((x + model.blocks[2].mlp(model.blocks[2].ln2(x[None, None]))[0, 0])[None, None])[0, 0]
+    expected = torch.stack([torch.autograd.grad(y[i], x, retain_graph=True)[0] for i in range(models.D_MODEL)])
+    torch.testing.assert_close(mid[:, -1], expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_bridge
+@pytest.mark.parametrize("at", ["blocks.1.hook_resid_mid", "blocks.1.ln2.hook_in"])
+def test_resid_mid_of_a_bridge_is_refused(at: str) -> None:
+    """It feeds the MLP alone; the skip connection goes round it, and a score there would be another quantity."""
+    with pytest.raises(js.InputError, match="hook_resid_pre"):
+        js.attribute(shared_tiny("bridge", "llama").model, TOKENS, at=at)
+
+
+@needs_hooked
+def test_models_without_a_final_norm_keep_temperature() -> None:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    cfg = HookedTransformerConfig(
+        n_layers=1, d_model=16, n_heads=2, d_head=8, d_vocab=60, d_vocab_out=20, n_ctx=9, act_fn="relu", d_mlp=16,
+        normalization_type=None, seed=0,
+    )  # fmt: skip
+    model = HookedTransformer(cfg, move_to_device=False)
+    assert not ModelView(model).basis.ln_folded
+    # Fewer outputs than inputs: the prompt's own next token may be none of them, and the arg-max is explained then.
+    result = js.attribute(model, [1, 2, 55, 3], "temperature", position=1)
+    assert result.scores[:2].all()
+    assert result.prediction.target == result.prediction.top[0]
+
+
+def test_a_gain_of_one_with_a_bias_is_no_folded_norm(kind: str) -> None:
+    model = tiny(kind, "gpt2", fold_ln=True).model
+    assert ModelView(model).basis.ln_folded
+    bias = getattr(model.ln_final, "bias", None) if kind == "bridge" else getattr(model.ln_final, "b", None)
+    if bias is None:
+        pytest.skip("this version replaces a folded norm by one without parameters")
+    with torch.no_grad():
+        bias.copy_(torch.linspace(-1, 1, models.D_MODEL))
+    assert not ModelView(model).basis.ln_folded
+
+
+def test_almost_centred_is_not_centred(kind: str) -> None:
+    model = tiny(kind, "llama", center_unembed=True).model
+    W_U = model.unembed.W_U if kind == "hooked" else model.unembed.weight.T
+    with torch.no_grad():
+        W_U += 0.3 * W_U.norm() / W_U.numel() ** 0.5 / W_U.shape[1] ** 0.5
+    assert not ModelView(model).basis.unembed_centered
+
+
+def test_tokenizers_larger_than_the_model(kind: str) -> None:
+    model = shared_tiny(kind, "llama").model
+    cfg, d_vocab = model.cfg, model.cfg.d_vocab
+    cfg.d_vocab = 50
+    try:
+        with pytest.raises(js.InputError, match="out of range"):
+            js.attribute(model, "the keys to the cabinet")
+    finally:
+        cfg.d_vocab = d_vocab

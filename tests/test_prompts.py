@@ -3,12 +3,13 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import jscope_tl as js
 from jscope_tl.model import ModelView
-from jscope_tl.prompts import bos_positions, to_str_tokens, to_tokens
+from jscope_tl.prompts import bos_positions, to_id, to_str_tokens, to_tokens
 from tests import models
 from tests.models import D_VOCAB, N_CTX, TOKENS
 
@@ -36,6 +37,12 @@ TEXT = "the keys to the cabinet"
         (torch.zeros(N_CTX + 1, dtype=torch.long), f"{N_CTX + 1} tokens.*at most {N_CTX}"),
         (" ".join(["keys"] * (N_CTX + 5)), f"{N_CTX + 6} tokens.*at most {N_CTX}"),
         (None, "NoneType"),
+        ([1, 2**70], "out of range"),
+        (torch.tensor([1, 600], dtype=torch.uint16), "600 is out of range"),
+        (torch.tensor([1, 2]).to_sparse(), "dense"),
+        (torch.empty(3, dtype=torch.long, device="meta"), "meta"),
+        ("the \ud800 keys", "no text"),
+        ([np.bool_(True)], "list of token ids"),
         (b"keys", "bytes"),
     ],
 )
@@ -59,7 +66,8 @@ def test_bad_positions(llama: Any, position: Any) -> None:
         (2.0, "a token id"),
         (" keys doors", r"2 tokens \(' keys', ' doors'\)"),
         ("zebra", "not in the vocabulary"),
-        ("", "0 tokens"),
+        ("", r"0 tokens \(\), it must be exactly one\.$"),
+        ("\ud800", "no text"),
     ],
 )
 def test_bad_targets(llama: Any, target: Any, message: str) -> None:
@@ -75,7 +83,7 @@ def _semantic(target: Any) -> js.SemanticScope:
     return scope
 
 
-@pytest.mark.parametrize("target", [44, " keys", "keys", torch.tensor(44)])
+@pytest.mark.parametrize("target", [44, " keys", "keys", torch.tensor(44), np.int64(44)])
 def test_good_targets(llama: Any, target: Any) -> None:
     result = attribute(llama, TOKENS, _semantic(target))
     assert result.prediction.target.token == (44 if not isinstance(target, str) else result.prediction.target.token)
@@ -155,3 +163,38 @@ def test_tokens_are_a_copy(llama: Any) -> None:
 def test_text_round_trip(llama: Any) -> None:
     view = ModelView(llama)
     assert "".join(to_str_tokens(view, to_tokens(view, TEXT).tolist())) == "<bos> " + TEXT
+
+
+@pytest.mark.parametrize("prepend_bos", ["no", 2, []])
+def test_bad_prepend_bos(llama: Any, prepend_bos: Any) -> None:
+    with pytest.raises(js.InputError, match="prepend_bos is True, False or None"):
+        attribute(llama, TEXT, prepend_bos=prepend_bos)
+
+
+def test_numpys_numbers_are_numbers(llama: Any) -> None:
+    expected = js.attribute(llama, TOKENS, position=4)
+    result = attribute(llama, list(TOKENS.numpy()), position=np.int64(4), chunk_size=np.int32(2))
+    assert torch.equal(result.scores, expected.scores)
+    assert len(inspect.unwrap(result.top)(np.int64(2))) == 2
+
+
+def test_hints_name_what_would_work(llama: Any) -> None:
+    """A tokenizer that wants no space before a word is told apart from one that does."""
+    view = ModelView(llama)
+
+    class Spaceless:
+        unk_token_id, unk_token, bos_token_id = None, None, None
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": [7, 8] if text.startswith(" ") else [8]}
+
+        def decode(self, ids: list[int], **kwargs: Any) -> str:
+            return "are" if ids == [8] else ""
+
+    before = llama.tokenizer
+    llama.tokenizer = Spaceless()
+    try:
+        with pytest.raises(js.InputError, match="Try 'are'"):
+            to_id(view, " are", 100)
+    finally:
+        llama.tokenizer = before

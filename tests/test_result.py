@@ -109,3 +109,32 @@ def test_header_is_json(result: js.Attribution, tmp_path: Path) -> None:
 def test_results_are_frozen(result: js.Attribution) -> None:
     with pytest.raises(AttributeError):
         result.scope = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("damage", ["schema", "attribution", "scores", "position"])
+def test_damaged_files(result: js.Attribution, tmp_path: Path, damage: str) -> None:
+    header = {"format": storage.FORMAT, "schema": "1", "attribution": json.dumps(storage.as_dict(result))}
+    tensors = {"scores": result.scores, "tokens": result.tokens}
+    if damage == "scores":
+        tensors["scores"] = result.scores[:2].clone()
+    elif damage == "position":
+        header["attribution"] = json.dumps(storage.as_dict(result) | {"position": 99})
+    else:
+        header[damage] = "x"
+    save_file(tensors, tmp_path / "damaged", header)
+    with pytest.raises(js.InputError, match="damaged"):
+        js.Attribution.load(tmp_path / "damaged")
+
+
+def test_saving_keeps_permissions_and_follows_links(result: js.Attribution, tmp_path: Path) -> None:
+    private, link = tmp_path / "private", tmp_path / "link"
+    private.touch(0o600)
+    private.chmod(0o600)
+    link.symlink_to(private)
+    result.save(link)
+    assert link.is_symlink()
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert js.Attribution.load(private).unit == result.unit
+    for bad in ("", tmp_path):
+        with pytest.raises(js.InputError, match="no file to write to"):
+            result.save(bad)

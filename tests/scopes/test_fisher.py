@@ -86,6 +86,46 @@ def test_auto_stops_neither_early_nor_late(n: int, rtol: float, method: str) -> 
         assert ((score.values - exact).abs() < 5 * score.stderr).all()
 
 
+def test_long_tails_of_wide_models_are_kept() -> None:
+    """A power-law spectrum at d = 1024: the usual cut at d * eps would lose a percent where J is large along the tail."""
+    d = 1024
+    W = torch.randn(2000, d, generator=torch.Generator().manual_seed(0)) * torch.arange(1, d + 1) ** -0.9
+    p = torch.full((2000,), 1 / 2000)
+    R = fisher_factor(W, p)
+    truth = oracles.fisher_matrix(_oracle(W.double(), torch.zeros(2000).double())).diag()
+    gains = torch.arange(1, d + 1) ** 1.2
+    torch.testing.assert_close((R * gains).square().sum().double(), truth @ gains.double() ** 2, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("scope", ["log_prob", "entropy", "fisher"])
+@pytest.mark.parametrize("sharpness", [30.0, 80.0])
+def test_almost_certain_predictions(kind: str, scope: str, sharpness: float) -> None:
+    """1 - p is tiny: in float32 it would cancel against 1, in float16 vanish. Both keep their digits."""
+    options = {"method": "exact"} if scope == "fisher" else {}
+    scores = {}
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        model = models.tiny(kind, "gpt2").model
+        parameter = model.unembed.W_U if kind == "hooked" else model.unembed.weight
+        with torch.no_grad():
+            parameter *= sharpness / 10
+        result = js.attribute(model.to(dtype), TOKENS, scope, **options)
+        scores[dtype] = result.scores.double()
+        assert result.warnings == []
+    certainty = 1 - js.attribute(model, TOKENS, scope, **options).prediction.target.probability
+    assert certainty < 1e-2
+    top = scores[torch.float64].max()
+    assert (scores[torch.float32] - scores[torch.float64]).abs().max() < 1e-3 * top
+    assert (scores[torch.float16] - scores[torch.float64]).abs().max() < 0.5 * top
+
+
+@pytest.mark.parametrize("factor", [0.75, 0.95])
+def test_scaled_logits_behind_the_unembedding_are_noticed(kind: str, factor: float) -> None:
+    model = models.tiny(kind, "llama").model
+    model.unembed.register_forward_hook(lambda module, args, output: output * factor)
+    with pytest.raises(js.InputError, match="more than that"):
+        js.attribute(model, TOKENS, "fisher", method="exact")
+
+
 def test_peaked_distributions_do_not_cancel() -> None:
     """As printed, float32 loses everything in S - μμ^T where p is almost one-hot; centred first it does not."""
     generator = torch.Generator().manual_seed(0)
@@ -187,6 +227,7 @@ def test_auto_meets_its_tolerance(pocket: Any, rtol: float) -> None:
         ({"seed": -1}, "seed"),
         ({"rtol": 0.0}, "rtol"),
         ({"rtol": 1.5}, "rtol"),
+        ({"seed": 2**70}, "seed"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

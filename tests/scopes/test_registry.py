@@ -1,5 +1,6 @@
 """Names of scopes, and scopes of one's own."""
 
+import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,3 +114,54 @@ def test_ones_own_can_be_replaced_and_the_packages_cannot() -> None:
         js.register_scope("fisher")(one)
     with pytest.raises(js.InputError, match="neither"):
         js.register_scope("thing")(3)
+
+
+def test_a_subclass_goes_by_its_own_name(llama: Any) -> None:
+    class Mine(js.SemanticScope):
+        """Not registered."""
+
+    assert js.attribute(llama, TOKENS, Mine()).scope == "Mine"
+    assert js.attribute(llama, TOKENS, Mine, target=44).options["target"] == 44
+    with pytest.raises(js.InputError, match="'Mine' has no option 'targt'. Did you mean 'target'"):
+        js.attribute(llama, TOKENS, Mine, targt=44)
+
+
+def test_cotangents_of_classes_are_checked_too(llama: Any) -> None:
+    class Flat(js.Scope):
+        def cotangents(self, state: js.State) -> Any:
+            return state.y.detach()
+
+    class Wrong(js.Scope):
+        def cotangents(self, state: js.State) -> Any:
+            return torch.ones(3, 3)
+
+    js.register_scope("flat")(Flat)  # no dataclass, hence no options
+    assert js.attribute(llama, TOKENS, "flat").scores.all()
+    with pytest.raises(js.InputError, match="Wrong returned"):
+        js.attribute(llama, TOKENS, Wrong())
+
+
+def test_functions_of_many_kinds(llama: Any) -> None:
+    def weighted(state: js.State, *, weight: float) -> torch.Tensor:
+        return weight * state.y.detach()
+
+    js.register_scope("double")(functools.partial(weighted, weight=2.0))
+    js.register_scope("any")(lambda state, **options: options["by"] * state.y.detach())
+    js.register_scope("weighted")(weighted)
+    once = js.attribute(llama, TOKENS, "weighted", weight=1.0).scores
+    for name, options in (("double", {}), ("any", {"by": 2.0})):
+        torch.testing.assert_close(js.attribute(llama, TOKENS, name, **options).scores, 2 * once)
+    with pytest.raises(js.InputError, match="missing a required"):
+        js.attribute(llama, TOKENS, "weighted")
+    with pytest.raises(js.InputError, match="unexpected keyword"):
+        js.attribute(llama, TOKENS, weighted, weight=1.0, wait=2.0)
+
+
+def test_names_that_cannot_be_registered() -> None:
+    with pytest.raises(js.InputError, match="has none"):
+        js.register_scope("")(lambda state: state.y)
+    with pytest.raises(js.InputError, match="keyword of attribute"):
+        js.register_scope("mine")(lambda state, position: state.y)
+    for name in (3, ["a"], None):
+        with pytest.raises(js.InputError, match="There is no scope"):
+            inspect.unwrap(js.get_scope)(name)

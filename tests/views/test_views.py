@@ -134,3 +134,31 @@ def test_page(nasty: js.Attribution, tmp_path: Path) -> None:
 def test_score_text() -> None:
     assert score_text(12.3456, None) == "12.35"
     assert score_text(12.3456, 0.0456) == "12.35 ± 0.046"
+
+
+def test_control_characters_stay_harmless(nasty: js.Attribution, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ["\x1b[2J", "\x9b1m", "\u202eabc", "\x00", "\x7f", "é", "👩\u200d🔬", " x"]
+    result = dataclasses.replace(nasty, str_tokens=tokens)
+    show(result, Console(width=200))
+    out = capsys.readouterr().out
+    for text in (out, result._repr_html_()):
+        assert not set("\x1b\x9b\u202e\x00\x7f") & set(text)
+        assert "␛[2J" in text
+        assert "é👩\u200d🔬" in text or "👩\u200d🔬" in text
+
+
+def test_units_are_no_markup(nasty: js.Attribution, capsys: pytest.CaptureFixture[str]) -> None:
+    show(dataclasses.replace(nasty, unit="x [/y] [m/s]"), Console(width=200))
+    assert "x [/y] [m/s]" in capsys.readouterr().out
+
+
+def test_everything_in_html_is_escaped(nasty: js.Attribution) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    prediction = dataclasses.replace(
+        nasty.prediction, target=dataclasses.replace(nasty.prediction.target, str_token=evil)
+    )
+    result = dataclasses.replace(
+        nasty, str_tokens=[evil] * len(NASTY), scope=evil, unit=evil, warnings=[evil], prediction=prediction,
+        options={"resolved": {evil: evil}},
+    )  # fmt: skip
+    assert "img" not in Text(result._repr_html_()).tags
