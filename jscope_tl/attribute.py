@@ -103,7 +103,7 @@ def _underflow(score: Score, state: State) -> list[str]:
     if score.values.any():
         return []
     return [
-        f"Every score is 0: the prediction is so certain (p = {float(state.log_probs.max().exp()):.12g}) that in "
+        f"Every score is 0: the prediction is so certain (p = {float(state.log_probs.detach().max().exp()):.12g}) that in "
         f"{state.x.dtype} nothing moves what this scope explains. Try 'semantic', or a model in float32."
     ]
 

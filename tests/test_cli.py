@@ -87,9 +87,6 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         ([PROMPT, "--top", "0"], "1 or more"),
         ([""], "empty"),
         (["the \udcff keys"], "no text"),
-        ([PROMPT, "--scope", "fisher", "-o", "rtol=abc"], "rtol"),
-        ([PROMPT, "--scope", "fisher", "-o", "seed=null"], "seed"),
-        ([PROMPT, "--scope", "fisher", "-o", "method=3"], "no method 3"),
         ([PROMPT, "--target", " are", "-o", "target=44"], "given twice"),
         ([PROMPT, "--device", "meta"], "holds no data"),
         ([PROMPT, "--save", ""], "no file to write to"),
@@ -161,3 +158,13 @@ def test_warning_filters_are_as_before() -> None:
     before = list(warnings.filters)
     main([PROMPT, "--json"])
     assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("option", ["rtol=abc", "rtol=null", "seed=null", "method=3", "rank=half"])
+def test_options_of_the_wrong_type_cost_one_line(option: str) -> None:
+    done = run_with(
+        {}, PROMPT, "--scope", "fisher", "-o", option
+    )  # a process of its own has no type checks of the tests
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"jscope: ")
+    assert done.stderr.count(b"\n") == 1

@@ -103,10 +103,10 @@ def test_energies_of_half_precision_are_summed_in_full(kind: str) -> None:
     model = shared_tiny(kind, "llama", torch.bfloat16).model
     with run(ModelView(model), TOKENS, 7, "hook_embed") as state:
         puller = Puller(state)
-        small = torch.eye(D_MODEL)[:3] * 1e-30  # far below what float16 holds
+        small = torch.eye(D_MODEL)[:3] * 2.0**-100  # far below what float16 holds
         rows = torch.cat(list(puller.rows(torch.eye(D_MODEL)[:3], more_to_come=True)))
         energies = puller.energies(torch.eye(D_MODEL)[:3], more_to_come=True)
         tiny_rows = torch.cat(list(puller.rows(small)))
     assert energies.dtype == rows.dtype == torch.float32
     torch.testing.assert_close(energies, rows.square().sum(-1))
-    torch.testing.assert_close(tiny_rows * 1e30, rows)
+    torch.testing.assert_close(tiny_rows * 2.0**100, rows)
