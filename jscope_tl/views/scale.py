@@ -26,7 +26,7 @@ def background(intensity: float) -> tuple[int, int, int]:
 
 def ink(intensity: float) -> str:
     """The text colour that is readable on `background`."""
-    return "white" if intensity > 0.9 else "black"
+    return "#ffffff" if intensity > 0.9 else "#000000"
 
 
 NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
