@@ -3,12 +3,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.scopes import registry
 from tests import models, oracles
 
 torch.set_num_threads(1)
@@ -49,3 +51,12 @@ def llama(kind: str) -> Any:
 @pytest.fixture(scope="session")
 def pocket() -> Any:
     return js.load_pocket_model()
+
+
+@pytest.fixture(autouse=True)
+def _forget_new_scopes() -> Iterator[None]:
+    """Scopes that a test or an example registers are gone after it."""
+    before = dict(registry._ENTRIES)
+    yield
+    registry._ENTRIES.clear()
+    registry._ENTRIES.update(before)

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,6 @@ import torch
 import jscope_tl as js
 from jscope_tl.scopes import registry
 from tests.models import TOKENS
-
-
-@pytest.fixture(autouse=True)
-def _forget_new_scopes() -> Iterator[None]:
-    before = dict(registry._ENTRIES)
-    yield
-    registry._ENTRIES.clear()
-    registry._ENTRIES.update(before)
 
 
 def test_names() -> None:
