@@ -10,8 +10,8 @@ from tests.models import TOKENS
 
 TOLERANCE = 1e-4
 """Relative, for float32 models against the float64 oracle; what is seen is below 3e-6."""
-BF16_TOLERANCE = 0.15
-"""Relative to the largest score: bf16 keeps 8 bits, and three layers and their gradients round at every step."""
+BF16_TOLERANCE = 0.1
+"""Relative to the largest score: bf16 keeps 8 bits, and every step of three layers rounds; what is seen is below 0.06."""
 
 
 def test_every_scope_has_an_oracle() -> None:
