@@ -43,8 +43,7 @@ def attribute(
         position: whose next-token prediction is explained; negative counts from the end. Later positions score 0.
         at: the residual-stream hook point whose activation ``x`` the scores refer to.
         prepend_bos: overrides the model's default for strings.
-        fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model. From the
-            unembedding on they see the explained position alone.
+        fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model.
         chunk_size: backward rows computed at once; more is faster and takes more memory.
         progress: a progress bar always (True), never (False), or where the wait is over a second (None).
 
@@ -67,9 +66,10 @@ def attribute(
     view = ModelView(model)
     tokens = to_tokens(view, prompt, prepend_bos)
     position = to_position(position, len(tokens))
+    chunk_size = check_chunk_size(chunk_size)
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
     with run(view, tokens, position, at, fwd_hooks) as state:
-        puller = Puller(state, check_chunk_size(chunk_size), progress)
+        puller = Puller(state, chunk_size, progress)
         target = scope.explained_token(state)
         score = scope.score(state, puller.energies)
         return Attribution(

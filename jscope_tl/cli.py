@@ -97,7 +97,7 @@ def _explain(options: argparse.Namespace) -> int:
     from jscope_tl.scopes.registry import get_scope
     from jscope_tl.storage import check_target
     from jscope_tl.views.html import write_page
-    from jscope_tl.views.terminal import panel
+    from jscope_tl.views.terminal import show
 
     if options.prompt is None:
         raise InputError('give a prompt, as in: jscope "the keys to the cabinet near the doors" (or jscope --help).')
@@ -117,7 +117,7 @@ def _explain(options: argparse.Namespace) -> int:
     if options.json:
         print(_json(result))
     else:
-        Console().print(panel(result, options.top))
+        show(result, k=options.top)
     return 0
 
 

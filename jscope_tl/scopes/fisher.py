@@ -116,7 +116,7 @@ def _need_count(name: str, value: object, least: int) -> None:
 def logit_jacobian(state: State) -> Float[Tensor, "d_vocab d_model"]:
     """``D = ∂z/∂y``: the unembedding's rows, each scaled by what soft-cap and logit scale do to its logit."""
     D = (state.W_U.to(state.dtype) * state.slope).T
-    signs = torch.randint(0, 2, (len(D),), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(D) * 2 - 1
+    signs = random_signs(1, len(D), torch.Generator("cpu").manual_seed(0)).to(D)[0]
     seen = state.pull_logits(signs)
     allowed = LINEARITY[state.y.dtype in (torch.float16, torch.bfloat16)]
     if (seen - signs @ D).norm() > allowed * seen.norm():
@@ -140,12 +140,13 @@ def fisher_factor(D: Float[Tensor, "d_vocab d_model"], p: Float[Tensor, "d_vocab
 
 
 def probe_rows(factor: Float[Tensor, "rest d_model"], n: int, generator: torch.Generator) -> Float[Tensor, "n d_model"]:
-    """Random sign combinations of the factor's rows: ``E‖probe J_t‖² = Σ_i ‖factor_i J_t‖²``.
+    """Random sign combinations of the factor's rows: ``E‖probe J_t‖² = Σ_i ‖factor_i J_t‖²``."""
+    return random_signs(n, len(factor), generator).to(factor) @ factor
 
-    Drawn on the CPU, so that a seed means the same on every device.
-    """
-    signs = torch.randint(0, 2, (n, len(factor)), generator=generator, device="cpu").to(factor) * 2 - 1
-    return signs @ factor
+
+def random_signs(n: int, m: int, generator: torch.Generator) -> Float[Tensor, "n m"]:
+    """Signs drawn on the CPU, so that a seed means the same on every device."""
+    return torch.randint(0, 2, (n, m), generator=generator, device="cpu").float() * 2 - 1
 
 
 def _low_rank(factor: Float[Tensor, "k d_model"], rank: int, energies: Energies) -> Score:

@@ -78,6 +78,6 @@ def panel(result: Attribution, k: int = 8) -> RenderableType:
     return Group(*parts)
 
 
-def show(result: Attribution, console: Console | None = None) -> None:
-    """Print a result to a terminal."""
-    (console or Console()).print(panel(result))
+def show(result: Attribution, console: Console | None = None, k: int = 8) -> None:
+    """Print a result to a terminal, with its ``k`` strongest tokens."""
+    (console or Console()).print(panel(result, k))
