@@ -2,6 +2,7 @@
 
 from jscope_tl.attribute import attribute
 from jscope_tl.errors import InputError
+from jscope_tl.influence import InfluencePattern, influence_pattern
 from jscope_tl.jacobian import jacobian
 from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks
 from jscope_tl.result import Attribution
@@ -24,6 +25,7 @@ __all__ = [
     "ContrastiveScope",
     "EntropyScope",
     "FisherScope",
+    "InfluencePattern",
     "InputError",
     "LogProbScope",
     "LogitTemperatureScope",
@@ -35,6 +37,7 @@ __all__ = [
     "attribute",
     "available_scopes",
     "get_scope",
+    "influence_pattern",
     "jacobian",
     "load_pocket_model",
     "pocket_prompts",

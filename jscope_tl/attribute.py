@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,33 +69,35 @@ def attribute(
     position = to_position(position, len(tokens))
     chunk_size = check_chunk_size(chunk_size)
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
-    with run(view, tokens, position, at, fwd_hooks) as state:
-        puller = Puller(state, chunk_size, progress)
+    with run(view, tokens, [position], at, fwd_hooks) as forward:
+        state = forward.state()
+        puller = Puller(forward.x, forward.y, forward.positions, chunk_size, progress)
         target = scope.explained_token(state)
         score = scope.score(state, puller.energies)
         return Attribution(
-            scores=_finished(score.values, state, view.name),
+            scores=finished(score.values, state.x.dtype, view.name),
             tokens=tokens.cpu(),
             str_tokens=to_str_tokens(view, tokens.tolist()),
             position=position,
             scope=scope.label,
-            options=_options(scope, score, view, target),
+            options=_resolved(options_of(scope), score, view, target),
             unit=scope.unit,
-            stderr=None if score.stderr is None else _finished(score.stderr, state, view.name),
+            stderr=None if score.stderr is None else finished(score.stderr, state.x.dtype, view.name),
             prediction=_prediction(state, view, target),
             basis=state.basis,
-            provenance=_provenance(view, state, at, puller.n_backward, score),
+            provenance=provenance(view, state.x, at, puller.n_backward, score.seed),
             warnings=[*warnings, *puller.notes, *_underflow(score, state)],
             bos_positions=bos_positions(view, tokens),
         )
 
 
-def _finished(values: Float[Tensor, "pos"], state: State, name: str) -> Float[Tensor, "pos"]:
+def finished(values: Float[Tensor, "*dest pos"], dtype: torch.dtype, name: str) -> Float[Tensor, "*dest pos"]:
     """Off the graph and the device, in float32."""
     if not values.isfinite().all():
+        where = (~values.isfinite()).nonzero()[:, -1].unique().tolist()
         raise InputError(
-            f"The backward pass of {name} gave infinite or undefined values at positions "
-            f"{(~values.isfinite()).nonzero().flatten().tolist()}. {not_finite_cure(state.x.dtype)}"
+            f"The backward pass of {name} gave infinite or undefined values at positions {where}. "
+            f"{not_finite_cure(dtype)}"
         )
     return values.detach().float().cpu()
 
@@ -108,36 +111,45 @@ def _underflow(score: Score, state: State) -> list[str]:
     ]
 
 
-def _options(scope: Scope, score: Score, view: ModelView, target: int) -> dict[str, Any]:
+def options_of(scope: Scope) -> dict[str, Any]:
+    """What a scope was asked."""
     if isinstance(scope, FunctionScope):
-        options = dict(scope.options)
-    else:
-        options = {f.name: getattr(scope, f.name) for f in fields(scope)} if is_dataclass(scope) else {}
+        return dict(scope.options)
+    return {f.name: getattr(scope, f.name) for f in fields(scope)} if is_dataclass(scope) else {}
+
+
+def _resolved(options: dict[str, Any], score: Score, view: ModelView, target: int) -> dict[str, Any]:
     resolved = dict(score.resolved)
     if options.get("target", "") is None:
         resolved["target"] = to_str_tokens(view, [target])[0]
     return {**options, "resolved": resolved} if resolved else options
 
 
-def _prediction(state: State, view: ModelView, target: int, k: int = 10) -> Prediction:
+def predicted(state: State, view: ModelView, ids: list[int]) -> list[PredictedToken]:
+    """Candidates for the next token with their probabilities."""
     probabilities = state.log_probs.detach().exp()
-    best = probabilities.topk(min(k, len(probabilities)))
-    ids = [*best.indices.tolist(), target]
     texts = to_str_tokens(view, ids)
-    tokens = [PredictedToken(i, text, float(probabilities[i])) for i, text in zip(ids, texts, strict=True)]
-    rank = int((probabilities > probabilities[target]).sum()) + 1
+    return [PredictedToken(i, text, float(probabilities[i])) for i, text in zip(ids, texts, strict=True)]
+
+
+def _prediction(state: State, view: ModelView, target: int, k: int = 10) -> Prediction:
+    log_probs = state.log_probs.detach()
+    best = log_probs.topk(min(k, len(log_probs))).indices.tolist()
+    tokens = predicted(state, view, [*best, target])
+    rank = int((log_probs > log_probs[target]).sum()) + 1
     return Prediction(top=tuple(tokens[:-1]), target=tokens[-1], target_rank=rank)
 
 
-def _provenance(view: ModelView, state: State, at: str, n_backward: int, score: Score) -> Provenance:
+def provenance(view: ModelView, x: Float[Tensor, "pos d_in"], at: str, n_backward: int, seed: int | None) -> Provenance:
+    """Where a result comes from."""
     return Provenance(
         model_name=view.name,
         model_class=type(view.model).__name__,
-        dtype=str(state.x.dtype).removeprefix("torch."),
-        device=str(state.x.device),
+        dtype=str(x.dtype).removeprefix("torch."),
+        device=str(x.device),
         hook_point=at,
         n_backward=n_backward,
-        seed=score.seed,
+        seed=seed,
         versions={name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")},
     )
 

@@ -1,19 +1,18 @@
 """Rows of ``C J``: cotangents pulled back from ``y`` to every position of the hook point, chunk by chunk.
 
 The engine knows neither scopes nor scores. One backward pass gives the row of all positions at once, and rows leave as
-they come: nothing here grows with ``d_model² x pos``.
+they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may start at different explained positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
-from jscope_tl.state import State
 
 CHUNK_BYTES = 256 * 2**20
 """Memory that one chunk of backward rows may take by default (an estimate; ``chunk_size`` overrides it)."""
@@ -34,9 +33,15 @@ def check_chunk_size(chunk_size: Any) -> int | None:
 
 @dataclass
 class Puller:
-    """Pulls cotangents back through one `State`, counts the backward passes, and lets go of the graph at the end."""
+    """Pulls cotangents back through one forward pass, counts the backward passes, and lets go of the graph at the end.
 
-    state: State
+    ``x [pos, d_in]`` is the leaf at the hook point, ``y [n, d_model]`` the final hidden state at the ``n`` explained
+    ``positions``. The ``of`` of a row says which of them it starts at: a number for all rows, or one for each.
+    """
+
+    x: Float[Tensor, "pos d_in"]
+    y: Float[Tensor, "n d_model"]
+    positions: Sequence[int]
     chunk_size: int | None = None
     progress: bool | None = None
     n_backward: int = 0
@@ -44,8 +49,13 @@ class Puller:
     _released: bool = False
     _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of rows and energies: float32, or the model's float64."""
+        return torch.promote_types(self.y.dtype, torch.float32)
+
     def rows(
-        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+        self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"] = 0, more_to_come: bool = False
     ) -> Iterator[Float[Tensor, "chunk pos d_in"]]:
         """Yield ``C_chunk J`` in order, in float32 at least.
 
@@ -53,29 +63,42 @@ class Puller:
         """
         if self._released:
             raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
-        k, d_model = cotangents.shape
-        pos = self.state.x.shape[0]
-        size = self.chunk_size or default_chunk_size(pos, d_model, self.state.x.element_size())
-        chunks = cotangents.to(self.state.y.device, self.state.dtype).split(size)
-        for i, chunk in enumerate(self._watch(chunks, k)):
+        size = self.chunk_size or default_chunk_size(len(self.x), self.y.shape[1], self.x.element_size())
+        chunks = cotangents.to(self.y.device, self.dtype).split(size)
+        starts = self._starts(of, len(cotangents)).split(size)
+        for i, chunk in enumerate(self._watch(chunks, len(cotangents))):
             keep = more_to_come or i + 1 < len(chunks)
             self._released = not keep
             scale = _power_of_two(chunk)
-            rows = self._pull((chunk / scale).to(self.state.y.dtype), keep)
-            yield rows.to(self.state.dtype) * scale.to(rows.device).unsqueeze(-1)
+            rows = self._pull(self._placed((chunk / scale).to(self.y.dtype), starts[i]), keep)
+            yield rows.to(self.dtype) * scale.to(rows.device).unsqueeze(-1)
             self.n_backward += len(chunk)
 
-    def energies(self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False) -> Float[Tensor, "k pos"]:
+    def energies(
+        self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"] = 0, more_to_come: bool = False
+    ) -> Float[Tensor, "k pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
-        squares = [self._energy(rows) for rows in self.rows(cotangents, more_to_come)]
-        return squares[0] if len(squares) == 1 else torch.cat(squares)
+        # x lives elsewhere than y where a model is spread over devices.
+        squares = [rows.square().sum(-1).to(self.y.device) for rows in self.rows(cotangents, of, more_to_come)]
+        energies = squares[0] if len(squares) == 1 else torch.cat(squares)
+        last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
+        later = torch.arange(len(self.x), device="cpu") > last.unsqueeze(-1)
+        return energies.masked_fill(later.to(energies.device), 0)
 
-    def _energy(self, rows: Float[Tensor, "chunk pos d_in"]) -> Float[Tensor, "chunk pos"]:
-        energy = rows.square().sum(-1)
-        energy[:, self.state.position + 1 :] = 0
-        return energy.to(self.state.logits.device)  # x lives elsewhere where a model is spread over devices
+    def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
+        return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")
 
-    def _pull(self, chunk: Float[Tensor, "chunk d_model"], keep: bool) -> Float[Tensor, "chunk pos d_in"]:
+    def _placed(
+        self, chunk: Float[Tensor, "chunk d_model"], starts: Int[Tensor, "chunk"]
+    ) -> Float[Tensor, "chunk n d_model"]:
+        """Each row at the explained position where it starts, nothing at the others."""
+        if len(self.y) == 1:
+            return chunk.unsqueeze(1)
+        placed = chunk.new_zeros(len(chunk), *self.y.shape)
+        placed[torch.arange(len(chunk), device="cpu"), starts] = chunk
+        return placed
+
+    def _pull(self, chunk: Float[Tensor, "chunk n d_model"], keep: bool) -> Float[Tensor, "chunk pos d_in"]:
         if len(chunk) > 1 and self._batched is not False:
             try:
                 # The first time the graph is kept, for the row-by-row way if this one fails.
@@ -94,10 +117,9 @@ class Puller:
         return torch.stack([self._grad(v, keep or i + 1 < len(chunk)) for i, v in enumerate(chunk)])
 
     def _grad(
-        self, cotangents: Float[Tensor, "*chunk d_model"], keep: bool, **how: bool
+        self, cotangents: Float[Tensor, "*chunk n d_model"], keep: bool, **how: bool
     ) -> Float[Tensor, "*chunk pos d_in"]:
-        y, x = self.state.y, self.state.x
-        (rows,) = torch.autograd.grad(y, x, cotangents, retain_graph=keep, allow_unused=True, **how)
+        (rows,) = torch.autograd.grad(self.y, self.x, cotangents, retain_graph=keep, allow_unused=True, **how)
         if rows is None:
             raise InputError(
                 "The prediction does not depend on the hook point: a hook between them replaces everything."

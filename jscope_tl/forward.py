@@ -1,6 +1,6 @@
 """One forward pass, cut at the hook point and at the unembedding; everything of the user's is left as it was."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +22,54 @@ ONE_AT_A_TIME = RLock()
 FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
 
+@dataclass(frozen=True)
+class Run:
+    """One forward pass, cut at the hook point and at the unembedding, with ``n`` explained positions.
+
+    Attributes:
+        x: the activation at the hook point, ``[pos, d_in]``, the leaf that Jacobians are taken with respect to.
+        y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``x``.
+        positions: the explained positions, not negative.
+    """
+
+    view: ModelView
+    tokens: Int[Tensor, "pos"]
+    positions: Sequence[int]
+    x: Float[Tensor, "pos d_in"]
+    y: Float[Tensor, "n d_model"]
+    _y_cuts: list[Float[Tensor, "d_model"]]
+    _logits: Float[Tensor, "n d_vocab"]
+    _slope: Float[Tensor, "n d_vocab"]
+
+    def state(self, i: int = 0) -> State:
+        """What a scope may look at, at the ``i``-th explained position."""
+        position, at_position = self.positions[i], self._logits[i]
+        precise = (
+            torch.float32 if at_position.device.type == "mps" else torch.float64
+        )  # confident p: 1 - p would cancel
+        logits = at_position.detach().to(precise).requires_grad_()
+        following = int(self.tokens[position + 1]) if position + 1 < len(self.tokens) else len(logits)
+        default = following if following < len(logits) else int(logits.argmax())
+        return State(
+            tokens=self.tokens,
+            position=position,
+            x=self.x,
+            y=self.y[i],
+            logits=logits,
+            W_U=self.view.W_U,
+            slope=self._slope[i],
+            basis=self.view.basis,
+            to_id=partial(_target_id, self.view, default, len(logits)),
+            _y_cut=self._y_cuts[i],
+            _output=at_position,
+        )
+
+
 @contextmanager
 def run(
-    view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, fwd_hooks: Iterable[Any] = ()
-) -> Iterator[State]:
-    """Run the model once; inside the context the `State` can be differentiated, whatever gradient mode is set outside.
+    view: ModelView, tokens: Int[Tensor, "pos"], positions: Sequence[int], at: str, fwd_hooks: Iterable[Any] = ()
+) -> Iterator[Run]:
+    """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
     Raises:
         InputError: the hook point does not exist or does not run, the prediction does not depend on it, or activations
@@ -38,7 +81,7 @@ def run(
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
         with ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
-            cuts = _Cuts(position, narrow=not view.unembedding_is_hooked(hooks))
+            cuts = _Cuts(positions, narrow=not view.unembedding_is_hooked(hooks))
             stack.enter_context(_frozen(view.model))
             stack.enter_context(_own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
@@ -47,18 +90,18 @@ def run(
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
             output = view.model(tokens.clone().unsqueeze(0), return_type="logits")
-        yield _state(view, tokens, position, at, cuts, output)
+        yield _run(view, tokens, at, cuts, output)
 
 
 @dataclass
 class _Cuts:
-    """Where the graph is cut: a new leaf at the hook point, and a copy of one position at the unembedding."""
+    """Where the graph is cut: a new leaf at the hook point, and copies of the explained positions at the unembedding."""
 
-    position: int
+    positions: Sequence[int]
     narrow: bool
     x: list[Tensor] = field(default_factory=list)
     y: list[Tensor] = field(default_factory=list)
-    y_cut: list[Tensor] = field(default_factory=list)
+    y_cuts: list[list[Tensor]] = field(default_factory=list)
     unembedded: list[Tensor] = field(default_factory=list)
 
     def attach(self, unembed: nn.Module) -> Iterator[Any]:
@@ -72,12 +115,13 @@ class _Cuts:
         return self.x[-1].unsqueeze(0).clone()
 
     def _cut_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self.y.append(args[0][0, self.position])
-        self.y_cut.append(self.y[-1].detach().clone().requires_grad_())
+        self.y.append(args[0][0, list(self.positions)])
+        self.y_cuts.append([y.detach().clone().requires_grad_() for y in self.y[-1]])
+        cut = torch.stack(self.y_cuts[-1])
         if self.narrow:  # unembedding the other positions would cost a [pos, d_vocab] tensor
-            return (self.y_cut[-1][None, None].clone(), *args[1:])
+            return (cut.unsqueeze(0), *args[1:])
         everywhere = args[0].detach().clone()
-        everywhere[0, self.position] = self.y_cut[-1]
+        everywhere[0, list(self.positions)] = cut
         return (everywhere, *args[1:])
 
     def _keep_unembedded(self, module: nn.Module, args: Any, output: Tensor) -> None:
@@ -131,13 +175,13 @@ def _own_hook_level(model: Any) -> Iterator[None]:
         model.context_level = level
 
 
-def _state(view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, cuts: _Cuts, output: Tensor) -> State:
+def _run(view: ModelView, tokens: Int[Tensor, "pos"], at: str, cuts: _Cuts, output: Tensor) -> Run:
     if len(cuts.x) != 1 or len(cuts.y) != 1:
         raise InputError(
             f"{at!r} ran {len(cuts.x)} times and the unembedding {len(cuts.y)} times in one forward pass of {view.name}; "
             "each must run once. Choose another hook point, 'hook_embed' for one."
         )
-    x, y, y_cut, unembedded = cuts.x[0], cuts.y[0], cuts.y_cut[0], cuts.unembedded[0]
+    x, y, y_cuts, unembedded = cuts.x[0], cuts.y[0], cuts.y_cuts[0], cuts.unembedded[0]
     for name, tensor in ((at, x), ("the final hidden state", y), ("the logits", output)):
         if not tensor.isfinite().all():
             raise InputError(
@@ -148,24 +192,10 @@ def _state(view: ModelView, tokens: Int[Tensor, "pos"], position: int, at: str, 
         raise InputError(
             f"The prediction does not depend on {at!r}: a hook between them replaces or detaches everything."
         )
-    at_position = output[0, 0 if cuts.narrow else position]
-    precise = torch.float32 if output.device.type == "mps" else torch.float64  # confident p: 1 - p would cancel
-    logits = at_position.detach().to(precise).requires_grad_()
-    following = int(tokens[position + 1]) if position + 1 < len(tokens) else len(logits)
-    default = following if following < len(logits) else int(logits.argmax())
-    return State(
-        tokens=tokens,
-        position=position,
-        x=x,
-        y=y,
-        logits=logits,
-        W_U=view.W_U,
-        slope=_slope(at_position, unembedded)[0, 0 if cuts.narrow else position],
-        basis=view.basis,
-        to_id=partial(_target_id, view, default, len(logits)),
-        _y_cut=y_cut,
-        _output=at_position,
-    )
+    explained = slice(None) if cuts.narrow else list(cuts.positions)
+    logits = output[0][explained]
+    slope = _slope(logits, unembedded)[0][explained]
+    return Run(view, tokens, cuts.positions, x, y, y_cuts, logits, slope)
 
 
 def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int:
@@ -173,7 +203,7 @@ def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int
 
 
 def _slope(
-    logits: Float[Tensor, "d_vocab"], unembedded: Float[Tensor, "1 pos d_vocab"]
+    logits: Float[Tensor, "n d_vocab"], unembedded: Float[Tensor, "1 pos d_vocab"]
 ) -> Float[Tensor, "1 pos d_vocab"]:
     """Soft-cap and logit scale act on each logit by itself, so one backward pass gives all their derivatives."""
     (slope,) = torch.autograd.grad(logits.sum(), unembedded, retain_graph=True)

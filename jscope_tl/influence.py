@@ -1,0 +1,173 @@
+"""One scope for every position's prediction: the matrix ``[dest, src]`` that lies beside an attention pattern."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.attribute import finished, options_of, predicted, provenance
+from jscope_tl.engine import Puller, check_chunk_size
+from jscope_tl.errors import InputError
+from jscope_tl.forward import FwdHooks, Run, run
+from jscope_tl.model import ModelView
+from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
+from jscope_tl.result import PredictedToken, Provenance
+from jscope_tl.scopes.base import Scope, Score, checked_cotangents
+from jscope_tl.scopes.registry import resolve_scope
+from jscope_tl.state import Basis
+
+
+@dataclass(frozen=True, eq=False)
+class InfluencePattern:
+    """The scores of one scope for the predictions at several positions, over all earlier positions.
+
+    Row ``i`` holds what `attribute` returns with ``position=positions[i]``. Scores of one row compare with each other; of
+    two rows only as far as the predictions do (a row whose prediction is certain is small throughout).
+
+    Attributes:
+        scores: ``[dest, src]``, float32 on the CPU; unsigned, 0 where ``src`` is after ``dest``.
+        positions: the explained position of each row.
+        targets: the token that each row explains or reports, and its probability.
+        tokens: ``[src]``, the prompt as ids.
+        str_tokens: the same as text.
+        scope: name of the scope.
+        options: what the scope was asked.
+        unit: unit of the scores and of ``stderr``.
+        stderr: ``[dest, src]``, standard error of estimated scores; None for exact ones.
+        basis: weight processing of the model.
+        provenance: model, versions, hook point, cost.
+        warnings: doubts about these numbers, in sentences.
+        bos_positions: positions of BOS tokens, which colour scales leave out.
+    """
+
+    scores: Float[Tensor, "dest src"]
+    positions: tuple[int, ...]
+    targets: tuple[PredictedToken, ...]
+    tokens: Int[Tensor, "src"]
+    str_tokens: list[str]
+    scope: str
+    options: dict[str, Any]
+    unit: str
+    stderr: Float[Tensor, "dest src"] | None
+    basis: Basis
+    provenance: Provenance
+    warnings: list[str] = field(default_factory=list)
+    bos_positions: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        shape = f"{len(self.positions)} x {len(self.str_tokens)}"
+        return f"InfluencePattern: {self.scope} scope, [dest, src] = {shape}, in {self.unit}, at {self.provenance.hook_point}"
+
+
+def influence_pattern(
+    model: Any,
+    prompt: Prompt,
+    scope: str | Scope | Callable[..., Any] = "semantic",
+    positions: Iterable[int] | None = None,
+    *,
+    at: str = "hook_embed",
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    chunk_size: int | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> InfluencePattern:
+    """How strongly each earlier token drove the prediction at each position: a scope laid out like an attention pattern.
+
+    ``scores[i, t] = score_t`` of the prediction at ``positions[i]``. One forward pass for all rows; scopes with few
+    cotangents pull the rows of many positions back in one batch.
+
+    Args:
+        positions: the predictions to explain (negative counts from the end); None is all of them.
+        model, prompt, scope, at, prepend_bos, fwd_hooks, chunk_size, progress, options: see `attribute`. Without a
+            ``target`` each position explains the token that follows it in the prompt, the last one its most probable.
+
+    Returns:
+        An `InfluencePattern` with ``scores [dest, src]``.
+
+    Raises:
+        InputError: as `attribute`, and where ``positions`` is empty or has one twice.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> pattern = js.influence_pattern(js.load_pocket_model(), "the keys to the cabinet", "temperature")
+        >>> pattern.scores.shape  # BOS and five words
+        torch.Size([6, 6])
+    """
+    scope = resolve_scope(scope, options)
+    view = ModelView(model)
+    tokens = to_tokens(view, prompt, prepend_bos)
+    explained = _positions(positions, len(tokens))
+    chunk_size = check_chunk_size(chunk_size)
+    warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
+    with run(view, tokens, explained, at, fwd_hooks) as forward:
+        puller = Puller(forward.x, forward.y, explained, chunk_size, progress)
+        targets = [scope.explained_token(forward.state(i)) for i in range(len(explained))]
+        scores = _scores(scope, forward, puller)
+        errors = _errors(scores)
+        return InfluencePattern(
+            scores=finished(torch.stack([score.values for score in scores]), forward.x.dtype, view.name),
+            positions=tuple(explained),
+            targets=tuple(predicted(forward.state(i), view, [target])[0] for i, target in enumerate(targets)),
+            tokens=tokens.cpu(),
+            str_tokens=to_str_tokens(view, tokens.tolist()),
+            scope=scope.label,
+            options=options_of(scope),
+            unit=scope.unit,
+            stderr=None if errors is None else finished(errors, forward.x.dtype, view.name),
+            basis=view.basis,
+            provenance=provenance(view, forward.x, at, puller.n_backward, scores[0].seed),
+            warnings=[*warnings, *puller.notes],
+            bos_positions=bos_positions(view, tokens),
+        )
+
+
+def _positions(positions: Any, n_tokens: int) -> list[int]:
+    if positions is None:
+        return list(range(n_tokens))
+    if isinstance(positions, str | bytes) or not isinstance(positions, Iterable):
+        raise InputError(f"positions are a list of positions to explain, or None for all; got {positions!r}.")
+    explained = [to_position(position, n_tokens) for position in positions]
+    if not explained or len(set(explained)) < len(explained):
+        raise InputError(f"positions are one or more positions, each once; got {explained}.")
+    return explained
+
+
+def _scores(scope: Scope, forward: Run, puller: Puller) -> list[Score]:
+    """Rows of all positions in one batch where the scope adds its rows up plainly, position by position otherwise."""
+    n = len(forward.positions)
+    if type(scope).score is Scope.score:
+        cotangents = [checked_cotangents(scope.cotangents(s), s, scope.label) for s in map(forward.state, range(n))]
+        counts = [len(rows) for rows in cotangents]
+        starts = [i for i, rows in enumerate(cotangents) for _ in rows]
+        energies = puller.energies(torch.cat(cotangents), torch.tensor(starts, device="cpu"))
+        return [Score(rows.sum(0).sqrt()) for rows in energies.split(counts)]
+    return [scope.score(forward.state(i), partial(_keeping, puller, i)) for i in _watch(n, puller)]
+
+
+def _errors(scores: list[Score]) -> Float[Tensor, "dest src"] | None:
+    if all(score.stderr is None for score in scores):
+        return None
+    return torch.stack([torch.zeros_like(s.values) if s.stderr is None else s.stderr for s in scores])
+
+
+def _keeping(
+    puller: Puller, i: int, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+) -> Float[Tensor, "k pos"]:
+    """`Puller.energies` for one position among several: the graph stays for those that follow."""
+    return puller.energies(cotangents, i, more_to_come or i + 1 < len(puller.positions))
+
+
+def _watch(n: int, puller: Puller) -> Iterator[int]:
+    """The positions with one bar for all, in place of a bar for each."""
+    wanted, puller.progress = puller.progress, False
+    if wanted is False:
+        yield from range(n)
+        return
+    from tqdm.auto import tqdm
+
+    yield from tqdm(range(n), desc="positions", delay=0 if wanted else 1, leave=False)
