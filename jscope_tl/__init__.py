@@ -1,5 +1,7 @@
 """Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
 
+from jscope_tl import views
+from jscope_tl.agreement import HeadAgreement, head_agreement
 from jscope_tl.attribute import attribute
 from jscope_tl.errors import InputError
 from jscope_tl.influence import InfluencePattern, influence_pattern
@@ -18,6 +20,7 @@ from jscope_tl.scopes.directions import (
 from jscope_tl.scopes.fisher import FisherScope
 from jscope_tl.scopes.registry import available_scopes, get_scope, register_scope
 from jscope_tl.state import Basis, State
+from jscope_tl.views.report import report
 
 __all__ = [
     "Attribution",
@@ -25,6 +28,7 @@ __all__ = [
     "ContrastiveScope",
     "EntropyScope",
     "FisherScope",
+    "HeadAgreement",
     "InfluencePattern",
     "InputError",
     "LogProbScope",
@@ -37,10 +41,13 @@ __all__ = [
     "attribute",
     "available_scopes",
     "get_scope",
+    "head_agreement",
     "influence_pattern",
     "jacobian",
     "load_pocket_model",
     "pocket_prompts",
     "pocket_tasks",
     "register_scope",
+    "report",
+    "views",
 ]

@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
     p.add_argument("--top", type=int, default=8, help="how many tokens to list (default: 8)")
-    p.add_argument("--html", metavar="FILE", help="write a self-contained page")
+    p.add_argument("--html", metavar="FILE", help="write a report: one self-contained page")
+    p.add_argument("--attention", action="store_true",
+                   help="with --html: also lay the scope of every position beside the attention patterns")  # fmt: skip
     p.add_argument("--save", metavar="FILE", help="write the result as safetensors")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
     p.add_argument("--list-scopes", action="store_true", help="print the scopes and their options")
@@ -96,13 +98,14 @@ def _explain(options: argparse.Namespace) -> int:
     from jscope_tl.loading import load_model
     from jscope_tl.scopes.registry import get_scope
     from jscope_tl.storage import check_target
-    from jscope_tl.views.html import write_page
     from jscope_tl.views.terminal import show
 
     if options.prompt is None:
         raise InputError('give a prompt, as in: jscope "the keys to the cabinet near the doors" (or jscope --help).')
     if options.top < 1:
         raise InputError(f"--top is how many tokens to list, 1 or more; got {options.top}.")
+    if options.attention and options.html is None:
+        raise InputError("--attention goes into the page that --html FILE writes; give both.")
     scope = get_scope(options.scope)(**_scope_options(options))
     for path in (options.html, options.save):
         if path is not None:
@@ -111,7 +114,7 @@ def _explain(options: argparse.Namespace) -> int:
     result = attribute(model, options.prompt, scope, position=options.position, at=options.at)
     # Files before the text: whoever reads the text may close the pipe.
     if options.html is not None:
-        write_page(result, options.html)
+        _write_report(model, result, scope, options)
     if options.save is not None:
         result.save(options.save)
     if options.json:
@@ -119,6 +122,17 @@ def _explain(options: argparse.Namespace) -> int:
     else:
         show(result, k=options.top)
     return 0
+
+
+def _write_report(model: Any, result: Any, scope: Any, options: argparse.Namespace) -> None:
+    from jscope_tl.influence import influence_pattern
+    from jscope_tl.views.report import report
+
+    if not options.attention:
+        report(result, options.html)
+        return
+    _, cache = model.run_with_cache(result.tokens, names_filter=lambda name: name.endswith("attn.hook_pattern"))
+    report([result, influence_pattern(model, result.tokens, scope, at=options.at)], options.html, cache)
 
 
 def _json(result: Any) -> str:

@@ -1,21 +1,65 @@
-"""From scores to colour: one hue, linear from 0 to the highest score that is not a BOS token's."""
+"""From scores to colour: one hue whose lightness falls with the score, the same for everyone's eyes and in grey."""
 
-from jscope_tl.result import Attribution
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
 
 LIGHT, DARK = (255, 240, 224), (191, 84, 0)
+DECADES = 3
+"""How far below the highest score a logarithmic scale begins."""
 
 
-def intensities(result: Attribution) -> list[float]:
-    """Each score as a fraction of the highest one outside BOS, at most 1."""
-    scores = result.scores.tolist()
-    top = max((s for i, s in enumerate(scores) if i not in result.bos_positions), default=0.0)
-    return [min(1.0, score / top) if top > 0 else 0.0 for score in scores]
+class Scored(Protocol):
+    """What has scores and knows where BOS is: an attribution, or an influence pattern."""
+
+    @property
+    def scores(self) -> Float[Tensor, "*dest pos"]: ...
+
+    @property
+    def bos_positions(self) -> tuple[int, ...]: ...
 
 
-def scale_note(result: Attribution) -> str:
-    """What the colours mean, and what was left out of their scale."""
-    left_out = "; BOS is left out of the scale" if result.bos_positions else ""
-    return f"colour: linear from 0 to the highest score{left_out}"
+@dataclass(frozen=True)
+class Scale:
+    """Scores from ``low`` to ``high`` as intensities from 0 to 1; beyond them 0 and 1."""
+
+    low: float
+    high: float
+    log: bool
+    bos_left_out: bool
+
+    def __call__(self, score: float) -> float:
+        if score <= self.low or self.high <= 0:
+            return 0.0
+        if not self.log:
+            return min(1.0, score / self.high)
+        if self.high <= self.low:
+            return 1.0
+        return min(1.0, log(score / self.low) / log(self.high / self.low))
+
+    @property
+    def note(self) -> str:
+        """What the colours mean, and what was left out of their scale."""
+        kind = "logarithmic" if self.log else "linear"
+        left_out = "; BOS is left out of the scale" if self.bos_left_out else ""
+        return f"colour: {kind} from {self.low:.4g} to the highest score, {self.high:.4g}{left_out}"
+
+
+def scale_of(results: Sequence[Scored], log: bool = False) -> Scale:
+    """One scale for all: up to the highest score outside BOS, from 0 or (``log``) from at most `DECADES` below that."""
+    scores = [s for result in results for s in _outside_bos(result) if s > 0]
+    high = max(scores, default=0.0)
+    low = max(min(scores, default=0.0), high / 10**DECADES) if log else 0.0
+    return Scale(low * (1 - 1e-6), high, log, any(result.bos_positions for result in results))
+
+
+def _outside_bos(result: Scored) -> list[float]:
+    kept = [i for i in range(result.scores.shape[-1]) if i not in result.bos_positions]
+    return result.scores[..., kept].flatten().tolist()
 
 
 def background(intensity: float) -> tuple[int, int, int]:
@@ -51,3 +95,10 @@ def _visible(character: str) -> str:
 def score_text(score: float, stderr: float | None) -> str:
     """``12.3 ± 0.4``, or the score alone where it is exact."""
     return f"{score:.4g}" if stderr is None else f"{score:.4g} ± {stderr:.2g}"
+
+
+def percent(probability: float) -> str:
+    """A probability as a percentage that is 0 or 100 only where it is."""
+    if 0 < probability < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= probability < 1 else f"{probability:.1%}"

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jscope_tl.result import Attribution
-from jscope_tl.views.scale import background, ink, intensities, scale_note, score_text, visible
+from jscope_tl.views.scale import background, ink, percent, scale_of, score_text, visible
 
 
 def headline(result: Attribution) -> str:
@@ -16,11 +16,10 @@ def headline(result: Attribution) -> str:
 
 def prediction_line(result: Attribution, k: int = 3) -> str:
     """The most probable next tokens and the target's probability."""
-    top = ", ".join(f"{c.str_token!r} {c.probability:.1%}" for c in result.prediction.top[:k])
+    top = ", ".join(f"{c.str_token!r} {percent(c.probability)}" for c in result.prediction.top[:k])
     target = result.prediction.target
-    return (
-        f"predicts {top}; target {target.str_token!r} {target.probability:.1%} (rank {result.prediction.target_rank})"
-    )
+    says = f"target {target.str_token!r} {percent(target.probability)} (rank {result.prediction.target_rank})"
+    return f"predicts {top}; {says}"
 
 
 def resolved_line(result: Attribution) -> str:
@@ -44,7 +43,9 @@ def summary(result: Attribution, k: int = 5) -> str:
 def coloured_prompt(result: Attribution) -> Text:
     """The prompt on backgrounds as strong as its scores; the explained token is underlined."""
     text = Text()
-    for i, (token, intensity) in enumerate(zip(result.str_tokens, intensities(result), strict=True)):
+    scale = scale_of([result])
+    for i, (token, score) in enumerate(zip(result.str_tokens, result.scores.tolist(), strict=True)):
+        intensity = scale(score)
         red, green, blue = background(intensity)
         style = f"{ink(intensity)} on rgb({red},{green},{blue})" if intensity > 0.02 else ""
         text.append(visible(token), style=f"{style} underline" if i == result.position else style)
@@ -66,7 +67,7 @@ def panel(result: Attribution, k: int = 8) -> RenderableType:
         Text(headline(result), style="bold"),
         Text(),
         coloured_prompt(result),
-        Text(scale_note(result), style="dim"),
+        Text(scale_of([result]).note, style="dim"),
         Text(),
         Text(prediction_line(result)),
         Text(),

@@ -1,0 +1,147 @@
+"""Attention patterns as users have them, a cache or a tensor, checked against the prompt that they are laid beside."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, whole
+
+ROW_SUM = 0.02
+"""How far a row of attention may be from 1: rounding in half precision."""
+SAME_DIRECTION = 0.99
+"""Cosine between an embedding in a cache and the prompt's own: models scale their embeddings, nothing else."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head's attention pattern, on the CPU; ``layer`` is None where a tensor does not tell."""
+
+    layer: int | None
+    head: int
+    pattern: Float[Tensor, "dest src"]
+
+    @property
+    def name(self) -> str:
+        """``L2H0``, as TransformerLens' users write it."""
+        return f"H{self.head}" if self.layer is None else f"L{self.layer}H{self.head}"
+
+
+def to_heads(
+    cache_or_patterns: Any,
+    tokens: Int[Tensor, "pos"],
+    layers: Iterable[int] | int | None = None,
+    heads: Iterable[int] | int | None = None,
+) -> list[Head]:
+    """The patterns of the chosen layers and heads.
+
+    Args:
+        cache_or_patterns: what ``run_with_cache`` returned for the same prompt, or a tensor ``[layer, head, dest, src]`` or
+            ``[head, dest, src]`` (one layer, which ``layers`` may name).
+        tokens: the prompt that the patterns must belong to.
+        layers, heads: which to take; None is all.
+
+    Raises:
+        InputError: no patterns in the cache, another prompt's, not attention, or a layer or head that does not exist.
+    """
+    if isinstance(cache_or_patterns, Tensor):
+        by_layer = _from_tensor(cache_or_patterns, layers)
+    elif isinstance(cache_or_patterns, Mapping) or hasattr(cache_or_patterns, "cache_dict"):
+        by_layer = _from_cache(cache_or_patterns, tokens)
+        by_layer = {layer: by_layer[layer] for layer in _chosen("layers", layers, list(by_layer))}
+    else:
+        raise InputError(
+            "Attention patterns come as the cache of model.run_with_cache(prompt) or as a tensor [layer, head, dest, src]; "
+            f"got a {type(cache_or_patterns).__name__}."
+        )
+    return [
+        Head(layer, head, _checked(patterns[head], tokens))
+        for layer, patterns in by_layer.items()
+        for head in _chosen("heads", heads, list(range(len(patterns))))
+    ]
+
+
+def _from_tensor(patterns: Tensor, layers: Any) -> dict[int | None, Tensor]:
+    if patterns.ndim not in (3, 4) or patterns.shape[-1] != patterns.shape[-2]:
+        raise InputError(
+            f"A tensor of patterns is [layer, head, dest, src] or [head, dest, src]; this one is {list(patterns.shape)}."
+        )
+    stacked = patterns if patterns.ndim == 4 else patterns.unsqueeze(0)
+    if len(stacked) > 1:
+        return {layer: stacked[layer] for layer in _chosen("layers", layers, list(range(len(stacked))))}
+    named = [layers] if whole(layers) is not None else list(layers or [None])
+    if len(named) != 1:
+        raise InputError(f"The tensor holds the patterns of one layer; layers names {len(named)}.")
+    return {named[0]: stacked[0]}
+
+
+def _from_cache(cache: Any, tokens: Int[Tensor, "pos"]) -> dict[int | None, Tensor]:
+    entries = dict(cache.items())
+    found = {
+        int(name.split(".")[1]): pattern
+        for name, pattern in entries.items()
+        if name.startswith("blocks.") and name.endswith("attn.hook_pattern")
+    }
+    if not found:
+        raise InputError(
+            "There is no attention pattern in this cache. Keep blocks.N.attn.hook_pattern: "
+            "model.run_with_cache(prompt), or a names_filter that lets them pass."
+        )
+    batched = {layer: pattern if pattern.ndim == 4 else pattern.unsqueeze(0) for layer, pattern in found.items()}
+    rows = {len(pattern) for pattern in batched.values()}
+    if rows != {1}:
+        raise InputError(f"This cache holds {max(rows)} prompts; cache the one that the scope was taken of.")
+    _need_same_prompt(cache, entries, tokens)
+    return {layer: batched[layer][0] for layer in sorted(batched)}
+
+
+def _need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor, "pos"]) -> None:
+    """Of another length is seen by `_checked`; of the same length only where the cache has embeddings and its model."""
+    table = getattr(getattr(cache, "model", None), "W_E", None)
+    embedded = entries.get("hook_embed")
+    if table is None or embedded is None:
+        return
+    embedded = embedded if embedded.ndim == 2 else embedded[0]
+    if embedded.shape != (len(tokens), table.shape[1]):
+        return
+    own = table.detach()[tokens.to(table.device)].float().to(embedded.device)
+    alike = torch.cosine_similarity(own, embedded.detach().float(), dim=-1)
+    other = (alike < SAME_DIRECTION).nonzero().flatten().tolist()
+    if other:
+        raise InputError(
+            f"This cache is of another prompt (or of patched embeddings): its tokens differ at positions {other[:8]}. "
+            "Cache the prompt that the scope was taken of; model.run_with_cache(result.tokens) does."
+        )
+
+
+def _chosen(what: str, wanted: Any, there: list[Any]) -> list[int]:
+    if wanted is None:
+        return there
+    numbers = [wanted] if whole(wanted) is not None else list(wanted)
+    n = max(there) + 1
+    chosen = [None if (number := whole(w)) is None else number + n * (number < 0) for w in numbers]
+    if not chosen or any(number not in there for number in chosen):
+        raise InputError(
+            f"{what} are numbers among {there[0]} to {there[-1]} (negative: from the end); got {wanted!r}."
+        )
+    return [number for number in dict.fromkeys(chosen) if number is not None]
+
+
+def _checked(pattern: Tensor, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "dest src"]:
+    n = len(tokens)
+    if pattern.shape != (n, n):
+        raise InputError(
+            f"The patterns are of a prompt of {pattern.shape[-1]} tokens, the scope of one of {n} (a BOS counts). Cache the "
+            "prompt that the scope was taken of; model.run_with_cache(result.tokens) does."
+        )
+    pattern = pattern.detach().float().cpu()
+    off = (pattern.sum(-1) - 1).abs().max()
+    if not off < ROW_SUM or pattern.min() < 0:
+        raise InputError(
+            "These are no attention patterns: each row should be shares that add up to 1. Take hook_pattern, not "
+            "hook_attn_scores."
+        )
+    return pattern

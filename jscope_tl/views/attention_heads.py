@@ -1,0 +1,190 @@
+"""`attention`: scopes as further heads in circuitsvis' attention view, and which heads agree with them."""
+
+from collections.abc import Iterable
+from html import escape
+from math import isqrt
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.agreement import HeadAgreement, agreement_of
+from jscope_tl.errors import InputError
+from jscope_tl.influence import InfluencePattern
+from jscope_tl.patterns import Head, to_heads
+from jscope_tl.result import Attribution
+from jscope_tl.views.circuits import View, bundle, call, literal, place
+from jscope_tl.views.scale import visible
+from jscope_tl.views.together import as_list, need_one_prompt
+
+MAX_CELLS = 150_000
+"""Cells of all heads together that a browser draws in a few seconds."""
+MAX_HEADS = 32
+
+
+def attention(
+    results: Any,
+    cache_or_patterns: Any = None,
+    layers: Iterable[int] | int | None = None,
+    heads: Iterable[int] | int | None = None,
+    *,
+    max_cells: int = MAX_CELLS,
+) -> View:
+    """Scopes beside the model's own attention patterns: same tokens, same axes, drawn by circuitsvis.
+
+    Each scope is one more head. Its colour is the score as a fraction of the highest score outside BOS in the same row, so
+    that rows compare with rows of attention; hovering shows the score itself and its unit. Below stands how well each head
+    agrees with the first scope (`head_agreement`).
+
+    Args:
+        results: what `influence_pattern` returned, or an `Attribution` (one row), or several of one prompt.
+        cache_or_patterns: the cache of ``run_with_cache`` for the same prompt, or a tensor ``[layer, head, dest, src]``;
+            None shows the scopes alone.
+        layers, heads: which of the model's heads to show; None is all.
+        max_cells: cells of all heads together. Beyond it (and beyond 32 heads) only the heads that agree most with the
+            first scope are shown; where that is not enough, only the positions with the highest scores. The view says so.
+
+    Returns:
+        A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
+
+    Raises:
+        InputError: results of different prompts, patterns or a cache of another prompt.
+        ImportError: circuitsvis is not installed.
+    """
+    scopes = [as_pattern(result) for result in as_list(results, (InfluencePattern, Attribution))]
+    need_one_prompt(scopes)
+    bundle()
+    own = [] if cache_or_patterns is None else to_heads(cache_or_patterns, scopes[0].tokens, layers, heads)
+    agreement = _agreement(scopes[0], own)
+    shown, notes = _selected(own, agreement, len(scopes), len(scopes[0].tokens), max_cells)
+    kept = _positions(scopes, 2 * max_cells // (len(scopes) + len(shown)))
+    if len(kept) < len(scopes[0].tokens):
+        notes.append(
+            f"{len(kept)} of {len(scopes[0].tokens)} positions, those with the highest scores; after @ stands a token's place in the prompt"
+        )
+    where, element = place()
+    names = [scope.scope for scope in scopes]
+    body = (
+        _caption(scopes) + f'<div style="max-width:60rem">{element}</div>' + _notes(notes) + _table(agreement, names[0])
+    )
+    properties = _properties(scopes, shown, kept)
+    return View(
+        f"{', '.join(names)} beside {len(shown)} attention heads", body, (call(where, "AttentionHeads", properties),)
+    )
+
+
+def as_pattern(result: InfluencePattern | Attribution) -> InfluencePattern:
+    """An attribution as an influence pattern of one row."""
+    if isinstance(result, InfluencePattern):
+        return result
+    rest = ("tokens", "str_tokens", "scope", "options", "unit", "basis", "provenance", "warnings", "bos_positions")
+    return InfluencePattern(
+        scores=result.scores.unsqueeze(0),
+        positions=(result.position,),
+        targets=(result.prediction.target,),
+        stderr=None if result.stderr is None else result.stderr.unsqueeze(0),
+        **{name: getattr(result, name) for name in rest},
+    )
+
+
+def _agreement(scope: InfluencePattern, heads: list[Head]) -> list[HeadAgreement]:
+    try:
+        return agreement_of(scope, heads) if heads else []
+    except InputError:  # too short a prompt to rank: a picture without its table
+        return []
+
+
+def _selected(
+    heads: list[Head], agreement: list[HeadAgreement], n_scopes: int, n_tokens: int, max_cells: int
+) -> tuple[list[Head], list[str]]:
+    room = max(1, min(MAX_HEADS, 2 * max_cells // n_tokens**2 - n_scopes))
+    if len(heads) <= room:
+        return heads, []
+    best = [found.name for found in agreement[:room]] or [head.name for head in heads[:room]]
+    shown = [head for head in heads if head.name in best]
+    return shown, [
+        f"{room} of {len(heads)} heads, those that agree most with the first scope (choose with layers, heads)"
+    ]
+
+
+def _positions(scopes: list[InfluencePattern], cells: int) -> list[int]:
+    """All positions where they fit, else those with the highest scores (as fractions of their rows), in order."""
+    n = len(scopes[0].tokens)
+    side = max(2, isqrt(cells))
+    if side >= n:
+        return list(range(n))
+    fractions = torch.cat([scope.scores / _tops(scope).unsqueeze(-1).clamp_min(1e-30) for scope in scopes])
+    return sorted(fractions.sum(0).topk(side).indices.tolist())
+
+
+def _tops(scope: InfluencePattern) -> Float[Tensor, "dest"]:
+    """The highest score of each row outside BOS."""
+    scores = scope.scores.clone()
+    scores[:, list(scope.bos_positions)] = 0
+    return scores.amax(1)
+
+
+def _properties(scopes: list[InfluencePattern], heads: list[Head], kept: list[int]) -> dict[str, str]:
+    whole = len(kept) == len(scopes[0].tokens)
+    texts = [visible(scopes[0].str_tokens[i]) for i in kept]
+    matrices = [_scope_cells(scope, kept) for scope in scopes]
+    matrices += [_rows([[round(v, 4) for v in row] for row in head.pattern[kept][:, kept].tolist()]) for head in heads]
+    return {
+        "attention": f"[{','.join(matrices)}]",
+        "attentionHeadNames": literal([scope.scope for scope in scopes] + [head.name for head in heads]),
+        "tokens": literal(texts if whole else [f"{text} @{i}" for text, i in zip(texts, kept, strict=True)]),
+        "maxValue": "1",
+        "minValue": "-1",
+        "positiveColor": literal("#a63603"),
+        "maskUpperTri": "true",
+    }
+
+
+def _scope_cells(scope: InfluencePattern, kept: list[int]) -> str:
+    """Rows that were not explained stay empty."""
+    scores = scope.scores.new_zeros(len(scope.tokens), len(scope.tokens))
+    tops = scope.scores.new_zeros(len(scope.tokens))
+    scores[list(scope.positions)] = scope.scores
+    tops[list(scope.positions)] = _tops(scope)
+    rows = [[_short(value) for value in row] for row in scores[kept][:, kept].tolist()]
+    return f"scores({_rows(rows)},{literal([_short(top) for top in tops[kept].tolist()])},{literal(scope.unit)})"
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _rows(square: list[list[float]]) -> str:
+    """The lower triangle, which is all that a causal pattern holds."""
+    return literal([row[: i + 1] for i, row in enumerate(square)])
+
+
+def _caption(scopes: list[InfluencePattern]) -> str:
+    lines = [
+        f"<b>{escape(scope.scope)}</b>: {escape(scope.unit)}, of the predictions at "
+        f"{len(scope.positions)} of {len(scope.tokens)} positions, at {escape(scope.provenance.hook_point)}"
+        for scope in scopes
+    ]
+    colour = (
+        "Colour of a scope: the score as a fraction of the highest of its row"
+        + (", BOS left out" if scopes[0].bos_positions else "")
+        + "; of a head: attention from 0 to 1. Hover over a cell to see the score itself."
+    )
+    return f"<p>{'<br>'.join(lines)}</p><p>{escape(colour)}</p>"
+
+
+def _notes(notes: list[str]) -> str:
+    return "".join(f"<p><b>Shown: {escape(note)}.</b></p>" for note in notes)
+
+
+def _table(agreement: list[HeadAgreement], scope: str, most: int = 12) -> str:
+    if not agreement:
+        return ""
+    rows = "".join(f"<tr><td>{found.name}</td><td>{found.correlation:+.2f}</td></tr>" for found in agreement[:most])
+    rest = f" ({len(agreement) - most} further heads: js.head_agreement)" if len(agreement) > most else ""
+    return (
+        f"<p>Agreement of heads with {escape(scope)}: Spearman's correlation over the sources of a prediction"
+        f", BOS left out, mean of {agreement[0].n_rows} predictions{rest}</p>"
+        f"<table><thead><tr><th>head</th><th>correlation</th></tr></thead><tbody>{rows}</tbody></table>"
+    )

@@ -1,0 +1,89 @@
+"""circuitsvis pictures that need no network: its components, called with text that is safe and numbers that are ours."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from jscope_tl.views.page import write_page
+
+HELPERS = """
+const label = (shown, html, breaks) =>
+  Object.assign([shown], {replace: () => html, match: () => Array(breaks).fill(""), toString: () => shown});
+const score = (shown, intensity) => Object.assign([shown], {valueOf: () => intensity, toString: () => shown});
+const scores = (rows, tops, unit) => rows.map((row, i) => row.map(value =>
+  ({valueOf: () => tops[i] ? value / tops[i] : 0, toString: () => `${value} ${unit}`})));
+const reachable = id => new MutationObserver(() => {
+  for (const name of document.querySelectorAll(`#${id} h4`)) {
+    const head = name.parentElement.parentElement;
+    if (head.tabIndex === 0) continue;
+    Object.assign(head, {tabIndex: 0, role: "button", ariaLabel: name.textContent});
+    head.addEventListener("keydown", e => {
+      if (e.key === "Enter" || e.key === " ") { e.preventDefault(); head.click(); }
+    });
+  }
+}).observe(document.getElementById(id), {childList: true, subtree: true});
+"""
+# circuitsvis inserts the text of a token as HTML in the line and as text in the tooltip, and shows the number that it
+# colours by. A one-element array with its own methods is drawn by React as its element and counts as what the method says:
+# `label` is escaped where HTML is asked for, `score` shows a score with its unit and is coloured by its intensity.
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture made by circuitsvis, with everything that it needs inside: it opens without a network.
+
+    In a notebook it shows itself; ``save(path)`` writes a page of its own.
+    """
+
+    title: str
+    body: str
+    calls: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        return self.body + script(self.calls)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture as one self-contained HTML file."""
+        return write_page(path, self.title, self._repr_html_())
+
+    def __repr__(self) -> str:
+        return f"View: {self.title} (shows itself in a notebook; .save(path) writes a page)"
+
+
+def place() -> tuple[str, str]:
+    """An empty element for a component, and its id."""
+    name = f"jscope-{uuid4().hex[:12]}"
+    return name, f'<div id="{name}"></div>'
+
+
+def call(name: str, component: str, properties: dict[str, str]) -> str:
+    """JavaScript that draws a component into an element; the properties are JavaScript expressions."""
+    inside = ", ".join(f"{key}: {value}" for key, value in properties.items())
+    return f'reachable("{name}"); CircuitsVis.render("{name}", CircuitsVis.{component}, {{{inside}}});'
+
+
+def script(calls: tuple[str, ...]) -> str:
+    """One script with circuitsvis in it, in a scope of its own, which makes all the calls."""
+    return f"<script>(() => {{{bundle()}\n{HELPERS}\n" + "\n".join(calls) + "\n})();</script>" if calls else ""
+
+
+@cache
+def bundle() -> str:
+    """The JavaScript that circuitsvis ships, fit for an inline script."""
+    try:
+        source = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "This view is drawn by circuitsvis, which is not installed: pip install circuitsvis. A result shows itself "
+            "in a notebook without it."
+        ) from error
+    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def literal(value: Any) -> str:
+    """A value as a JavaScript literal that cannot end the script that it stands in."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")

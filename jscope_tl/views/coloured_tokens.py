@@ -1,0 +1,98 @@
+"""`tokens`: the prompt in circuitsvis' coloured tokens, for one scope or several on one scale."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from jscope_tl.errors import InputError
+from jscope_tl.result import Attribution
+from jscope_tl.views.circuits import View, bundle, call, literal, place
+from jscope_tl.views.scale import DARK, Scale, ink, percent, scale_of, score_text, visible
+from jscope_tl.views.terminal import headline
+from jscope_tl.views.together import as_list, need_one_prompt, need_one_unit
+
+
+def tokens(results: Any, labels: Sequence[str] | None = None, *, log: bool = False) -> View:
+    """The prompt with every token coloured by its score, drawn by circuitsvis.
+
+    Hovering shows score, standard error and unit. All results share one scale, from 0 to the highest score outside BOS
+    (``log``: logarithmic, over at most three decades); BOS is coloured as if it had at most that. The explained position
+    is outlined and followed by the target and its probability.
+
+    Args:
+        results: an `Attribution`, or several of one prompt and one unit, drawn one below the other.
+        labels: a name for each; the scopes' own by default.
+        log: colour by the logarithm of the score.
+
+    Returns:
+        A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
+
+    Raises:
+        InputError: results of different prompts or units, or not as many labels as results.
+        ImportError: circuitsvis is not installed.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> result = js.attribute(js.load_pocket_model(), "29 , 30 , 31 ,", "temperature")
+        >>> js.views.tokens(result, log=True)
+        View: temperature of "29 , 30 , 31 ," (shows itself in a notebook; .save(path) writes a page)
+    """
+    shown = as_list(results)
+    need_one_prompt(shown)
+    need_one_unit(shown)
+    names = _labels(labels, shown)
+    bundle()
+    scale = scale_of(shown, log)
+    parts, calls = [], []
+    for result, name in zip(shown, names, strict=True):
+        where, element = place()
+        parts.append(f"<p><b>{escape(name)}</b>: {escape(headline(result))}, in {escape(result.unit)}</p>{element}")
+        calls.append(call(where, "ColoredTokens", _properties(result, scale)))
+    note = f"{scale.note}; outlined: the explained position, with its target; hover over a token to see its score"
+    doubts = dict.fromkeys(warning for result in shown for warning in result.warnings)
+    foot = "".join(f'<p style="font-size:90%">{escape(line)}</p>' for line in (note, *(f"⚠ {d}" for d in doubts)))
+    return View(f'{", ".join(names)} of "{_text(shown[0])}"', f"<div>{''.join(parts)}{foot}</div>", tuple(calls))
+
+
+def _labels(labels: Any, results: list[Attribution]) -> list[str]:
+    if labels is None:
+        return [result.scope for result in results]
+    if isinstance(labels, str) or len(labels) != len(results):
+        raise InputError(f"labels are one name for each of the {len(results)} results; got {labels!r}.")
+    return [str(label) for label in labels]
+
+
+def _text(result: Attribution) -> str:
+    text = "".join(t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions).strip()
+    return visible(text[:60] + ("..." if len(text) > 60 else ""))
+
+
+def _properties(result: Attribution, scale: Scale) -> dict[str, str]:
+    scored = [result.scored(i) for i in range(len(result.str_tokens))]
+    intensities = [scale(token.score) for token in scored]
+    labels = [_label(result, i, intensity) for i, intensity in enumerate(intensities)]
+    values = [
+        f"score({literal(f'{score_text(t.score, t.stderr)} {result.unit}, position {t.position}')},{intensity:.4f})"
+        for t, intensity in zip(scored, intensities, strict=True)
+    ]
+    colour = f"rgb({','.join(map(str, DARK))})"
+    return {
+        "tokens": f"[{','.join(labels)}]",
+        "values": f"[{','.join(values)}]",
+        "minValue": "-1",
+        "maxValue": "1",
+        "positiveColor": literal(colour),
+        "paddingBottom": "40",
+    }
+
+
+def _label(result: Attribution, i: int, intensity: float) -> str:
+    text = result.str_tokens[i]
+    shown = visible(text)
+    html = escape(shown).replace(" ", "&nbsp;")
+    inside = f'<span style="color:{ink(intensity)}">{html}</span>'
+    if i == result.position:
+        target = result.prediction.target
+        says = escape(f"→ {visible(target.str_token)} {percent(target.probability)}").replace(" ", "&nbsp;")
+        inside = f'<span style="outline:2px solid #0550ae">{inside}</span><small style="color:#0550ae;background:#fff">{says}</small>'
+    return f"label({literal(shown)},{literal(inside)},{text.count(chr(10))})"

@@ -1,0 +1,246 @@
+"""Figures in matplotlib: number series, next-token distributions, maps over layers or predictions."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.errors import InputError, whole
+from jscope_tl.influence import InfluencePattern
+from jscope_tl.result import Attribution, PredictedToken
+from jscope_tl.views.scale import DECADES, percent, scale_of, visible
+from jscope_tl.views.together import as_list, need_one_prompt, need_one_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BAR, LINE, MARK = "#d95f0e", "#1f2328", "#0550ae"
+MOST_LABELS = 60
+
+
+def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
+    """A number series and what drove its continuation (the paper's Figs. 4, 5, 8-11): the series as a line, influence as bars.
+
+    Only the numbers of the prompt are drawn; delimiters (and BOS) are left out, of the scale too. A ring marks the number
+    that the model predicts, a vertical line the explained position.
+
+    Args:
+        results: an `Attribution` of a prompt of numbers with one token a number, or several of one prompt and one unit,
+            drawn one above the other.
+        log: influence on a logarithmic axis.
+        ax: matplotlib axes to draw in, one for each result; a new figure without it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: the prompt is no series, its numbers are split into several tokens, or the results are of different
+            prompts or units.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> result = js.attribute(js.load_pocket_model(), "29 , 35 , 41 , 47 , 53 ,", "temperature")
+        >>> js.views.series(result).axes[0].get_ylabel()
+        'value'
+    """
+    shown = as_list(results)
+    need_one_prompt(shown)
+    need_one_unit(shown)
+    numbers = _numbers(shown[0])
+    axes = _axes(ax, len(shown), (9, 2.6 * len(shown)))
+    for axis, result in zip(axes, shown, strict=True):
+        _draw_series(axis, result, numbers, log)
+    axes[-1].set_xlabel("number of the series (delimiters are left out)")
+    return _figure(axes[0])
+
+
+def _numbers(result: Attribution) -> dict[int, int]:
+    """Position and value of every number; what stands between two numbers must be the same everywhere."""
+    numbers = {i: int(text) for i, text in enumerate(result.str_tokens) if _is_number(text)}
+    if len(numbers) < 2:
+        raise InputError(
+            f"This prompt is no number series: {len(numbers)} of its {len(result.str_tokens)} tokens are whole numbers. "
+            "js.views.tokens draws any prompt."
+        )
+    places = list(numbers)
+    between = {"".join(result.str_tokens[i + 1 : j]).strip() for i, j in pairwise(places)}
+    joined = [j for i, j in pairwise(places) if j == i + 1 and not result.str_tokens[j].startswith(" ")]
+    if joined:
+        raise InputError(
+            f"The tokenizer split a number: {result.str_tokens[joined[0] - 1]!r} and {result.str_tokens[joined[0]]!r} at "
+            f"position {joined[0]} have nothing between them. One token a number is needed; Llama 3 has one up to 999."
+        )
+    if len(between) > 1:
+        raise InputError(
+            "This prompt is no series of whole numbers: between its numbers stand "
+            f"{' and '.join(repr(text) for text in sorted(between)[:3])}, where one delimiter is needed."
+        )
+    return numbers
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isdecimal()
+
+
+def _draw_series(axis: "Axes", result: Attribution, numbers: dict[int, int], log: bool) -> None:
+    places = [i for i in numbers if i <= result.position]
+    values = list(numbers.values())
+    axis.plot(range(len(values)), values, color=LINE, marker=".", linewidth=1, zorder=3)
+    bars = axis.twinx()
+    axis.set_zorder(bars.get_zorder() + 1)
+    axis.patch.set_visible(False)
+    heights = [float(result.scores[i]) for i in places]
+    bars.bar(range(len(places)), heights, color=BAR, alpha=0.55, width=0.9)
+    if result.stderr is not None:
+        errors = [float(result.stderr[i]) for i in places]
+        bars.errorbar(range(len(places)), heights, errors, fmt="none", ecolor=BAR, linewidth=0.8)
+    if log and max(heights) > 0:
+        bars.set_yscale("log")
+        bars.set_ylim(bottom=max(min(h for h in heights if h > 0) / 2, max(heights) / 10**DECADES))
+    axis.axvline(len(places) - 0.5, color=MARK, linewidth=1, linestyle=":")
+    target = result.prediction.target
+    if _is_number(target.str_token):
+        says = f"target {target.str_token.strip()} ({percent(target.probability)})"
+        axis.plot([len(places)], [int(target.str_token)], "o", mfc="none", mec=MARK, ms=9, label=says, zorder=4)
+        axis.legend(loc="upper left", fontsize="small")
+    axis.set_ylabel("value")
+    bars.set_ylabel(result.unit, color=BAR, fontsize="small", parse_math=False)
+    title = f"{result.scope} scope of the prediction after position {result.position}"
+    axis.set_title(title, fontsize="medium", loc="left", parse_math=False)
+
+
+def prediction(result: Attribution, k: int = 10, *, ax: Any = None) -> "Figure":
+    """The next-token distribution that a result explains: its ``k`` most probable tokens, and the target.
+
+    Args:
+        result: an `Attribution`.
+        k: how many tokens; a result holds ten.
+        ax: matplotlib axes to draw in; a new figure without it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: ``k`` is not from 1 to what the result holds.
+    """
+    (result,) = _single(result)
+    count = whole(k)
+    if count is None or not 1 <= count <= len(result.prediction.top):
+        raise InputError(f"k is how many tokens to show, 1 to {len(result.prediction.top)} for this result; got {k!r}.")
+    tokens = list(result.prediction.top[:count])
+    target = result.prediction.target
+    if target.token not in {token.token for token in tokens}:
+        tokens.append(target)
+    (axis,) = _axes(ax, 1, (5, 0.5 + 0.3 * len(tokens)))
+    colours = [MARK if token.token == target.token else BAR for token in tokens]
+    axis.barh(range(len(tokens)), [token.probability for token in tokens], color=colours)
+    for i, token in enumerate(tokens):
+        axis.text(token.probability, i, f" {percent(token.probability)}", va="center", fontsize="small")
+    axis.set_yticks(range(len(tokens)), [_token_label(token, target) for token in tokens], parse_math=False)
+    axis.invert_yaxis()
+    axis.set_xlim(0, min(1.18, 1.25 * max(token.probability for token in tokens)))
+    axis.set_xlabel("probability")
+    axis.set_title(f"after position {result.position}", fontsize="medium", loc="left")
+    return _figure(axis)
+
+
+def _single(result: Any) -> list[Attribution]:
+    given = as_list(result)
+    if len(given) > 1:
+        raise InputError(f"This view takes one Attribution; got {len(given)}. Draw each in axes of its own (ax=).")
+    return given
+
+
+def _token_label(token: PredictedToken, target: PredictedToken) -> str:
+    return repr(visible(token.str_token)) + (" (target)" if token.token == target.token else "")
+
+
+def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
+    """Scores as a map: position by layer, or source by destination.
+
+    The colour scale ends at the highest score outside BOS (whose cells may be off the scale); the axis of the colours
+    names the unit.
+
+    Args:
+        results: several `Attribution` of one prompt, scope and unit, one row each, named by their hook points (a layer map
+            when they are taken at ``blocks.0.hook_resid_pre``, ``blocks.1.hook_resid_pre``, ...); or one of
+            `influence_pattern`, whose rows are predictions.
+        log: logarithmic colours, over at most three decades.
+        ax: matplotlib axes to draw in; a new figure without it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: results of different prompts or units.
+    """
+    shown = as_list(results, (Attribution, InfluencePattern))
+    need_one_prompt(shown)
+    need_one_unit(shown)
+    if any(isinstance(result, InfluencePattern) for result in shown) and len(shown) > 1:
+        raise InputError("A map of an InfluencePattern takes one; draw each in axes of its own (ax=).")
+    scores = shown[0].scores if isinstance(shown[0], InfluencePattern) else torch.stack([r.scores for r in shown])
+    (axis,) = _axes(ax, 1, (min(14, 3 + 0.3 * scores.shape[1]), min(12, 1.8 + 0.3 * len(scores))))
+    image = _draw_map(axis, scores, shown, log)
+    extend = "max" if shown[0].bos_positions else "neither"
+    axis.figure.colorbar(image, ax=axis, extend=extend).set_label(shown[0].unit, parse_math=False)
+    _label_positions(axis, shown[0].str_tokens)
+    _label_rows(axis, shown)
+    return _figure(axis)
+
+
+def _draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], log: bool) -> Any:
+    from matplotlib.colors import LogNorm, Normalize
+
+    scale = scale_of(shown, log)
+    high = scale.high or 1.0
+    norm = LogNorm(min(scale.low or high / 10, high * 0.999), high) if log else Normalize(0, high)
+    values = torch.where(scores > 0, scores, torch.nan) if log else scores
+    image = axis.imshow(values.numpy(), aspect="auto", cmap="Oranges", norm=norm, interpolation="nearest")
+    title = f"{shown[0].scope} scope" + ("; BOS is left out of the scale" if scale.bos_left_out else "")
+    axis.set_title(title, fontsize="medium", loc="left", parse_math=False)
+    return image
+
+
+def _label_positions(axis: "Axes", texts: Sequence[str]) -> None:
+    step = -(-len(texts) // MOST_LABELS)
+    places = range(0, len(texts), step)
+    labels = [f"{visible(texts[i]).strip()} {i}" for i in places]
+    axis.set_xticks(list(places), labels, rotation=90, fontsize="small", parse_math=False)
+
+
+def _label_rows(axis: "Axes", shown: Sequence[Any]) -> None:
+    if isinstance(shown[0], InfluencePattern):
+        labels = [f"{visible(shown[0].str_tokens[i]).strip()} {i}" for i in shown[0].positions]
+        axis.set_ylabel("explained position")
+    else:
+        same_point = len({result.provenance.hook_point for result in shown}) == 1
+        labels = [f"position {r.position}" if same_point else r.provenance.hook_point for r in shown]
+    step = -(-len(labels) // MOST_LABELS)
+    axis.set_yticks(range(0, len(labels), step), labels[::step], fontsize="small", parse_math=False)
+
+
+def _figure(axis: "Axes") -> "Figure":
+    return axis.figure  # type: ignore[return-value]
+
+
+def _axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
+    """The user's axes, or those of a new figure, which pyplot does not keep: notebooks would show it twice."""
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "This view is drawn by matplotlib, which is not installed: pip install matplotlib."
+        ) from error
+    if ax is None:
+        figure, axes = plt.subplots(n, 1, figsize=size, layout="constrained", squeeze=False, sharex=True)
+        plt.close(figure)
+        return list(axes[:, 0])
+    given = [ax] if hasattr(ax, "plot") else list(ax)
+    if len(given) != n or not all(hasattr(axis, "plot") for axis in given):
+        raise InputError(f"ax is one matplotlib axes for each of the {n} results; got {ax!r}.")
+    return given

@@ -1,0 +1,220 @@
+"""`report`: everything about some results on one page that needs neither network, nor colour, nor a mouse."""
+
+import warnings
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jscope_tl.errors import InputError
+from jscope_tl.influence import InfluencePattern
+from jscope_tl.result import Attribution, PredictedToken
+from jscope_tl.storage import check_target
+from jscope_tl.views.attention_heads import attention
+from jscope_tl.views.circuits import script
+from jscope_tl.views.figures import heatmap, series
+from jscope_tl.views.html import coloured
+from jscope_tl.views.page import write_page
+from jscope_tl.views.scale import percent, scale_of, score_text, visible
+from jscope_tl.views.terminal import headline, prediction_line, resolved_line
+from jscope_tl.views.together import Result, as_list
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+READER = """<script>
+for (const line of document.querySelectorAll(".tokens")) {
+  const said = line.nextElementSibling, tokens = [...line.querySelectorAll("span")];
+  const say = token => { said.textContent = `${token.textContent.trim()} \u2013 position ${token.title} ${line.dataset.unit}` };
+  tokens.forEach((token, i) => {
+    Object.assign(token, {tabIndex: i ? -1 : 0, ariaLabel: `${token.textContent.trim()}, position ${token.title}`});
+    token.setAttribute("role", "listitem");
+    token.addEventListener("mouseenter", () => say(token));
+    token.addEventListener("focus", () => say(token));
+    token.addEventListener("keydown", e => {
+      const to = {ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: tokens.length - 1}[e.key];
+      if (tokens[to]) { e.preventDefault(); token.tabIndex = -1; tokens[to].tabIndex = 0; tokens[to].focus() }
+    });
+  });
+}
+</script>"""
+
+
+def report(
+    results: Any,
+    path: str | Path,
+    cache_or_patterns: Any = None,
+    layers: Iterable[int] | int | None = None,
+    heads: Iterable[int] | int | None = None,
+    *,
+    title: str | None = None,
+) -> Path:
+    """One self-contained HTML page about some results: coloured tokens, tables, predictions, figures, attention.
+
+    The page loads nothing, fits a phone, can be used with the keyboard (Tab to a prompt, arrows along its tokens) and says
+    everything that it colours in a table as well. A prompt that is a number series gets the figure of `views.series`;
+    several attributions of one scope at several hook points get the map of `views.heatmap`; an influence pattern lies
+    beside the attention heads of ``cache_or_patterns`` as in `views.attention`.
+
+    Args:
+        results: one or several `Attribution` and `InfluencePattern`, of any prompts and units: each is on its own scale.
+        path: the file to write; it is written whole or not at all.
+        cache_or_patterns, layers, heads: see `views.attention`; they belong to the prompt of the influence patterns.
+        title: heading of the page.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no result, a path that cannot be written, or a cache without an influence pattern or of another prompt.
+
+    Example:
+        >>> import jscope_tl as js, tempfile, pathlib
+        >>> result = js.attribute(js.load_pocket_model(), "29 , 30 , 31 ,", "temperature")
+        >>> folder = tempfile.mkdtemp()
+        >>> js.report(result, pathlib.Path(folder) / "page.html").stat().st_size < 200_000
+        True
+    """
+    check_target(path)
+    shown = as_list(results, (Attribution, InfluencePattern))
+    patterns = [result for result in shown if isinstance(result, InfluencePattern)]
+    if cache_or_patterns is not None and not patterns:
+        raise InputError(
+            "Attention patterns are shown beside an influence pattern, and there is none among the results; add one of "
+            "js.influence_pattern(model, prompt, scope)."
+        )
+    heading = title or f"{', '.join(dict.fromkeys(result.scope for result in shown))} scope"
+    parts = [f"<h1>{escape(heading)}</h1>", _provenance(shown)]
+    calls: list[str] = []
+    for same in _by_prompt(shown):
+        parts.append(f"<h2>{escape(_text(same[0]))}</h2>")
+        attributions = [result for result in same if isinstance(result, Attribution)]
+        parts += [*map(_section, attributions), *_figures(attributions)]
+        beside = [result for result in same if isinstance(result, InfluencePattern)]
+        if beside:
+            view = attention(beside, cache_or_patterns, layers, heads)
+            parts += ["<h3>Scopes of every prediction, beside attention</h3>", f'<div class="wide">{view.body}</div>']
+            parts += map(_pattern_table, beside)
+            calls += view.calls
+    return write_page(path, heading, "\n".join([*parts, READER, script(tuple(calls))]))
+
+
+def _provenance(results: list[Result]) -> str:
+    lines = dict.fromkeys(
+        f"{p.model_name} ({p.model_class}, {p.dtype}); " + ", ".join(f"{name} {v}" for name, v in p.versions.items())
+        for p in (result.provenance for result in results)
+    )
+    return "".join(f'<p class="quiet">{escape(line)}</p>' for line in lines)
+
+
+def _by_prompt(results: list[Result]) -> Iterator[list[Result]]:
+    """The results of each prompt, prompts in order of their first result."""
+    rest = list(results)
+    while rest:
+        same = [result for result in rest if torch.equal(result.tokens, rest[0].tokens)]
+        rest = [result for result in rest if not torch.equal(result.tokens, rest[0].tokens)]
+        yield same
+
+
+def _text(result: Result) -> str:
+    text = visible("".join(t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions)).strip()
+    return text if len(text) <= 90 else f"{text[:90]}..."
+
+
+def _section(result: Attribution) -> str:
+    says = [f"{scale_of([result]).note}; outlined: the explained position", resolved_line(result)]
+    return "\n".join(
+        [
+            f"<h3>{escape(headline(result))}</h3>",
+            f"<p>{escape(prediction_line(result))}</p>",
+            f'<div class="tokens" role="list" aria-label="the prompt" data-unit="{escape(result.unit)}">{coloured(result)}</div>',
+            '<p class="said" aria-live="polite"></p>',
+            *(f'<p class="quiet">{escape(line)}</p>' for line in says if line),
+            *_warnings(result),
+            _probabilities(result),
+            _details(f"All scores as a table ({result.unit})", _scores(result)),
+        ]
+    )
+
+
+def _warnings(result: Result) -> list[str]:
+    return [f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings]
+
+
+def _probabilities(result: Attribution) -> str:
+    target = result.prediction.target
+    listed = list(result.prediction.top)
+    if target.token not in {token.token for token in listed}:
+        listed.append(target)
+    rows = [[_named(token, target), percent(token.probability), _bar(token.probability)] for token in listed]
+    return _details("Predicted next tokens", _table(["token", "probability", ""], rows))
+
+
+def _named(token: PredictedToken, target: PredictedToken) -> str:
+    return escape(repr(visible(token.str_token)) + (" (target)" if token.token == target.token else ""))
+
+
+def _bar(share: float) -> str:
+    return f'<span class="bar" style="width:{8 * share:.2f}rem"></span>'
+
+
+def _scores(result: Attribution) -> str:
+    scored = [result.scored(i) for i in range(result.position + 1)]
+    ranks = {token.position: rank for rank, token in enumerate(result.top(len(scored), include_bos=True), start=1)}
+    rows = [
+        [str(t.position), escape(repr(visible(t.str_token))), score_text(t.score, t.stderr), str(ranks[t.position])]
+        for t in scored
+    ]
+    return _table(["position", "token", "score", "rank"], rows)
+
+
+def _pattern_table(pattern: InfluencePattern) -> str:
+    rows = []
+    for scores, dest, target in zip(pattern.scores, pattern.positions, pattern.targets, strict=True):
+        best = [t for t in scores.argsort(descending=True).tolist() if t <= dest and t not in pattern.bos_positions][:3]
+        strongest = ", ".join(f"{visible(pattern.str_tokens[t])!r} at {t}: {scores[t]:.4g}" for t in best)
+        rows.append([str(dest), *(escape(repr(visible(t))) for t in (pattern.str_tokens[dest], target.str_token)),
+                     percent(target.probability), escape(strongest)])  # fmt: skip
+    names = ["position", "token", "target", "probability", f"strongest sources ({escape(pattern.unit)})"]
+    summary = f"The strongest sources of every prediction ({pattern.scope}) as a table"
+    return "\n".join([*_warnings(pattern), _details(summary, _table(names, rows))])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Cells are HTML already."""
+    top = "".join(f'<th scope="col">{name}</th>' for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _details(summary: str, inside: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
+
+
+def _figures(results: list[Attribution]) -> list[str]:
+    figures = []
+    for unit in dict.fromkeys(result.unit for result in results):
+        same = [result for result in results if result.unit == unit]
+        points = {result.provenance.hook_point for result in same}
+        if len(points) == len(same) > 1 and len({result.scope for result in same}) == 1:
+            figures.append(_image(heatmap(same), f"map of {same[0].scope} scores: position by hook point"))
+        try:
+            figures.append(_image(series(same), f"the number series and its {same[0].scope} scores as bars"))
+        except InputError:  # text, not a series
+            continue
+    return figures
+
+
+def _image(figure: "Figure", says: str) -> str:
+    """As SVG with its text as text, in an image element: nothing in it can run."""
+    from matplotlib import rc_context
+
+    content = BytesIO()
+    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that matplotlib's font lacks: the browser has them
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    return f'<p><img alt="{escape(says)}" src="data:image/svg+xml;base64,{b64encode(content.getvalue()).decode()}"></p>'

@@ -1,0 +1,53 @@
+"""Which results may share a picture: those of one prompt, and on one scale those of one unit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from jscope_tl.errors import InputError
+from jscope_tl.influence import InfluencePattern
+from jscope_tl.result import Attribution
+
+Result = Attribution | InfluencePattern
+
+
+def as_list(results: Any, kinds: tuple[type, ...] = (Attribution,)) -> list[Any]:
+    """One result or several as a list; anything else is refused."""
+    given = [results] if isinstance(results, kinds) else results
+    names = " or ".join(kind.__name__ for kind in kinds)
+    if isinstance(given, str | bytes | dict) or not isinstance(given, Sequence) or not given:
+        raise InputError(f"This view takes one {names} or a list of them; got {_named(results)}.")
+    for item in given:
+        if not isinstance(item, kinds):
+            raise InputError(f"This view takes one {names} or a list of them; the list holds {_named(item)}.")
+    return list(given)
+
+
+def _named(thing: Any) -> str:
+    return repr(thing) if isinstance(thing, str | int | float | list | None) else f"a {type(thing).__name__}"
+
+
+def need_one_prompt(results: Sequence[Result]) -> None:
+    """Refuse results of different prompts: a token of one would stand for a token of another."""
+    for other in results[1:]:
+        if not torch.equal(other.tokens, results[0].tokens):
+            raise InputError(
+                f"These results are of different prompts ({_start(results[0])} and {_start(other)}), which one picture "
+                "cannot show. Draw one picture for each prompt; js.report takes several prompts."
+            )
+
+
+def need_one_unit(results: Sequence[Result]) -> None:
+    """Refuse results of different units: numbers in different units do not compare."""
+    units = list(dict.fromkeys(result.unit for result in results))
+    if len(units) > 1:
+        raise InputError(
+            f"These results are in different units ({'; '.join(units)}), which one scale cannot show. Draw one picture for "
+            "each unit; js.report puts them on one page."
+        )
+
+
+def _start(result: Result) -> str:
+    text = "".join(result.str_tokens)
+    return f"{len(result.tokens)} tokens, {text[:40] + '...' if len(text) > 40 else text!r}"
