@@ -30,19 +30,14 @@ class Head:
         return f"H{self.head}" if self.layer is None else f"L{self.layer}H{self.head}"
 
 
-def to_heads(
-    cache_or_patterns: Any,
-    tokens: Int[Tensor, "pos"],
-    layers: Iterable[int] | int | None = None,
-    heads: Iterable[int] | int | None = None,
-) -> list[Head]:
+def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = None, heads: Any = None) -> list[Head]:
     """The patterns of the chosen layers and heads.
 
     Args:
         cache_or_patterns: what ``run_with_cache`` returned for the same prompt, or a tensor ``[layer, head, dest, src]`` or
             ``[head, dest, src]`` (one layer, which ``layers`` may name).
         tokens: the prompt that the patterns must belong to.
-        layers, heads: which to take; None is all.
+        layers, heads: which to take, a number or several (negative: from the end); None is all.
 
     Raises:
         InputError: no patterns in the cache, another prompt's, not attention, or a layer or head that does not exist.
@@ -72,10 +67,10 @@ def _from_tensor(patterns: Tensor, layers: Any) -> dict[int | None, Tensor]:
     stacked = patterns if patterns.ndim == 4 else patterns.unsqueeze(0)
     if len(stacked) > 1:
         return {layer: stacked[layer] for layer in _chosen("layers", layers, list(range(len(stacked))))}
-    named = [layers] if whole(layers) is not None else list(layers or [None])
-    if len(named) != 1:
-        raise InputError(f"The tensor holds the patterns of one layer; layers names {len(named)}.")
-    return {named[0]: stacked[0]}
+    named = list(layers) if isinstance(layers, Iterable) else [layers]
+    if len(named) != 1 or (named[0] is not None and whole(named[0]) is None):
+        raise InputError(f"The tensor holds the patterns of one layer, which layers may name; got {layers!r}.")
+    return {whole(named[0]): stacked[0]}
 
 
 def _from_cache(cache: Any, tokens: Int[Tensor, "pos"]) -> dict[int | None, Tensor]:
@@ -120,7 +115,7 @@ def _need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor
 def _chosen(what: str, wanted: Any, there: list[Any]) -> list[int]:
     if wanted is None:
         return there
-    numbers = [wanted] if whole(wanted) is not None else list(wanted)
+    numbers = list(wanted) if isinstance(wanted, Iterable) else [wanted]
     n = max(there) + 1
     chosen = [None if (number := whole(w)) is None else number + n * (number < 0) for w in numbers]
     if not chosen or any(number not in there for number in chosen):

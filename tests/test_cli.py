@@ -56,6 +56,12 @@ def test_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "cabinet" in page.read_text()
 
 
+def test_report_beside_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main([PROMPT, "--scope", "fisher", "--html", str(page), "--attention"]) == 0
+    assert "Agreement of heads with fisher" in page.read_text(encoding="utf-8")
+
+
 def test_options_of_a_scope(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([PROMPT, "--scope", "fisher", "-o", "method=low_rank", "-o", "rank=3", "--json"]) == 0
     options = json.loads(capsys.readouterr().out)["options"]
@@ -91,6 +97,7 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         ([PROMPT, "--device", "meta"], "holds no data"),
         ([PROMPT, "--save", ""], "no file to write to"),
         ([PROMPT, "--html", "."], "no file to write to"),
+        ([PROMPT, "--attention"], "give both"),
     ],
 )
 def test_wrong_input_costs_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Figures in matplotlib: number series, next-token distributions, maps over layers or predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     need_one_prompt(shown)
     need_one_unit(shown)
     numbers = _numbers(shown[0])
-    axes = _axes(ax, len(shown), (9, 2.6 * len(shown)))
+    axes = _axes(ax, len(shown), (9.0, 2.6 * len(shown)))
     for axis, result in zip(axes, shown, strict=True):
         _draw_series(axis, result, numbers, log)
     axes[-1].set_xlabel("number of the series (delimiters are left out)")
@@ -135,7 +135,7 @@ def prediction(result: Attribution, k: int = 10, *, ax: Any = None) -> "Figure":
     target = result.prediction.target
     if target.token not in {token.token for token in tokens}:
         tokens.append(target)
-    (axis,) = _axes(ax, 1, (5, 0.5 + 0.3 * len(tokens)))
+    (axis,) = _axes(ax, 1, (5.0, 0.5 + 0.3 * len(tokens)))
     colours = [MARK if token.token == target.token else BAR for token in tokens]
     axis.barh(range(len(tokens)), [token.probability for token in tokens], color=colours)
     for i, token in enumerate(tokens):
@@ -184,7 +184,7 @@ def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     if any(isinstance(result, InfluencePattern) for result in shown) and len(shown) > 1:
         raise InputError("A map of an InfluencePattern takes one; draw each in axes of its own (ax=).")
     scores = shown[0].scores if isinstance(shown[0], InfluencePattern) else torch.stack([r.scores for r in shown])
-    (axis,) = _axes(ax, 1, (min(14, 3 + 0.3 * scores.shape[1]), min(12, 1.8 + 0.3 * len(scores))))
+    (axis,) = _axes(ax, 1, (min(14.0, 3 + 0.3 * scores.shape[1]), min(12.0, 1.8 + 0.3 * len(scores))))
     image = _draw_map(axis, scores, shown, log)
     extend = "max" if shown[0].bos_positions else "neither"
     axis.figure.colorbar(image, ax=axis, extend=extend).set_label(shown[0].unit, parse_math=False)
@@ -240,7 +240,7 @@ def _axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
         figure, axes = plt.subplots(n, 1, figsize=size, layout="constrained", squeeze=False, sharex=True)
         plt.close(figure)
         return list(axes[:, 0])
-    given = [ax] if hasattr(ax, "plot") else list(ax)
+    given = list(ax) if isinstance(ax, Iterable) else [ax]
     if len(given) != n or not all(hasattr(axis, "plot") for axis in given):
         raise InputError(f"ax is one matplotlib axes for each of the {n} results; got {ax!r}.")
     return given

@@ -3,24 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Protocol
 
-from jaxtyping import Float
-from torch import Tensor
+from jscope_tl.views.together import Result
 
 LIGHT, DARK = (255, 240, 224), (191, 84, 0)
 DECADES = 3
 """How far below the highest score a logarithmic scale begins."""
-
-
-class Scored(Protocol):
-    """What has scores and knows where BOS is: an attribution, or an influence pattern."""
-
-    @property
-    def scores(self) -> Float[Tensor, "*dest pos"]: ...
-
-    @property
-    def bos_positions(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +37,7 @@ class Scale:
         return f"colour: {kind} from {self.low:.4g} to the highest score, {self.high:.4g}{left_out}"
 
 
-def scale_of(results: Sequence[Scored], log: bool = False) -> Scale:
+def scale_of(results: Sequence[Result], log: bool = False) -> Scale:
     """One scale for all: up to the highest score outside BOS, from 0 or (``log``) from at most `DECADES` below that."""
     scores = [s for result in results for s in _outside_bos(result) if s > 0]
     high = max(scores, default=0.0)
@@ -57,7 +45,7 @@ def scale_of(results: Sequence[Scored], log: bool = False) -> Scale:
     return Scale(low * (1 - 1e-6), high, log, any(result.bos_positions for result in results))
 
 
-def _outside_bos(result: Scored) -> list[float]:
+def _outside_bos(result: Result) -> list[float]:
     kept = [i for i in range(result.scores.shape[-1]) if i not in result.bos_positions]
     return result.scores[..., kept].flatten().tolist()
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import html.parser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from rich.console import Console
 
 import jscope_tl as js
-from jscope_tl.views.html import write_page
-from jscope_tl.views.scale import intensities, score_text
+from jscope_tl.views.scale import percent, scale_of, score_text
 from jscope_tl.views.terminal import show
 
 NASTY = ["<bos>", " <s>", " </script>", " \"quoted\" & 'single'", "\n", " 🙂", "\t", " [bold]rich[/bold]"]
@@ -93,18 +91,42 @@ def test_html_is_light_and_offline(result: js.Attribution) -> None:
 
 
 def test_bos_is_left_out_of_the_scale_and_it_is_said(nasty: js.Attribution) -> None:
-    values = intensities(nasty)
-    assert values[0] == 1.0
-    assert values[-1] == 1.0
-    assert values[1] == pytest.approx(2 / len(NASTY))
+    scale = scale_of([nasty])
+    assert scale(1000.0) == 1.0
+    assert scale(float(len(NASTY))) == 1.0
+    assert scale(2.0) == pytest.approx(2 / len(NASTY))
     assert "BOS is left out" in nasty._repr_html_()
     without = dataclasses.replace(nasty, bos_positions=())
-    assert intensities(without)[-1] < 0.01
+    assert scale_of([without])(float(len(NASTY))) < 0.01
     assert "BOS is left out" not in without._repr_html_()
 
 
+def test_one_scale_for_several_results(nasty: js.Attribution) -> None:
+    double = dataclasses.replace(nasty, scores=2 * nasty.scores)
+    assert scale_of([nasty, double]).high == 2 * scale_of([nasty]).high
+
+
+def test_logarithmic_scale(nasty: js.Attribution) -> None:
+    result = dataclasses.replace(nasty, scores=torch.tensor([9.0, 100, 10, 1, 1e-3, 0, 50, 20]))
+    scale = scale_of([result], log=True)
+    assert [round(scale(s), 3) for s in (100.0, 10.0, 1.0, 0.1, 1e-3, 0.0)] == [1, 0.667, 0.333, 0, 0, 0]
+    assert scale_of([dataclasses.replace(result, scores=torch.full((8,), 3.0))], log=True)(3.0) == 1.0
+    assert scale_of([dataclasses.replace(result, scores=torch.zeros(8))], log=True)(0.0) == 0.0
+
+
 def test_zero_scores_have_no_colour(nasty: js.Attribution) -> None:
-    assert set(intensities(dataclasses.replace(nasty, scores=torch.zeros(len(NASTY))))) == {0.0}
+    assert scale_of([dataclasses.replace(nasty, scores=torch.zeros(len(NASTY)))])(0.0) == 0.0
+
+
+def test_percent_is_round_only_where_it_is() -> None:
+    assert [percent(p) for p in (0.0, 1e-9, 0.0004, 0.123, 0.9999, 1.0)] == [
+        "0.0%",
+        "<0.1%",
+        "<0.1%",
+        "12.3%",
+        ">99.9%",
+        "100.0%",
+    ]
 
 
 def test_terminal_shows_every_token_as_it_is(nasty: js.Attribution, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,16 +141,6 @@ def test_views_change_nothing(result: js.Attribution) -> None:
     before = result.scores.clone()
     repr(result), result._repr_html_(), show(result, Console(file=open("/dev/null", "w")))  # noqa: SIM115
     assert torch.equal(result.scores, before)
-
-
-def test_page(nasty: js.Attribution, tmp_path: Path) -> None:
-    page = write_page(nasty, tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>")
-    assert 'charset="utf-8"' in page
-    assert "http" not in page
-    assert page.count("<tr>") == 1 + len(NASTY)  # every position, BOS too
-    with pytest.raises(js.InputError, match="no folder"):
-        write_page(nasty, tmp_path / "none" / "page.html")
 
 
 def test_score_text() -> None:

@@ -1,0 +1,65 @@
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PICTURES = os.environ.get("JSCOPE_PICTURES")
+"""A folder to keep screenshots in, for eyes."""
+
+
+@dataclass
+class Opened:
+    """A page in a browser without a network, and everything that went wrong or out."""
+
+    page: Any
+    own: str
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def keep(self, name: str) -> None:
+        """Take a screenshot; it must show something."""
+        picture = self.page.screenshot(path=Path(PICTURES) / f"{name}.png" if PICTURES else None, full_page=True)
+        assert len(picture) > 5_000
+
+    @property
+    def foreign(self) -> list[str]:
+        return [url for url in self.requests if url != self.own and not url.startswith("data:")]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("JSCOPE_NEEDS_BROWSER"):
+            pytest.fail("Chromium is missing and this run needs it: apt-get install chromium")
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium: Any) -> Iterator[Any]:
+    """Opens a file in a new browser with the network cut."""
+    contexts = []
+
+    def open_page(path: Path, width: int = 1000, height: int = 800) -> Opened:
+        context = chromium.new_context(offline=True, viewport={"width": width, "height": height})
+        contexts.append(context)
+        opened = Opened(context.new_page(), path.resolve().as_uri())
+        opened.page.on("request", lambda request: opened.requests.append(request.url))
+        opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
+        opened.page.on("console", lambda m: opened.errors.append(m.text) if m.type in ("error", "warning") else None)
+        opened.page.goto(opened.own)
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()

@@ -1,0 +1,157 @@
+"""What a reader sees: pages opened in Chromium with the network cut."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jscope_tl as js
+from jscope_tl.views.scale import visible
+from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
+
+TOKEN = ".colored-tokens > span"
+
+
+@pytest.fixture(scope="module")
+def result(pocket: Any) -> js.Attribution:
+    return js.attribute(pocket, PROMPT, "semantic", target=" liberal")
+
+
+def shown(texts: list[str]) -> list[str]:
+    """Token texts with protected spaces as spaces."""
+    return [text.replace("\xa0", " ") for text in texts]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_every_token_appears_as_it_is(result: js.Attribution, browse: Any, tmp_path: Path, log: bool) -> None:
+    nasty = with_tokens(result, NASTY)
+    opened = browse(js.views.tokens(nasty, log=log).save(tmp_path / "page.html"))
+    opened.page.wait_for_selector(TOKEN)
+    texts = shown(opened.page.locator(TOKEN).all_text_contents())
+    assert texts[:-1] == [visible(token) for token in NASTY][:-1]
+    assert texts[-1] == visible(NASTY[-1]) + "→  liberal >99.9%"
+    assert opened.page.locator(f"{TOKEN} br").count() == 1  # the new line
+    assert opened.errors == []
+    assert opened.foreign == []
+    opened.keep(f"tokens_{'log' if log else 'linear'}")
+
+
+def test_hovering_shows_the_token_its_score_and_its_unit(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    nasty = with_tokens(result, NASTY)
+    opened = browse(js.views.tokens(nasty, log=True).save(tmp_path / "page.html"))
+    for i in (0, 1, 2, 9):
+        opened.page.mouse.move(0, 0)  # the last tip goes
+        opened.page.locator("strong").wait_for(state="detached")
+        opened.page.locator(TOKEN).nth(i).hover()
+        tip = opened.page.locator("strong").locator("..")
+        tip.wait_for()
+        score = nasty.scored(i).score
+        assert shown([tip.inner_text()])[0].split("\n") == [NASTY[i].strip(), f"{score:.4g} {nasty.unit}, position {i}"]
+    opened.keep("tokens_hover")
+
+
+def test_colours_follow_the_scale_and_leave_bos_out(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    nasty = with_tokens(result, [f" {i}" for i in range(10)])
+    opened = browse(js.views.tokens(nasty).save(tmp_path / "page.html"))
+    opened.page.wait_for_selector(TOKEN)
+    colours = opened.page.locator(f"{TOKEN} > span").evaluate_all(
+        "all => all.map(e => getComputedStyle(e).backgroundColor)"
+    )
+    assert (
+        colours[0] == colours[-1] == "rgb(191, 84, 0)"
+    )  # BOS, a hundred times higher, is cut off at the highest of the rest
+    greens = [int(colour.strip("rgb()").split(",")[1]) for colour in colours[1:]]
+    assert greens == sorted(greens, reverse=True)
+    assert len(set(greens)) == 9
+
+
+def test_long_prompt(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    texts = [f" word{i}" for i in range(300)]
+    opened = browse(js.views.tokens(with_tokens(result, texts)).save(tmp_path / "page.html"))
+    opened.page.wait_for_selector(TOKEN)
+    assert shown(opened.page.locator(TOKEN).all_text_contents())[:-1] == texts[:-1]
+    opened.keep("tokens_300")
+
+
+def test_attention_draws_scopes_and_heads(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    nasty = with_tokens(result, NASTY)
+    view = js.views.attention([pattern_of(nasty)], attention_of(len(NASTY)))
+    opened = browse(view.save(tmp_path / "page.html"))
+    opened.page.wait_for_selector("canvas")
+    names = opened.page.locator("h4").all_text_contents()
+    assert names == ["semantic", "L0H0", "L0H1", "L1H0", "L1H1"]
+    opened.page.wait_for_timeout(500)
+    inks = opened.page.evaluate(
+        "[...document.querySelectorAll('canvas')].map(c => new Set(c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data).size)"
+    )
+    assert len(inks) == 6  # five small ones and the large one
+    assert min(inks) > 10
+    assert opened.errors == []
+    assert opened.foreign == []
+    opened.page.locator("canvas").last.hover(position={"x": 300, "y": 500})
+    opened.page.wait_for_timeout(300)
+    opened.keep("attention")
+
+
+def test_heads_can_be_chosen_with_the_keyboard(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    view = js.views.attention([pattern_of(result)], attention_of(len(result.tokens)))
+    opened = browse(view.save(tmp_path / "page.html"))
+    head = opened.page.get_by_role("button", name="L1H0")
+    head.wait_for()
+    head.focus()
+    opened.page.keyboard.press("Enter")
+    assert opened.page.locator("h3", has_text="Zoomed").inner_text() == "L1H0 Zoomed"
+
+
+@pytest.mark.parametrize("width", [1000, 380])
+def test_report(pocket: Any, result: js.Attribution, browse: Any, tmp_path: Path, width: int) -> None:
+    nasty = with_tokens(result, NASTY)
+    series = js.attribute(pocket, "29 , 35 , 41 , 47 , 53 , 59 , 53 , 47 ,", "temperature")
+    pattern = js.influence_pattern(pocket, PROMPT, "semantic")
+    _, cache = pocket.run_with_cache(PROMPT)
+    path = js.report([result, nasty, series, pattern], tmp_path / "r.html", cache)
+    opened = browse(path, width)
+    opened.page.wait_for_selector("canvas")
+    texts = opened.page.locator(".tokens").nth(1).locator("span").all_text_contents()
+    assert texts == [visible(token) for token in NASTY]
+    assert opened.errors == []
+    assert opened.foreign == []
+    assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing hangs over on a phone
+    opened.page.locator("summary").evaluate_all("all => all.forEach(s => s.click())")
+    opened.page.wait_for_timeout(500)
+    opened.keep(f"report_{width}")
+
+
+def test_report_by_keyboard(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    opened = browse(js.report(result, tmp_path / "r.html"))
+    page = opened.page
+    page.keyboard.press("Tab")
+    said = page.locator(".said").first
+    assert said.inner_text().startswith("<bos> – position 0: ")
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    token = result.scored(2)
+    assert said.inner_text() == f"{token.str_token.strip()} – position 2: {token.score:.4g} {result.unit}"
+    page.keyboard.press("End")
+    assert said.inner_text().startswith("a – position 16")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.get_by_role("cell", name="' liberal' (target)").is_visible()
+
+
+def test_report_by_mouse(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    estimated = dataclasses.replace(result, stderr=0.1 * result.scores)
+    opened = browse(js.report(estimated, tmp_path / "r.html"))
+    opened.page.locator(".tokens span").nth(9).hover()
+    assert "±" in opened.page.locator(".said").first.inner_text()
+
+
+def test_notebook_fragment_needs_no_script(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    page = tmp_path / "n.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8>{with_tokens(result, NASTY)._repr_html_()}", encoding="utf-8")
+    opened = browse(page)
+    assert opened.page.locator("script").count() == 0
+    assert opened.page.locator("span[title]").all_text_contents() == [visible(token) for token in NASTY]
+    opened.keep("notebook")

@@ -1,0 +1,148 @@
+"""Figures: what is drawn is what the result holds."""
+
+import dataclasses
+import inspect
+import sys
+import warnings
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+import jscope_tl as js
+from tests.views.results import PROMPT, pattern_of, with_tokens
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+NUMBERS = [29, 35, 41, 47, 53, 59, 53, 47]
+
+
+@pytest.fixture(scope="module")
+def numbers(pocket: Any) -> js.Attribution:
+    return js.attribute(pocket, " , ".join(map(str, NUMBERS)) + " ,", "temperature")
+
+
+@pytest.fixture(scope="module")
+def result(pocket: Any) -> js.Attribution:
+    return js.attribute(pocket, PROMPT, "semantic", target=" liberal")
+
+
+def test_series_draws_numbers_and_scores(numbers: js.Attribution) -> None:
+    figure = js.views.series(numbers)
+    values, bars = figure.axes
+    assert values.lines[0].get_ydata().tolist() == NUMBERS
+    heights = [patch.get_height() for patch in bars.patches]
+    assert heights == pytest.approx(numbers.scores[1::2].tolist())  # BOS and commas are left out
+    assert bars.get_ylabel() == numbers.unit
+    assert "temperature" in values.get_title(loc="left")
+    assert str(int(numbers.prediction.target.str_token)) in values.get_legend().get_texts()[0].get_text()
+
+
+def test_series_of_a_stack_and_log(pocket: Any, numbers: js.Attribution) -> None:
+    earlier = js.attribute(pocket, numbers.tokens, "temperature", position=8)
+    figure = js.views.series([numbers, earlier], log=True)
+    assert len(figure.axes) == 4
+    assert [axis.get_yscale() for axis in figure.axes] == ["linear", "linear", "log", "log"]
+    assert len(figure.axes[3].patches) == 4
+
+
+def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
+    estimated = dataclasses.replace(numbers, stderr=0.1 * numbers.scores)
+    assert js.views.series(estimated).axes[1].containers[-1].has_yerr
+
+
+@pytest.mark.parametrize(
+    ("texts", "cure"),
+    [
+        (["<bos>", "a", " b"], "no number series: 0 of its 3"),
+        (["<bos>", "2", "9", ",", "3", "0"], "split a number"),
+        (["3", ".", "5", ",", "4"], "one delimiter"),
+        (["3", ",", " -", "5", ",", "4"], "one delimiter"),
+    ],
+)
+def test_what_is_no_series(result: js.Attribution, texts: list[str], cure: str) -> None:
+    with pytest.raises(js.InputError, match=cure):
+        js.views.series(with_tokens(result, texts))
+
+
+def test_prediction_shows_the_distribution_and_the_target(result: js.Attribution) -> None:
+    figure = js.views.prediction(result, k=4)
+    axis = figure.axes[0]
+    assert [patch.get_width() for patch in axis.patches] == [t.probability for t in result.prediction.top[:4]]
+    assert "(target)" in axis.get_yticklabels()[0].get_text()
+    rare = dataclasses.replace(
+        result, prediction=dataclasses.replace(result.prediction, target=js_token(result, 499), target_rank=400)
+    )
+    labels = [label.get_text() for label in js.views.prediction(rare, k=2).axes[0].get_yticklabels()]
+    assert len(labels) == 3
+    assert labels[2].endswith("(target)")
+
+
+def js_token(result: js.Attribution, token: int) -> Any:
+    return dataclasses.replace(result.prediction.target, token=token, str_token=" rare", probability=1e-9)
+
+
+@pytest.mark.parametrize("k", [0, 11, True, "3", 2.5])
+def test_bad_k(result: js.Attribution, k: Any) -> None:
+    with pytest.raises(js.InputError, match="1 to 10"):
+        inspect.unwrap(js.views.prediction)(result, k)
+
+
+def test_heatmap_of_layers(pocket: Any) -> None:
+    points = [f"blocks.{i}.hook_resid_pre" for i in range(4)]
+    results = [js.attribute(pocket, PROMPT, "semantic", at=at) for at in points]
+    axis, colours = js.views.heatmap(results).axes
+    image = axis.images[0]
+    assert np.allclose(image.get_array(), torch.stack([r.scores for r in results]))
+    assert [label.get_text() for label in axis.get_yticklabels()] == points
+    assert image.norm.vmax == pytest.approx(max(float(r.scores[1:].max()) for r in results))
+    assert colours.get_ylabel() == results[0].unit
+    assert "BOS is left out" in axis.get_title(loc="left")
+
+
+def test_heatmap_of_predictions(result: js.Attribution) -> None:
+    pattern = pattern_of(result)
+    axis = js.views.heatmap(pattern, log=True).axes[0]
+    drawn = np.ma.filled(axis.images[0].get_array(), 0)
+    assert np.allclose(np.nan_to_num(drawn), pattern.scores)
+    with pytest.raises(js.InputError, match="takes one"):
+        js.views.heatmap([pattern, result])
+
+
+def test_own_axes(numbers: js.Attribution, result: js.Attribution) -> None:
+    figure, axes = plt.subplots(3)
+    assert js.views.series(numbers, ax=axes[0]) is figure
+    assert js.views.prediction(result, ax=axes[1]) is figure
+    assert js.views.heatmap(result, ax=axes[2]) is figure
+    plt.close(figure)
+    for bad in (7, axes[:2], []):
+        with pytest.raises(js.InputError, match="one matplotlib axes for each"):
+            js.views.series(numbers, ax=bad)
+
+
+def test_pyplot_keeps_no_figure(result: js.Attribution) -> None:
+    before = plt.get_fignums()
+    js.views.prediction(result)
+    assert plt.get_fignums() == before
+
+
+def test_dollars_are_no_mathematics(result: js.Attribution) -> None:
+    nasty = with_tokens(result, ["<bos>", " $a", "b$ \\frac", " $\\foo$"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        js.views.heatmap(nasty).canvas.draw()
+
+
+def test_zero_scores_can_be_drawn(result: js.Attribution) -> None:
+    zero = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
+    for log in (False, True):
+        js.views.heatmap(zero, log=log).canvas.draw()
+
+
+def test_without_matplotlib(result: js.Attribution, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        js.views.prediction(result)
