@@ -21,6 +21,9 @@ from jscope_tl.views.together import as_list, need_one_prompt
 MAX_CELLS = 150_000
 """Cells of all heads together that a browser draws in a few seconds."""
 MAX_HEADS = 32
+ROOM = """<style>#{where} div[style*="max-width: min"] {{ width: 100% !important; min-width: 26rem }}</style>
+<div style="max-width:60rem;overflow-x:auto">{element}</div>"""
+"""On a narrow screen circuitsvis' large picture shrinks to nothing; here it scrolls instead."""
 
 
 def attention(
@@ -65,9 +68,8 @@ def attention(
         )
     where, element = place()
     names = [scope.scope for scope in scopes]
-    body = (
-        _caption(scopes) + f'<div style="max-width:60rem">{element}</div>' + _notes(notes) + _table(agreement, names[0])
-    )
+    picture = ROOM.format(where=where, element=element)
+    body = _caption(scopes) + picture + _notes(notes) + _table(agreement, names[0])
     properties = _properties(scopes, shown, kept)
     return View(
         f"{', '.join(names)} beside {len(shown)} attention heads", body, (call(where, "AttentionHeads", properties),)

@@ -217,4 +217,5 @@ def _image(figure: "Figure", says: str) -> str:
     with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that matplotlib's font lacks: the browser has them
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-    return f'<p><img alt="{escape(says)}" src="data:image/svg+xml;base64,{b64encode(content.getvalue()).decode()}"></p>'
+    source = f"data:image/svg+xml;base64,{b64encode(content.getvalue()).decode()}"
+    return f'<div class="wide"><img alt="{escape(says)}" src="{source}"></div>'

@@ -62,7 +62,7 @@ def ink(intensity: float) -> str:
 
 
 NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
-BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+UNSEEN = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
 
 
 def visible(text: str) -> str:
@@ -75,7 +75,7 @@ def _visible(character: str) -> str:
         return NAMED[character]
     if character < " ":
         return chr(0x2400 + ord(character))  # Unicode's pictures of control characters
-    if "\x80" <= character <= "\x9f" or character in BIDI:
+    if "\x80" <= character <= "\x9f" or character in UNSEEN:
         return f"\\u{ord(character):04x}"
     return character
 

@@ -119,6 +119,8 @@ def test_report(pocket: Any, result: js.Attribution, browse: Any, tmp_path: Path
     assert opened.errors == []
     assert opened.foreign == []
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing hangs over on a phone
+    box = opened.page.locator("canvas").last.bounding_box()
+    assert min(box["width"], box["height"]) > 350  # the large picture of the chosen head
     opened.page.locator("summary").evaluate_all("all => all.forEach(s => s.click())")
     opened.page.wait_for_timeout(500)
     opened.keep(f"report_{width}")
