@@ -18,12 +18,17 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class HeadAgreement:
-    """Spearman's rank correlation between a head's attention and a scope, the mean over ``n_rows`` destinations."""
+    """How a head's attention agrees with a scope over ``n_rows`` destinations.
+
+    ``correlation`` is Spearman's, the mean over the destinations; ``same_top`` the share of destinations where the head
+    attends most to the scope's strongest source.
+    """
 
     layer: int | None
     head: int
     name: str
     correlation: float
+    same_top: float
     n_rows: int
 
 
@@ -66,20 +71,22 @@ def agreement_of(pattern: InfluencePattern, heads: list[Head]) -> list[HeadAgree
             f"No destination of this pattern has {FEWEST} sources besides BOS to rank; take a longer prompt or later "
             "positions."
         )
-    means = np.mean(rows, axis=0)
+    correlations, same_top = np.mean(rows, axis=0)
     found = [
-        HeadAgreement(head.layer, head.head, head.name, float(mean), len(rows))
-        for head, mean in zip(heads, means, strict=True)
+        HeadAgreement(head.layer, head.head, head.name, float(correlations[i]), float(same_top[i]), len(rows))
+        for i, head in enumerate(heads)
     ]
     return sorted(found, key=lambda agreement: -agreement.correlation)
 
 
 def _row(pattern: InfluencePattern, heads: list[Head], i: int, dest: int) -> Any:
+    """Correlation and whether the strongest source is the same, for each head."""
     sources = [t for t in range(dest + 1) if t not in pattern.bos_positions]
     if len(sources) < FEWEST or not pattern.scores[i].any():
         return None
     attention = np.stack([head.pattern[dest, sources].numpy() for head in heads])
-    return spearman(attention, pattern.scores[i, sources].numpy())
+    scores = pattern.scores[i, sources].numpy()
+    return np.stack([spearman(attention, scores), attention.argmax(-1) == scores.argmax()])
 
 
 def spearman(a: Float[np.ndarray, "*n m"], b: Float[np.ndarray, "m"]) -> Float[np.ndarray, "*n"]:

@@ -42,6 +42,11 @@ def test_mean_over_destinations_without_bos(pattern: js.InfluencePattern) -> Non
             ]
             assert found[f"L{layer}H{head}"].correlation == pytest.approx(np.mean(rows), abs=1e-6)
             assert found[f"L{layer}H{head}"].n_rows == n - 3
+            hits = [
+                patterns[layer, head, d, 1 : d + 1].argmax() == pattern.scores[d, 1 : d + 1].argmax()
+                for d in range(3, n)
+            ]
+            assert found[f"L{layer}H{head}"].same_top == pytest.approx(np.mean(hits))
 
 
 def test_a_head_that_is_the_scope_comes_first(pattern: js.InfluencePattern) -> None:
@@ -50,6 +55,7 @@ def test_a_head_that_is_the_scope_comes_first(pattern: js.InfluencePattern) -> N
     best = js.head_agreement(pattern, patterns)[0]
     assert (best.name, best.head, best.layer) == ("H2", 2, None)
     assert best.correlation == pytest.approx(1.0)
+    assert best.same_top == 1.0
 
 
 def test_a_cache_gives_what_its_tensors_give(pocket: Any, pattern: js.InfluencePattern) -> None:

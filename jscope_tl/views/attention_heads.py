@@ -183,10 +183,14 @@ def _notes(notes: list[str]) -> str:
 def _table(agreement: list[HeadAgreement], scope: str, most: int = 12) -> str:
     if not agreement:
         return ""
-    rows = "".join(f"<tr><td>{found.name}</td><td>{found.correlation:+.2f}</td></tr>" for found in agreement[:most])
+    rows = "".join(
+        f"<tr><td>{found.name}</td><td>{found.correlation:+.2f}</td><td>{found.same_top:.0%}</td></tr>"
+        for found in agreement[:most]
+    )
     rest = f" ({len(agreement) - most} further heads: js.head_agreement)" if len(agreement) > most else ""
     return (
-        f"<p>Agreement of heads with {escape(scope)}: Spearman's correlation over the sources of a prediction"
-        f", BOS left out, mean of {agreement[0].n_rows} predictions{rest}</p>"
-        f"<table><thead><tr><th>head</th><th>correlation</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"<p>Agreement of heads with {escape(scope)} over {agreement[0].n_rows} predictions, BOS left out{rest}: Spearman's "
+        "correlation over the sources of a prediction (mean), and how often the head attends most to the strongest source</p>"
+        "<table><thead><tr><th>head</th><th>correlation</th><th>same top</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
     )

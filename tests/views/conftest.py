@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-PICTURES = os.environ.get("JSCOPE_PICTURES")
-"""A folder to keep screenshots in, for eyes."""
+PICTURES = Path(__file__).parents[2] / "build" / "pictures"
+"""Where screenshots are kept, for eyes."""
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Opened:
 
     def keep(self, name: str) -> None:
         """Take a screenshot; it must show something."""
-        picture = self.page.screenshot(path=Path(PICTURES) / f"{name}.png" if PICTURES else None, full_page=True)
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        picture = self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
         assert len(picture) > 5_000
 
     @property

@@ -1,0 +1,28 @@
+"""The notebooks of the examples run from the first cell to the last, and show what they announce."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_beside_attention(tmp_path: Path) -> None:
+    said = run("beside_attention.py", "--out", str(tmp_path))
+    hits, of = map(int, re.findall(r"strongest source of (\d+) of (\d+)", said)[0])
+    assert hits > 0.8 * of
+    copied = [float(value) for value in re.findall(r"attention to the word to be copied ([\d.]+)", said)]
+    assert max(copied[:2]) > 0.5  # the scope leads to the induction heads
+    assert len(re.findall(r"rank correlation [+-][\d.]+", said)) == 5
+    for page in ("induction", "translation", "report"):
+        assert (tmp_path / f"{page}.html").stat().st_size < 3_000_000
