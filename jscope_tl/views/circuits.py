@@ -67,8 +67,11 @@ def call(name: str, component: str, properties: dict[str, str]) -> str:
 
 
 def script(calls: tuple[str, ...]) -> str:
-    """One script with circuitsvis in it, in a scope of its own, which makes all the calls."""
-    return f"<script>(() => {{{bundle()}\n{HELPERS}\n" + "\n".join(calls) + "\n})();</script>" if calls else ""
+    """One script with circuitsvis in it, which makes all the calls.
+
+    A module, as circuitsvis' own: it runs when the elements are in the document, and leaves no names behind.
+    """
+    return f'<script type="module">{bundle()}\n{HELPERS}\n' + "\n".join(calls) + "</script>" if calls else ""
 
 
 @cache
