@@ -103,8 +103,9 @@ def _need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor
     if embedded.shape != (len(tokens), table.shape[1]):
         return
     own = table.detach()[tokens.to(table.device)].float().to(embedded.device)
-    alike = torch.cosine_similarity(own, embedded.detach().float(), dim=-1)
-    other = (alike < SAME_DIRECTION).nonzero().flatten().tolist()
+    there = embedded.detach().float()
+    empty = (own.norm(dim=-1) == 0) & (there.norm(dim=-1) == 0)  # padding has no direction
+    other = ((torch.cosine_similarity(own, there, dim=-1) < SAME_DIRECTION) & ~empty).nonzero().flatten().tolist()
     if other:
         raise InputError(
             f"This cache is of another prompt (or of patched embeddings): its tokens differ at positions {other[:8]}. "

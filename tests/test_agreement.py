@@ -95,6 +95,13 @@ def test_embeddings_that_the_model_scales_are_the_same_prompt(kind: str) -> None
     assert len(to_heads(cache, TOKENS)) == 12
 
 
+def test_padding_has_no_direction(pocket: Any) -> None:
+    tokens = torch.tensor([0, *(i for i in range(1, 530) if not pocket.W_E[i].any()), 17, 18])
+    assert len(tokens) > 3
+    _, cache = pocket.run_with_cache(tokens)
+    assert len(to_heads(cache, tokens)) == 16
+
+
 @pytest.mark.parametrize(
     ("given", "cure"),
     [
