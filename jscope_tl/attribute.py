@@ -1,6 +1,6 @@
 """The straight line: prompt -> forward -> cotangents -> backward rows -> scores -> result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,7 +26,7 @@ def attribute(
     scope: str | Scope | Callable[..., Any] = "semantic",
     *,
     position: int = -1,
-    at: str = "hook_embed",
+    at: str | Sequence[str] = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
     chunk_size: int | None = None,
@@ -42,14 +42,16 @@ def attribute(
         scope: a registered name, with its options as further keywords; a scope object; or a function from the
             `State` to cotangents ``[d_model]`` or ``[k, d_model]``.
         position: whose next-token prediction is explained; negative counts from the end. Later positions score 0.
-        at: the residual-stream hook point whose activation ``x`` the scores refer to.
+        at: the residual-stream hook point whose activation ``x`` the scores refer to. A list of them, or
+            ``"resid_pre"``, ``"resid_mid"`` or ``"resid_post"`` for those of all layers, gives a layer map
+            ``scores [layer, pos]`` at the cost of one hook point.
         prepend_bos: overrides the model's default for strings.
         fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model.
         chunk_size: backward rows computed at once; more is faster and takes more memory.
         progress: a progress bar always (True), never (False), or where the wait is over a second (None).
 
     Returns:
-        An `Attribution` with ``scores [pos]``: float32, on the CPU, unsigned, in the scope's unit.
+        An `Attribution` with ``scores [pos]`` or ``[layer, pos]``: float32, on the CPU, unsigned, in the scope's unit.
 
     Raises:
         InputError: anything that cannot be explained; the message says what was given, what is needed, what to do.
@@ -67,31 +69,37 @@ def attribute(
     view = ModelView(model)
     tokens = to_tokens(view, prompt, prepend_bos)
     position = to_position(position, len(tokens))
+    points = view.hook_points(at)
     chunk_size = check_chunk_size(chunk_size)
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
-    with run(view, tokens, [position], at, fwd_hooks) as forward:
+    with run(view, tokens, [position], points, fwd_hooks) as forward:
         state = forward.state()
-        puller = Puller(forward.x, forward.y, forward.positions, chunk_size, progress)
+        puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
         target = scope.explained_token(state)
         score = scope.score(state, puller.energies)
+        layers = () if points == [at] else tuple(points)
+        shape = (*([len(layers)] if layers else []), len(tokens))
         return Attribution(
-            scores=finished(score.values, state.x.dtype, view.name),
+            scores=finished(score.values.reshape(shape), state.x.dtype, view.name),
             tokens=tokens.cpu(),
             str_tokens=to_str_tokens(view, tokens.tolist()),
             position=position,
             scope=scope.label,
             options=_resolved(options_of(scope), score, view, target),
             unit=scope.unit,
-            stderr=None if score.stderr is None else finished(score.stderr, state.x.dtype, view.name),
+            stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
             prediction=_prediction(state, view, target),
             basis=state.basis,
-            provenance=provenance(view, state.x, at, puller.n_backward, score.seed),
+            provenance=provenance(
+                view, state.x, at if isinstance(at, str) else ", ".join(points), puller.n_backward, score.seed
+            ),
             warnings=[*warnings, *puller.notes, *_underflow(score, state)],
             bos_positions=bos_positions(view, tokens),
+            hook_points=layers,
         )
 
 
-def finished(values: Float[Tensor, "*dest pos"], dtype: torch.dtype, name: str) -> Float[Tensor, "*dest pos"]:
+def finished(values: Float[Tensor, "*row pos"], dtype: torch.dtype, name: str) -> Float[Tensor, "*row pos"]:
     """Off the graph and the device, in float32."""
     if not values.isfinite().all():
         where = (~values.isfinite()).nonzero()[:, -1].unique().tolist()
@@ -140,7 +148,9 @@ def _prediction(state: State, view: ModelView, target: int, k: int = 10) -> Pred
     return Prediction(top=tuple(tokens[:-1]), target=tokens[-1], target_rank=rank)
 
 
-def provenance(view: ModelView, x: Float[Tensor, "pos d_in"], at: str, n_backward: int, seed: int | None) -> Provenance:
+def provenance(
+    view: ModelView, x: Float[Tensor, "*one pos d_in"], at: str, n_backward: int, seed: int | None
+) -> Provenance:
     """Where a result comes from."""
     return Provenance(
         model_name=view.name,

@@ -18,9 +18,9 @@ CHUNK_BYTES = 256 * 2**20
 """Memory that one chunk of backward rows may take by default (an estimate; ``chunk_size`` overrides it)."""
 
 
-def default_chunk_size(pos: int, d_model: int, element_size: int) -> int:
+def default_chunk_size(pos: int, d_model: int, element_size: int, n_points: int = 1) -> int:
     """Rows per chunk within `CHUNK_BYTES`, at about 16 live tensors of ``[pos, d_model]`` a row in a backward pass."""
-    return max(1, min(64, CHUNK_BYTES // (16 * pos * d_model * element_size)))
+    return max(1, min(64, CHUNK_BYTES // ((15 + n_points) * pos * d_model * element_size)))
 
 
 def check_chunk_size(chunk_size: Any) -> int | None:
@@ -35,11 +35,12 @@ def check_chunk_size(chunk_size: Any) -> int | None:
 class Puller:
     """Pulls cotangents back through one forward pass, counts the backward passes, and lets go of the graph at the end.
 
-    ``x [pos, d_in]`` is the leaf at the hook point, ``y [n, d_model]`` the final hidden state at the ``n`` explained
-    ``positions``. The ``of`` of a row says which of them it starts at: a number for all rows, or one for each.
+    ``xs`` are the activations ``[1, pos, d_in]`` at the hook points, ``y [n, d_model]`` the final hidden state at the ``n``
+    explained ``positions``. The ``of`` of a row says which of them it starts at: a number for all rows, or one for each.
+    With several hook points rows and energies have an axis ``layer`` of them; one backward pass serves all.
     """
 
-    x: Float[Tensor, "pos d_in"]
+    xs: Sequence[Float[Tensor, "1 pos d_in"]]
     y: Float[Tensor, "n d_model"]
     positions: Sequence[int]
     chunk_size: int | None = None
@@ -56,34 +57,45 @@ class Puller:
 
     def rows(
         self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"] = 0, more_to_come: bool = False
-    ) -> Iterator[Float[Tensor, "chunk pos d_in"]]:
+    ) -> Iterator[Float[Tensor, "chunk *layer pos d_in"]]:
         """Yield ``C_chunk J`` in order, in float32 at least.
 
         The graph is freed with the last chunk unless ``more_to_come``.
         """
+        for rows in self._rows(cotangents, of, more_to_come):
+            yield rows[0] if len(rows) == 1 else torch.stack([row.to(rows[0].device) for row in rows], 1)
+
+    def _rows(
+        self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"], more_to_come: bool
+    ) -> Iterator[list[Float[Tensor, "chunk pos d_in"]]]:
         if self._released:
             raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
-        size = self.chunk_size or default_chunk_size(len(self.x), self.y.shape[1], self.x.element_size())
+        pos, d_in = self.xs[0].shape[1:]
+        size = self.chunk_size or default_chunk_size(pos, d_in, self.xs[0].element_size(), len(self.xs))
         chunks = cotangents.to(self.y.device, self.dtype).split(size)
         starts = self._starts(of, len(cotangents)).split(size)
         for i, chunk in enumerate(self._watch(chunks, len(cotangents))):
             keep = more_to_come or i + 1 < len(chunks)
             self._released = not keep
             scale = _power_of_two(chunk)
-            rows = self._pull(self._placed((chunk / scale).to(self.y.dtype), starts[i]), keep)
-            yield rows.to(self.dtype) * scale.to(rows.device).unsqueeze(-1)
+            pulled = self._pull(self._placed((chunk / scale).to(self.y.dtype), starts[i]), keep)
+            yield [rows[:, 0].to(self.dtype) * scale.to(rows.device).unsqueeze(-1) for rows in pulled]
             self.n_backward += len(chunk)
 
     def energies(
         self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"] = 0, more_to_come: bool = False
-    ) -> Float[Tensor, "k pos"]:
+    ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
-        # x lives elsewhere than y where a model is spread over devices.
-        squares = [rows.square().sum(-1).to(self.y.device) for rows in self.rows(cotangents, of, more_to_come)]
+        squares = [self._squares(rows) for rows in self._rows(cotangents, of, more_to_come)]
         energies = squares[0] if len(squares) == 1 else torch.cat(squares)
         last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
-        later = torch.arange(len(self.x), device="cpu") > last.unsqueeze(-1)
-        return energies.masked_fill(later.to(energies.device), 0)
+        later = torch.arange(energies.shape[-1], device="cpu") > last.unsqueeze(-1)
+        return energies.masked_fill((later if len(self.xs) == 1 else later.unsqueeze(1)).to(energies.device), 0)
+
+    def _squares(self, rows: list[Float[Tensor, "chunk pos d_in"]]) -> Float[Tensor, "chunk *layer pos"]:
+        # x lives elsewhere than y where a model is spread over devices.
+        squares = [row.square().sum(-1).to(self.y.device) for row in rows]
+        return squares[0] if len(squares) == 1 else torch.stack(squares, 1)
 
     def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
         return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")
@@ -98,7 +110,7 @@ class Puller:
         placed[torch.arange(len(chunk), device="cpu"), starts] = chunk
         return placed
 
-    def _pull(self, chunk: Float[Tensor, "chunk n d_model"], keep: bool) -> Float[Tensor, "chunk pos d_in"]:
+    def _pull(self, chunk: Float[Tensor, "chunk n d_model"], keep: bool) -> list[Float[Tensor, "chunk 1 pos d_in"]]:
         if len(chunk) > 1 and self._batched is not False:
             try:
                 # The first time the graph is kept, for the row-by-row way if this one fails.
@@ -114,17 +126,19 @@ class Puller:
                     f"Backward rows were computed one by one, which is slow: in batches they failed ({reason})."
                 )
         # One row needs no vmap, which costs more than it saves.
-        return torch.stack([self._grad(v, keep or i + 1 < len(chunk)) for i, v in enumerate(chunk)])
+        single = [self._grad(v, keep or i + 1 < len(chunk)) for i, v in enumerate(chunk)]
+        return [torch.stack(rows) for rows in zip(*single, strict=True)]
 
     def _grad(
         self, cotangents: Float[Tensor, "*chunk n d_model"], keep: bool, **how: bool
-    ) -> Float[Tensor, "*chunk pos d_in"]:
-        (rows,) = torch.autograd.grad(self.y, self.x, cotangents, retain_graph=keep, allow_unused=True, **how)
-        if rows is None:
+    ) -> list[Float[Tensor, "*chunk 1 pos d_in"]]:
+        rows = torch.autograd.grad(self.y, self.xs, cotangents, retain_graph=keep, allow_unused=True, **how)
+        if all(row is None for row in rows):
             raise InputError(
                 "The prediction does not depend on the hook point: a hook between them replaces everything."
             )
-        return rows
+        chunk = cotangents.shape[:-2]
+        return [x.new_zeros(*chunk, *x.shape) if row is None else row for row, x in zip(rows, self.xs, strict=True)]
 
     def _watch(self, chunks: tuple[Tensor, ...], k: int) -> Iterator[Tensor]:
         """The chunks, with a progress bar that appears by itself only where the wait is over a second."""

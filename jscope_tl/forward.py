@@ -1,5 +1,6 @@
 """One forward pass, cut at the hook point and at the unembedding; everything of the user's is left as it was."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,18 +25,18 @@ FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
 @dataclass(frozen=True)
 class Run:
-    """One forward pass, cut at the hook point and at the unembedding, with ``n`` explained positions.
+    """One forward pass, cut at the hook points and at the unembedding, with ``n`` explained positions.
 
     Attributes:
-        x: the activation at the hook point, ``[pos, d_in]``, the leaf that Jacobians are taken with respect to.
-        y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``x``.
+        xs: the activations at the hook points, ``[1, pos, d_in]`` each, that Jacobians are taken with respect to.
+        y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
         positions: the explained positions, not negative.
     """
 
     view: ModelView
     tokens: Int[Tensor, "pos"]
     positions: Sequence[int]
-    x: Float[Tensor, "pos d_in"]
+    xs: list[Float[Tensor, "1 pos d_in"]]
     y: Float[Tensor, "n d_model"]
     _y_cuts: list[Float[Tensor, "d_model"]]
     _logits: Float[Tensor, "n d_vocab"]
@@ -53,7 +54,7 @@ class Run:
         return State(
             tokens=self.tokens,
             position=position,
-            x=self.x,
+            x=self.xs[0][0],
             y=self.y[i],
             logits=logits,
             W_U=self.view.W_U,
@@ -67,15 +68,17 @@ class Run:
 
 @contextmanager
 def run(
-    view: ModelView, tokens: Int[Tensor, "pos"], positions: Sequence[int], at: str, fwd_hooks: Iterable[Any] = ()
+    view: ModelView,
+    tokens: Int[Tensor, "pos"],
+    positions: Sequence[int],
+    at: Sequence[str],
+    fwd_hooks: Iterable[Any] = (),
 ) -> Iterator[Run]:
     """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
     Raises:
-        InputError: the hook point does not exist or does not run, the prediction does not depend on it, or activations
-            are not finite.
+        InputError: a hook point does not run, the prediction depends on none, or activations are not finite.
     """
-    view.hook_point(at)
     hooks = list(fwd_hooks or ())
     view.check_hook_names(hooks)
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
@@ -85,7 +88,8 @@ def run(
             stack.enter_context(_frozen(view.model))
             stack.enter_context(_own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
-            stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, (at, cuts.cut_input)]))
+            own = [(name, (cuts.read_input if view.reads_beside(name) else cuts.cut_input)(name)) for name in at]
+            stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, *own]))
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
@@ -95,11 +99,14 @@ def run(
 
 @dataclass
 class _Cuts:
-    """Where the graph is cut: a new leaf at the hook point, and copies of the explained positions at the unembedding."""
+    """Where the graph is cut: the activation at each hook point, and copies of the explained positions at the unembedding.
+
+    The first hook point in the model's order is a leaf, with nothing before it; later ones stay attached to it.
+    """
 
     positions: Sequence[int]
     narrow: bool
-    x: list[Tensor] = field(default_factory=list)
+    xs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     y: list[Tensor] = field(default_factory=list)
     y_cuts: list[list[Tensor]] = field(default_factory=list)
     unembedded: list[Tensor] = field(default_factory=list)
@@ -109,10 +116,22 @@ class _Cuts:
         yield unembed.register_forward_pre_hook(self._cut_output)
         yield unembed.register_forward_hook(self._keep_unembedded)
 
-    def cut_input(self, activation: Float[Tensor, "1 pos d_in"], hook: Any) -> Float[Tensor, "1 pos d_in"]:
-        """Replace the activation by a leaf of the same value, or rather by its copy, which later hooks may write to."""
-        self.x.append(activation[0].detach().clone().requires_grad_())
-        return self.x[-1].unsqueeze(0).clone()
+    def cut_input(self, name: str) -> Callable[..., Float[Tensor, "1 pos d_in"]]:
+        """A hook that keeps the activation and passes its copy on, which later hooks may write to."""
+
+        def cut(activation: Float[Tensor, "1 pos d_in"], hook: Any) -> Float[Tensor, "1 pos d_in"]:
+            self.xs[name].append(activation.clone() if activation.requires_grad else _leaf(activation))
+            return self.xs[name][-1].clone()
+
+        return cut
+
+    def read_input(self, name: str) -> Callable[..., None]:
+        """A hook for a branch of the stream: keeps the tensor that branch and stream share, so that both count."""
+
+        def read(activation: Float[Tensor, "1 pos d_in"], hook: Any) -> None:
+            self.xs[name].append(activation if activation.requires_grad else activation.requires_grad_())
+
+        return read
 
     def _cut_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self.y.append(args[0][0, list(self.positions)])
@@ -126,6 +145,10 @@ class _Cuts:
 
     def _keep_unembedded(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self.unembedded.append(output)
+
+
+def _leaf(activation: Float[Tensor, "1 pos d_in"]) -> Float[Tensor, "1 pos d_in"]:
+    return activation.detach().clone().requires_grad_()
 
 
 @contextmanager
@@ -175,27 +198,29 @@ def _own_hook_level(model: Any) -> Iterator[None]:
         model.context_level = level
 
 
-def _run(view: ModelView, tokens: Int[Tensor, "pos"], at: str, cuts: _Cuts, output: Tensor) -> Run:
-    if len(cuts.x) != 1 or len(cuts.y) != 1:
-        raise InputError(
-            f"{at!r} ran {len(cuts.x)} times and the unembedding {len(cuts.y)} times in one forward pass of {view.name}; "
-            "each must run once. Choose another hook point, 'hook_embed' for one."
-        )
-    x, y, y_cuts, unembedded = cuts.x[0], cuts.y[0], cuts.y_cuts[0], cuts.unembedded[0]
-    for name, tensor in ((at, x), ("the final hidden state", y), ("the logits", output)):
+def _run(view: ModelView, tokens: Int[Tensor, "pos"], at: Sequence[str], cuts: _Cuts, output: Tensor) -> Run:
+    for name, times in [(name, len(cuts.xs[name])) for name in at] + [("The unembedding", len(cuts.y))]:
+        if times != 1:
+            raise InputError(
+                f"{name!r} ran {times} times in one forward pass of {view.name}; it must run once. Choose another hook "
+                "point, 'hook_embed' for one."
+            )
+    xs, y, y_cuts, unembedded = [cuts.xs[name][0] for name in at], cuts.y[0], cuts.y_cuts[0], cuts.unembedded[0]
+    named = [*zip(at, xs, strict=True), ("the final hidden state", y), ("the logits", output)]
+    for name, tensor in named:
         if not tensor.isfinite().all():
             raise InputError(
                 f"There are infinite or undefined values in {name} of {view.name}; nothing can be attributed to them. "
-                f"{not_finite_cure(x.dtype)}"
+                f"{not_finite_cure(y.dtype)}"
             )
     if not y.requires_grad:
         raise InputError(
-            f"The prediction does not depend on {at!r}: a hook between them replaces or detaches everything."
+            f"The prediction does not depend on {at[-1]!r}: a hook between them replaces or detaches everything."
         )
     explained = slice(None) if cuts.narrow else list(cuts.positions)
     logits = output[0][explained]
     slope = _slope(logits, unembedded)[0][explained]
-    return Run(view, tokens, cuts.positions, x, y, y_cuts, logits, slope)
+    return Run(view, tokens, cuts.positions, xs, y, y_cuts, logits, slope)
 
 
 def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int:

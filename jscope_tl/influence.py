@@ -104,13 +104,13 @@ def influence_pattern(
     explained = _positions(positions, len(tokens))
     chunk_size = check_chunk_size(chunk_size)
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
-    with run(view, tokens, explained, at, fwd_hooks) as forward:
-        puller = Puller(forward.x, forward.y, explained, chunk_size, progress)
+    with run(view, tokens, explained, [view.hook_point(at)], fwd_hooks) as forward:
+        puller = Puller(forward.xs, forward.y, explained, chunk_size, progress)
         targets = [scope.explained_token(forward.state(i)) for i in range(len(explained))]
         scores = _scores(scope, forward, puller)
         errors = _errors(scores)
         return InfluencePattern(
-            scores=finished(torch.stack([score.values for score in scores]), forward.x.dtype, view.name),
+            scores=finished(torch.stack([score.values for score in scores]), forward.y.dtype, view.name),
             positions=tuple(explained),
             targets=tuple(predicted(forward.state(i), view, [target])[0] for i, target in enumerate(targets)),
             tokens=tokens.cpu(),
@@ -118,9 +118,9 @@ def influence_pattern(
             scope=scope.label,
             options=options_of(scope),
             unit=scope.unit,
-            stderr=None if errors is None else finished(errors, forward.x.dtype, view.name),
+            stderr=None if errors is None else finished(errors, forward.y.dtype, view.name),
             basis=view.basis,
-            provenance=provenance(view, forward.x, at, puller.n_backward, scores[0].seed),
+            provenance=provenance(view, forward.xs[0], at, puller.n_backward, scores[0].seed),
             warnings=[*warnings, *puller.notes],
             bos_positions=bos_positions(view, tokens),
         )

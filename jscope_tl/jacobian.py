@@ -48,9 +48,9 @@ def jacobian(
     tokens = to_tokens(view, prompt, prepend_bos)
     position = to_position(position, len(tokens))
     chunk_size = check_chunk_size(chunk_size)
-    with run(view, tokens, [position], at, fwd_hooks) as forward:
+    with run(view, tokens, [position], [view.hook_point(at)], fwd_hooks) as forward:
         state = forward.state()
-        puller = Puller(forward.x, forward.y, forward.positions, chunk_size, progress)
+        puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
         rows = torch.cat(list(puller.rows(_rows(cotangents, state))))
         rows[:, position + 1 :] = 0
         return rows.to(state.y.dtype)

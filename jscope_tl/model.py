@@ -133,33 +133,55 @@ class ModelView:
         if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
         return bool(mean.norm() < CENTERED * if_random)
 
-    def hook_point(self, name: str) -> nn.Module:
-        """The residual-stream hook point of that name.
+    def hook_points(self, at: Any) -> list[str]:
+        """Residual-stream hook points by name: one, several, or ``"resid_pre"`` and its like for all layers.
 
         Raises:
             InputError: there is none of that name, or it is not in the residual stream.
         """
+        if isinstance(at, str) and f"hook_{at}" in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post"):
+            names = [f"blocks.{layer}.hook_{at}" for layer in range(int(self.cfg.n_layers))]
+        elif isinstance(at, list | tuple) and at:
+            names = list(at)
+        else:
+            names = [at]
         points: dict[str, nn.Module] = self.model.hook_dict
-        residual = [n for n in points if is_residual(n) and not self._is_side_branch(n)]
+        for name in names:
+            self._check_hook_point(name, points)
+        if len(set(names)) < len(names):
+            raise InputError(f"Each hook point once; got {names}.")
+        return names
+
+    def hook_point(self, at: Any) -> str:
+        """The one hook point of that name; several are refused."""
+        names = self.hook_points(at)
+        if len(names) > 1 or not isinstance(at, str):
+            raise InputError(
+                f"One hook point is needed here, by its name; {at!r} are {len(names)}. Call once for each."
+            )
+        return names[0]
+
+    def _check_hook_point(self, name: Any, points: dict[str, nn.Module]) -> None:
+        residual = [n for n in points if is_residual(n)]
         if not isinstance(name, str) or name not in points:
             raise InputError(
                 f"{self.name} has no hook point {name!r}.{nearest(str(name), residual)} Scopes attach to the residual "
-                "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..."
-            )
-        if self._is_side_branch(name):
-            raise InputError(
-                f"On a TransformerBridge {name!r} is what the MLP reads, not what the skip connection carries on, so a "
-                "score there would miss most of the stream. Use 'hook_resid_pre' or 'hook_resid_post', or a "
-                "HookedTransformer."
+                "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..., or 'resid_pre' for all "
+                "layers."
             )
         if not any(points[name] is points[n] for n in residual):  # bridges know each point by several names
             raise InputError(
                 f"{name!r} is not in the residual stream, where one vector per position is all that later layers see. "
                 "Use 'hook_embed' or 'blocks.N.hook_resid_pre' / 'hook_resid_mid' / 'hook_resid_post'."
             )
-        return points[name]
+        if self.reads_beside(name) and getattr(self.cfg, "parallel_attn_mlp", False):
+            raise InputError(
+                f"{self.name} computes attention and MLP side by side, so there is no stream between them, as {name!r} "
+                "would be. Use 'hook_resid_pre' or 'hook_resid_post'."
+            )
 
-    def _is_side_branch(self, name: str) -> bool:
+    def reads_beside(self, name: str) -> bool:
+        """Whether the point is beside the stream: on a bridge ``hook_resid_mid`` is what the MLP reads of it."""
         return name.endswith("hook_resid_mid") and self._inner is not self.model
 
     def unembedding_is_hooked(self, fwd_hooks: list[Any]) -> bool:

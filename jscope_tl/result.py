@@ -3,7 +3,7 @@
 Files and views are rooms of their own, which read results; the methods here that open them import them when called.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """One position of a result: where, which token, how strong, how sure."""
+    """One position of a result: where, which token, how strong, how sure; at which hook point, in a layer map."""
 
     position: int
     token: int
     str_token: str
     score: float
     stderr: float | None
+    hook_point: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,62 +72,93 @@ class Attribution:
     positions do not add up, and scores of two units do not compare.
 
     Attributes:
-        scores: ``[pos]``, float32 on the CPU; 0 after the explained position. BOS is scored like any other token.
+        scores: ``[pos]``, or ``[layer, pos]`` in a layer map, float32 on the CPU; 0 after the explained position. BOS is
+            scored like any other token.
         tokens: ``[pos]``, the prompt as ids.
         str_tokens: the same as text.
         position: the position whose next-token prediction is explained (not negative).
         scope: name of the scope.
         options: what the scope was asked, and under ``"resolved"`` what it did where it had a choice.
         unit: unit of the scores and of ``stderr``.
-        stderr: ``[pos]``, standard error of estimated scores; None for exact ones.
+        stderr: standard error of estimated scores, in their shape; None for exact ones.
         prediction: the distribution that is explained.
         basis: weight processing of the model.
         provenance: model, versions, hook point, cost.
         warnings: doubts about these numbers, in sentences.
         bos_positions: positions of BOS tokens, which `top` leaves out by default.
+        hook_points: the hook point of each row of a layer map; empty where scores are ``[pos]``.
     """
 
-    scores: Float[Tensor, "pos"]
+    scores: Float[Tensor, "*layer pos"]
     tokens: Int[Tensor, "pos"]
     str_tokens: list[str]
     position: int
     scope: str
     options: dict[str, Any]
     unit: str
-    stderr: Float[Tensor, "pos"] | None
+    stderr: Float[Tensor, "*layer pos"] | None
     prediction: Prediction
     basis: Basis
     provenance: Provenance
     warnings: list[str] = field(default_factory=list)
     bos_positions: tuple[int, ...] = ()
+    hook_points: tuple[str, ...] = ()
+
+    def layer(self, which: int | str) -> "Attribution":
+        """One row of a layer map as a result of its own, by number (negative: from the end) or by its hook point."""
+        index = self.hook_points.index(which) if which in self.hook_points else whole(which)
+        if index is None or not -len(self.hook_points) <= index < len(self.hook_points):
+            rows = (
+                f"0 to {len(self.hook_points) - 1} or a hook point"
+                if self.hook_points
+                else "none: this is no layer map"
+            )
+            raise InputError(f"There is no layer {which!r} in this result; it has {rows}.")
+        stderr = None if self.stderr is None else self.stderr[index]
+        at = replace(self.provenance, hook_point=self.hook_points[index])
+        return replace(self, scores=self.scores[index], stderr=stderr, provenance=at, hook_points=())
 
     def top(self, k: int = 5, include_bos: bool = False) -> list[ScoredToken]:
-        """The ``k`` positions with the highest scores, highest first; BOS (often an attention sink) only if asked for."""
+        """The ``k`` highest scores, highest first; BOS (often an attention sink) only if asked for."""
         count = whole(k)
         if count is None or count < 1:
             raise InputError(f"k is how many positions to return, 1 or more; got {k!r}.")
-        order = self.scores[: self.position + 1].argsort(descending=True, stable=True).tolist()
-        return [self.scored(i) for i in order if include_bos or i not in self.bos_positions][:count]
+        pos = len(self.str_tokens)
+        order = self.scores.flatten().argsort(descending=True, stable=True).tolist()
+        places = [divmod(i, pos) for i in order if i % pos <= self.position]
+        kept = [(layer, i) for layer, i in places if include_bos or i not in self.bos_positions][:count]
+        return [self.scored(i, layer) for layer, i in kept]
 
-    def scored(self, position: int) -> ScoredToken:
-        """The score of one position."""
-        stderr = None if self.stderr is None else float(self.stderr[position])
-        score = float(self.scores[position])
-        return ScoredToken(position, int(self.tokens[position]), self.str_tokens[position], score, stderr)
+    def scored(self, position: int, layer: int = 0) -> ScoredToken:
+        """The score of one position, at one row of a layer map."""
+        at = (layer, position) if self.hook_points else position
+        return ScoredToken(
+            position=position,
+            token=int(self.tokens[position]),
+            str_token=self.str_tokens[position],
+            score=float(self.scores[at]),
+            stderr=None if self.stderr is None else float(self.stderr[at]),
+            hook_point=self.hook_points[layer] if self.hook_points else None,
+        )
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per position: token, text, score, standard error, BOS or not, explained or not; the rest in ``attrs``."""
+        """One row per position: token, text, score, standard error, BOS or not, explained or not; the rest in ``attrs``.
+
+        The index is ``position``; of a layer map ``hook_point`` and ``position``.
+        """
         try:
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_dataframe needs pandas: pip install pandas.") from error
-        rows = [vars(self.scored(i)) for i in range(len(self.str_tokens))]
-        frame = pd.DataFrame(rows).set_index("position")
+        layers = range(max(1, len(self.hook_points)))
+        frame = pd.DataFrame([vars(self.scored(i, layer)) for layer in layers for i in range(len(self.str_tokens))])
         frame["stderr"] = frame["stderr"].astype(float)
-        frame["is_bos"] = [i in self.bos_positions for i in frame.index]
-        frame["is_explained"] = frame.index == self.position
+        frame["is_bos"] = frame["position"].isin(self.bos_positions)
+        frame["is_explained"] = frame["position"] == self.position
         frame.attrs = {"scope": self.scope, "unit": self.unit, "model": self.provenance.model_name}
-        return frame
+        if self.hook_points:
+            return frame.set_index(["hook_point", "position"])
+        return frame.drop(columns="hook_point").set_index("position")
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file that `load` reads back: tensors as they are, everything else as JSON in its header."""

@@ -16,7 +16,7 @@ from jscope_tl.errors import InputError
 from jscope_tl.result import Attribution, PredictedToken, Prediction, Provenance
 from jscope_tl.state import Basis
 
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = "jscope_tl.attribution"
 
 
@@ -33,6 +33,7 @@ def as_dict(result: Attribution) -> dict[str, Any]:
         "provenance": asdict(result.provenance),
         "warnings": result.warnings,
         "bos_positions": list(result.bos_positions),
+        "hook_points": list(result.hook_points),
     }
     return json.loads(json.dumps(rest, default=repr))
 
@@ -103,7 +104,7 @@ def _restored(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
         target=PredictedToken(**candidates["target"]),
         target_rank=candidates["target_rank"],
     )
-    if not len(tensors["scores"]) == len(tensors["tokens"]) == len(rest["str_tokens"]) > rest["position"]:
+    if not tensors["scores"].shape[-1] == len(tensors["tokens"]) == len(rest["str_tokens"]) > rest["position"]:
         raise ValueError("scores and tokens differ in number")
     return Attribution(
         scores=tensors["scores"],
@@ -113,5 +114,6 @@ def _restored(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
         basis=Basis(**rest.pop("basis")),
         provenance=Provenance(**rest.pop("provenance")),
         bos_positions=tuple(rest.pop("bos_positions")),
+        hook_points=tuple(rest.pop("hook_points", ())),  # schema 1 had no layer maps
         **rest,
     )

@@ -143,7 +143,7 @@ def test_non_finite_activations_are_refused(llama: Any) -> None:
 
 
 def test_only_the_explained_position_is_unembedded(llama: Any) -> None:
-    with run(ModelView(llama), TOKENS, [7], "hook_embed") as forward:
+    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
         assert forward._logits._base is not None  # the model's whole output, of which the run keeps one row
         assert forward._logits._base.numel() == models.D_VOCAB
 

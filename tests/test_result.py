@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import jscope_tl as js
 from jscope_tl import storage
+from jscope_tl.storage import SCHEMA
 from tests.models import TOKENS
 
 
@@ -102,7 +103,7 @@ def test_header_is_json(result: js.Attribution, tmp_path: Path) -> None:
     raw = result.save(tmp_path / "r").read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])["__metadata__"]
-    assert header["schema"] == "1"
+    assert header["schema"] == str(SCHEMA)
     assert json.loads(header["attribution"])["unit"] == result.unit
 
 

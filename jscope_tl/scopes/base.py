@@ -12,16 +12,17 @@ from torch import Tensor
 from jscope_tl.errors import InputError
 from jscope_tl.state import Basis, State
 
-Energies = Callable[..., Float[Tensor, "k pos"]]
+Energies = Callable[..., Float[Tensor, "k *layer pos"]]
 """`jscope_tl.engine.Puller.energies`: cotangents ``[k, d_model]`` in, ``‖C_i J_t‖²`` for every row and position out."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number per position, its standard error where it is an estimate, and what was done."""
+    """One number per position (and hook point, where there are several), its standard error where it is an estimate, and
+    what was done."""
 
-    values: Float[Tensor, "pos"]
-    stderr: Float[Tensor, "pos"] | None = None
+    values: Float[Tensor, "*layer pos"]
+    stderr: Float[Tensor, "*layer pos"] | None = None
     resolved: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
 

@@ -156,13 +156,13 @@ def _low_rank(factor: Float[Tensor, "k d_model"], rank: int, energies: Energies)
 
 
 def _estimate(
-    leading: Float[Tensor, "pos"], probes: Float[Tensor, "m pos"]
-) -> tuple[Float[Tensor, "pos"], Float[Tensor, "pos"]]:
+    leading: Float[Tensor, "*layer pos"], probes: Float[Tensor, "m *layer pos"]
+) -> tuple[Float[Tensor, "*layer pos"], Float[Tensor, "*layer pos"]]:
     """Sum of the exact part and the mean of the probes, and its standard error."""
     return leading + probes.mean(0), probes.std(0) / len(probes) ** 0.5
 
 
-def _largest_relative(stderr: Float[Tensor, "pos"], values: Float[Tensor, "pos"]) -> float:
+def _largest_relative(stderr: Float[Tensor, "*layer pos"], values: Float[Tensor, "*layer pos"]) -> float:
     return float((stderr / values.clamp_min(torch.finfo(values.dtype).tiny)).max())
 
 
@@ -185,7 +185,7 @@ def _auto(factor: Float[Tensor, "k d_model"], rank: int, rtol: float, seed: int,
         return Score(energies(factor).sum(0), resolved={"method": "exact", "rank": len(factor)})
     generator = torch.Generator("cpu").manual_seed(seed)
     leading = energies(factor[:rank], more_to_come=True).sum(0)
-    probes = factor.new_empty(0, len(leading))
+    probes = factor.new_empty(0, *leading.shape)
     remaining = len(factor) - rank
     while len(probes) < remaining:
         block = energies(probe_rows(factor[rank:], PROBE_BLOCK, generator), more_to_come=True)

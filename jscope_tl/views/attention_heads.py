@@ -16,7 +16,7 @@ from jscope_tl.patterns import Head, to_heads
 from jscope_tl.result import Attribution
 from jscope_tl.views.circuits import View, bundle, call, literal, place
 from jscope_tl.views.scale import visible
-from jscope_tl.views.together import as_list, need_one_prompt
+from jscope_tl.views.together import as_list, need_no_map, need_one_prompt
 
 MAX_CELLS = 150_000
 """Cells of all heads together that a browser draws in a few seconds."""
@@ -55,7 +55,9 @@ def attention(
         InputError: results of different prompts, patterns or a cache of another prompt.
         ImportError: circuitsvis is not installed.
     """
-    scopes = [as_pattern(result) for result in as_list(results, (InfluencePattern, Attribution))]
+    given = as_list(results, (InfluencePattern, Attribution))
+    need_no_map(given)
+    scopes = [as_pattern(result) for result in given]
     need_one_prompt(scopes)
     bundle()
     own = [] if cache_or_patterns is None else to_heads(cache_or_patterns, scopes[0].tokens, layers, heads)

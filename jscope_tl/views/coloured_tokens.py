@@ -9,7 +9,7 @@ from jscope_tl.result import Attribution
 from jscope_tl.views.circuits import View, bundle, call, literal, place
 from jscope_tl.views.scale import DARK, Scale, ink, percent, scale_of, score_text, visible
 from jscope_tl.views.terminal import headline
-from jscope_tl.views.together import as_list, need_one_prompt, need_one_unit
+from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit
 
 
 def tokens(results: Any, labels: Sequence[str] | None = None, *, log: bool = False) -> View:
@@ -38,6 +38,7 @@ def tokens(results: Any, labels: Sequence[str] | None = None, *, log: bool = Fal
         View: temperature of "29 , 30 , 31 ," (shows itself in a notebook; .save(path) writes a page)
     """
     shown = as_list(results)
+    need_no_map(shown)
     need_one_prompt(shown)
     need_one_unit(shown)
     names = _labels(labels, shown)

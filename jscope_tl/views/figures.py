@@ -12,7 +12,7 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.influence import InfluencePattern
 from jscope_tl.result import Attribution, PredictedToken
 from jscope_tl.views.scale import DECADES, percent, scale_of, visible
-from jscope_tl.views.together import as_list, need_one_prompt, need_one_unit
+from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +48,7 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
         'value'
     """
     shown = as_list(results)
+    need_no_map(shown)
     need_one_prompt(shown)
     need_one_unit(shown)
     numbers = _numbers(shown[0])
@@ -166,9 +167,8 @@ def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     names the unit.
 
     Args:
-        results: several `Attribution` of one prompt, scope and unit, one row each, named by their hook points (a layer map
-            when they are taken at ``blocks.0.hook_resid_pre``, ``blocks.1.hook_resid_pre``, ...); or one of
-            `influence_pattern`, whose rows are predictions.
+        results: a layer map (an `Attribution` taken with ``at="resid_pre"`` or at several hook points); several
+            `Attribution` of one prompt and unit, one row each; or one `InfluencePattern`, whose rows are predictions.
         log: logarithmic colours, over at most three decades.
         ax: matplotlib axes to draw in; a new figure without it.
 
@@ -181,9 +181,9 @@ def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     shown = as_list(results, (Attribution, InfluencePattern))
     need_one_prompt(shown)
     need_one_unit(shown)
-    if any(isinstance(result, InfluencePattern) for result in shown) and len(shown) > 1:
-        raise InputError("A map of an InfluencePattern takes one; draw each in axes of its own (ax=).")
-    scores = shown[0].scores if isinstance(shown[0], InfluencePattern) else torch.stack([r.scores for r in shown])
+    if len(shown) > 1 and any(_is_map(result) for result in shown):
+        raise InputError("Each map is a picture of its own; draw each in axes of its own (ax=).")
+    scores = shown[0].scores if _is_map(shown[0]) else torch.stack([result.scores for result in shown])
     (axis,) = _axes(ax, 1, (min(14.0, 3 + 0.3 * scores.shape[1]), min(12.0, 1.8 + 0.3 * len(scores))))
     image = _draw_map(axis, scores, shown, log)
     extend = "max" if shown[0].bos_positions else "neither"
@@ -191,6 +191,10 @@ def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     _label_positions(axis, shown[0].str_tokens)
     _label_rows(axis, shown)
     return _figure(axis)
+
+
+def _is_map(result: Any) -> bool:
+    return isinstance(result, InfluencePattern) or bool(result.hook_points)
 
 
 def _draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], log: bool) -> Any:
@@ -217,6 +221,8 @@ def _label_rows(axis: "Axes", shown: Sequence[Any]) -> None:
     if isinstance(shown[0], InfluencePattern):
         labels = [f"{visible(shown[0].str_tokens[i]).strip()} {i}" for i in shown[0].positions]
         axis.set_ylabel("explained position")
+    elif shown[0].hook_points:
+        labels = list(shown[0].hook_points)
     else:
         same_point = len({result.provenance.hook_point for result in shown}) == 1
         labels = [f"position {r.position}" if same_point else r.provenance.hook_point for r in shown]

@@ -1,10 +1,18 @@
 """A result as a light, escaped fragment of HTML for notebooks. No script, no network, no circuitsvis."""
 
+import warnings
+from base64 import b64encode
 from html import escape
+from io import BytesIO
+from typing import TYPE_CHECKING
 
 from jscope_tl.result import Attribution
+from jscope_tl.views.figures import heatmap
 from jscope_tl.views.scale import background, ink, scale_of, score_text, visible
 from jscope_tl.views.terminal import headline, prediction_line, resolved_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOKEN = 'style="background:rgb({rgb});color:{ink}{mark}" title="{title}"'
 CELL = 'style="text-align:left;padding:0 1em 0 0"'
@@ -26,26 +34,40 @@ def coloured(result: Attribution) -> str:
     return f'<div style="white-space:pre-wrap;line-height:1.9">{"".join(spans)}</div>'
 
 
-def _table(result: Attribution, k: int, include_bos: bool) -> str:
-    head = "".join(f"<th {CELL}>{escape(name)}</th>" for name in ("position", "token", f"score ({result.unit})"))
+def _table(result: Attribution, k: int) -> str:
+    names = ("position", "token", f"score ({result.unit})", *(["at"] if result.hook_points else []))
+    head = "".join(f"<th {CELL}>{escape(name)}</th>" for name in names)
     rows = [
         f"<tr><td {CELL}>{t.position}</td><td {CELL}>{escape(repr(t.str_token))}</td>"
-        f"<td {CELL}>{score_text(t.score, t.stderr)}</td></tr>"
-        for t in result.top(k, include_bos)
+        f"<td {CELL}>{score_text(t.score, t.stderr)}</td><td>{escape(t.hook_point or '')}</td></tr>"
+        for t in result.top(k)
     ]
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def fragment(result: Attribution, k: int = 5, include_bos: bool = False) -> str:
-    """The coloured prompt (scores on hovering), the prediction, the strongest tokens, and the doubts."""
+def fragment(result: Attribution, k: int = 5) -> str:
+    """The coloured prompt (scores on hovering) or the map, the prediction, the strongest tokens, and the doubts."""
     small = '<p style="margin:.4em 0;font-size:90%">{}</p>'
+    note = scale_of([result]).note + ("" if result.hook_points else "; outlined: the explained position")
     parts = [
         f"<p><b>{escape(headline(result))}</b></p>",
-        coloured(result),
-        small.format(escape(scale_of([result]).note + "; outlined: the explained position")),
+        picture(heatmap(result), f"map of {result.scope} scores") if result.hook_points else coloured(result),
+        small.format(escape(note)),
         f"<p>{escape(prediction_line(result))}</p>",
-        _table(result, k, include_bos),
+        _table(result, k),
         small.format(escape(resolved_line(result))) if resolved_line(result) else "",
         *(small.format(f"⚠ {escape(warning)}") for warning in result.warnings),
     ]
     return f"<div>{''.join(parts)}</div>"
+
+
+def picture(figure: "Figure", says: str) -> str:
+    """A figure as SVG with its text as text, in an image element: nothing in it can run."""
+    from matplotlib import rc_context
+
+    content = BytesIO()
+    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that matplotlib's font lacks: the browser has them
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    source = f"data:image/svg+xml;base64,{b64encode(content.getvalue()).decode()}"
+    return f'<img style="max-width:100%" alt="{escape(says)}" src="{source}">'

@@ -1,12 +1,9 @@
 """`report`: everything about some results on one page that needs neither network, nor colour, nor a mouse."""
 
-import warnings
-from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from html import escape
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,14 +14,11 @@ from jscope_tl.storage import check_target
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuits import script
 from jscope_tl.views.figures import heatmap, series
-from jscope_tl.views.html import coloured
+from jscope_tl.views.html import coloured, picture
 from jscope_tl.views.page import write_page
 from jscope_tl.views.scale import percent, scale_of, score_text, visible
 from jscope_tl.views.terminal import headline, prediction_line, resolved_line
 from jscope_tl.views.together import Result, as_list
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 READER = """<script>
 for (const line of document.querySelectorAll(".tokens")) {
@@ -131,14 +125,26 @@ def _section(result: Attribution) -> str:
         [
             f"<h3>{escape(headline(result))}</h3>",
             f"<p>{escape(prediction_line(result))}</p>",
-            f'<div class="tokens" role="list" aria-label="the prompt" data-unit="{escape(result.unit)}">{coloured(result)}</div>',
-            '<p class="said" aria-live="polite"></p>',
+            _map(result) if result.hook_points else _line(result),
             *(f'<p class="quiet">{escape(line)}</p>' for line in says if line),
             *_warnings(result),
             _probabilities(result),
             _details(f"All scores as a table ({result.unit})", _scores(result)),
         ]
     )
+
+
+def _line(result: Attribution) -> str:
+    unit = escape(result.unit)
+    return (
+        f'<div class="tokens" role="list" aria-label="the prompt" data-unit="{unit}">{coloured(result)}</div>'
+        '<p class="said" aria-live="polite"></p>'
+    )
+
+
+def _map(result: Attribution | list[Attribution]) -> str:
+    scope = (result if isinstance(result, Attribution) else result[0]).scope
+    return f'<div class="wide">{picture(heatmap(result), f"map of {scope} scores: position by hook point")}</div>'
 
 
 def _warnings(result: Result) -> list[str]:
@@ -163,13 +169,17 @@ def _bar(share: float) -> str:
 
 
 def _scores(result: Attribution) -> str:
-    scored = [result.scored(i) for i in range(result.position + 1)]
-    ranks = {token.position: rank for rank, token in enumerate(result.top(len(scored), include_bos=True), start=1)}
+    n = result.scores.numel()
+    listed = result.top(n, include_bos=True)
+    ranks = {(token.hook_point, token.position): rank for rank, token in enumerate(listed, start=1)}
+    ordered = sorted(listed, key=lambda t: (result.hook_points.index(t.hook_point) if t.hook_point else 0, t.position))
+    at = ["at"] if result.hook_points else []
     rows = [
-        [str(t.position), escape(repr(visible(t.str_token))), score_text(t.score, t.stderr), str(ranks[t.position])]
-        for t in scored
-    ]
-    return _table(["position", "token", "score", "rank"], rows)
+        [*([escape(t.hook_point)] if t.hook_point else []), str(t.position), escape(repr(visible(t.str_token))),
+         score_text(t.score, t.stderr), str(ranks[t.hook_point, t.position])]
+        for t in ordered
+    ]  # fmt: skip
+    return _table([*at, "position", "token", "score", "rank"], rows)
 
 
 def _pattern_table(pattern: InfluencePattern) -> str:
@@ -197,25 +207,14 @@ def _details(summary: str, inside: str) -> str:
 
 def _figures(results: list[Attribution]) -> list[str]:
     figures = []
-    for unit in dict.fromkeys(result.unit for result in results):
-        same = [result for result in results if result.unit == unit]
+    for unit in dict.fromkeys(result.unit for result in results if not result.hook_points):
+        same = [result for result in results if result.unit == unit and not result.hook_points]
         points = {result.provenance.hook_point for result in same}
         if len(points) == len(same) > 1 and len({result.scope for result in same}) == 1:
-            figures.append(_image(heatmap(same), f"map of {same[0].scope} scores: position by hook point"))
+            figures.append(_map(same))
         try:
-            figures.append(_image(series(same), f"the number series and its {same[0].scope} scores as bars"))
+            drawn = picture(series(same), f"the number series and its {same[0].scope} scores as bars")
+            figures.append(f'<div class="wide">{drawn}</div>')
         except InputError:  # text, not a series
             continue
     return figures
-
-
-def _image(figure: "Figure", says: str) -> str:
-    """As SVG with its text as text, in an image element: nothing in it can run."""
-    from matplotlib import rc_context
-
-    content = BytesIO()
-    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that matplotlib's font lacks: the browser has them
-        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-    source = f"data:image/svg+xml;base64,{b64encode(content.getvalue()).decode()}"
-    return f'<div class="wide"><img alt="{escape(says)}" src="{source}"></div>'

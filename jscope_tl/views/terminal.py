@@ -32,7 +32,7 @@ def summary(result: Attribution, k: int = 5) -> str:
     """A few lines of plain text: what was explained, the strongest tokens, the unit and the doubts."""
     lines = [f"Attribution: {headline(result)}", f"  {prediction_line(result)}", f"  score in {result.unit}:"]
     for rank, token in enumerate(result.top(k), start=1):
-        place = f"{token.str_token!r} at {token.position}"
+        place = f"{token.str_token!r} at {token.position}" + (f", {token.hook_point}" if token.hook_point else "")
         lines.append(f"  {rank}. {place:<24} {score_text(token.score, token.stderr)}")
     if resolved_line(result):
         lines.append(f"  {resolved_line(result)}")
@@ -41,23 +41,26 @@ def summary(result: Attribution, k: int = 5) -> str:
 
 
 def coloured_prompt(result: Attribution) -> Text:
-    """The prompt on backgrounds as strong as its scores; the explained token is underlined."""
+    """The prompt on backgrounds as strong as its scores, once for each row of a layer map; the explained token is underlined."""
     text = Text()
     scale = scale_of([result])
-    for i, (token, score) in enumerate(zip(result.str_tokens, result.scores.tolist(), strict=True)):
-        intensity = scale(score)
-        red, green, blue = background(intensity)
-        style = f"{ink(intensity)} on rgb({red},{green},{blue})" if intensity > 0.02 else ""
-        text.append(visible(token), style=f"{style} underline" if i == result.position else style)
+    for layer, hook_point in enumerate(result.hook_points or ("",)):
+        text.append(f"\n{hook_point}\n" if hook_point else "", style="dim")
+        for i, token in enumerate(result.str_tokens):
+            intensity = scale(result.scored(i, layer).score)
+            red, green, blue = background(intensity)
+            style = f"{ink(intensity)} on rgb({red},{green},{blue})" if intensity > 0.02 else ""
+            text.append(visible(token), style=f"{style} underline" if i == result.position else style)
     return text
 
 
 def _table(result: Attribution, k: int) -> Table:
     table = Table("", "position", "token", box=None, pad_edge=False, header_style="bold")
     table.add_column(Text(f"score ({result.unit})"))
+    table.add_column("at" if result.hook_points else "")
     for rank, token in enumerate(result.top(k), start=1):
         score = score_text(token.score, token.stderr)
-        table.add_row(str(rank), str(token.position), Text(repr(token.str_token)), score)
+        table.add_row(str(rank), str(token.position), Text(repr(token.str_token)), score, token.hook_point or "")
     return table
 
 

@@ -38,6 +38,16 @@ def need_one_prompt(results: Sequence[Result]) -> None:
             )
 
 
+def need_no_map(results: Sequence[Result]) -> None:
+    """Refuse layer maps where a view shows one row of scores."""
+    for result in results:
+        if isinstance(result, Attribution) and result.hook_points:
+            raise InputError(
+                f"This view shows one score for each token, and this result is a layer map of {len(result.hook_points)} hook "
+                "points. Take one of them, result.layer(0) for instance, or draw the map with js.views.heatmap."
+            )
+
+
 def need_one_unit(results: Sequence[Result]) -> None:
     """Refuse results of different units: numbers in different units do not compare."""
     units = list(dict.fromkeys(result.unit for result in results))
