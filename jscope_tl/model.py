@@ -182,7 +182,9 @@ class ModelView:
 
     def reads_beside(self, name: str) -> bool:
         """Whether the point is beside the stream: on a bridge ``hook_resid_mid`` is what the MLP reads of it."""
-        return name.endswith("hook_resid_mid") and self._inner is not self.model
+        points = self.model.hook_dict  # bridges know each point by several names
+        mids = [points[n] for n in points if n.endswith("hook_resid_mid")]
+        return self._inner is not self.model and any(points[name] is mid for mid in mids)
 
     def unembedding_is_hooked(self, fwd_hooks: list[Any]) -> bool:
         """Whether any hook sits at or behind the unembedding, where it may count positions."""

@@ -236,11 +236,11 @@ def test_resid_mid_of_a_hooked_transformer() -> None:
 
 
 @needs_bridge
-@pytest.mark.parametrize("at", ["blocks.1.hook_resid_mid", "blocks.1.ln2.hook_in"])
-def test_resid_mid_of_a_bridge_is_refused(at: str) -> None:
-    """It feeds the MLP alone; the skip connection goes round it, and a score there would be another quantity."""
-    with pytest.raises(js.InputError, match="hook_resid_pre"):
-        js.attribute(shared_tiny("bridge", "llama").model, TOKENS, at=at)
+def test_resid_mid_of_a_bridge_by_any_of_its_names() -> None:
+    """It feeds the MLP alone, the skip connection goes round it: both must count, whatever the point is called."""
+    model = shared_tiny("bridge", "llama").model
+    mid, alias = (js.attribute(model, TOKENS, at=f"blocks.1.{name}") for name in ("hook_resid_mid", "ln2.hook_in"))
+    assert torch.equal(mid.scores, alias.scores)
 
 
 @needs_hooked

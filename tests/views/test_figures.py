@@ -108,7 +108,7 @@ def test_heatmap_of_predictions(result: js.Attribution) -> None:
     axis = js.views.heatmap(pattern, log=True).axes[0]
     drawn = np.ma.filled(axis.images[0].get_array(), 0)
     assert np.allclose(np.nan_to_num(drawn), pattern.scores)
-    with pytest.raises(js.InputError, match="takes one"):
+    with pytest.raises(js.InputError, match="picture of its own"):
         js.views.heatmap([pattern, result])
 
 
