@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError
-from jscope_tl.forward import FwdHooks, not_finite_cure, run
+from jscope_tl.forward import FwdHooks, Run, not_finite_cure, run
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
 from jscope_tl.result import Attribution, PredictedToken, Prediction, Provenance
@@ -75,28 +75,34 @@ def attribute(
     with run(view, tokens, [position], points, fwd_hooks) as forward:
         state = forward.state()
         puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
-        target = scope.explained_token(state)
+        scope.explained_token(state)  # a target that cannot be explained is refused before the backward passes
         score = scope.score(state, puller.energies)
-        layers = () if points == [at] else tuple(points)
-        shape = (*([len(layers)] if layers else []), len(tokens))
-        return Attribution(
-            scores=finished(score.values.reshape(shape), state.x.dtype, view.name),
-            tokens=tokens.cpu(),
-            str_tokens=to_str_tokens(view, tokens.tolist()),
-            position=position,
-            scope=scope.label,
-            options=_resolved(options_of(scope), score, view, target),
-            unit=scope.unit,
-            stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
-            prediction=_prediction(state, view, target),
-            basis=state.basis,
-            provenance=provenance(
-                view, state.x, at if isinstance(at, str) else ", ".join(points), puller.n_backward, score.seed
-            ),
-            warnings=[*warnings, *puller.notes, *_underflow(score, state)],
-            bos_positions=bos_positions(view, tokens),
-            hook_points=layers,
-        )
+        return attribution(forward, scope, score, puller, at, warnings)
+
+
+def attribution(forward: Run, scope: Scope, score: Score, puller: Puller, at: Any, warnings: list[str]) -> Attribution:
+    """The result of a run, with everything that it says about itself."""
+    view, tokens, state = forward.view, forward.tokens, forward.state()
+    layers = () if isinstance(at, str) and len(forward.at) == 1 and forward.at[0] == at else tuple(forward.at)
+    shape = (*([len(layers)] if layers else []), len(tokens))
+    target = scope.explained_token(state)
+    where = at if isinstance(at, str) else ", ".join(forward.at)
+    return Attribution(
+        scores=finished(score.values.reshape(shape), state.x.dtype, view.name),
+        tokens=tokens.cpu(),
+        str_tokens=to_str_tokens(view, tokens.tolist()),
+        position=state.position,
+        scope=scope.label,
+        options=_resolved(options_of(scope), score, view, target),
+        unit=scope.unit,
+        stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
+        prediction=_prediction(state, view, target),
+        basis=state.basis,
+        provenance=provenance(view, state.x, where, puller.n_backward, score.seed),
+        warnings=[*warnings, *puller.notes, *_underflow(score, state)],
+        bos_positions=bos_positions(view, tokens),
+        hook_points=layers,
+    )
 
 
 def finished(values: Float[Tensor, "*row pos"], dtype: torch.dtype, name: str) -> Float[Tensor, "*row pos"]:

@@ -31,11 +31,13 @@ class Run:
         xs: the activations at the hook points, ``[1, pos, d_in]`` each, that Jacobians are taken with respect to.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
         positions: the explained positions, not negative.
+        at: the names of the hook points.
     """
 
     view: ModelView
     tokens: Int[Tensor, "pos"]
     positions: Sequence[int]
+    at: Sequence[str]
     xs: list[Float[Tensor, "1 pos d_in"]]
     y: Float[Tensor, "n d_model"]
     _y_cuts: list[Float[Tensor, "d_model"]]
@@ -220,7 +222,7 @@ def _run(view: ModelView, tokens: Int[Tensor, "pos"], at: Sequence[str], cuts: _
     explained = slice(None) if cuts.narrow else list(cuts.positions)
     logits = output[0][explained]
     slope = _slope(logits, unembedded)[0][explained]
-    return Run(view, tokens, cuts.positions, xs, y, y_cuts, logits, slope)
+    return Run(view, tokens, cuts.positions, at, xs, y, y_cuts, logits, slope)
 
 
 def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int:

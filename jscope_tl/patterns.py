@@ -89,11 +89,11 @@ def _from_cache(cache: Any, tokens: Int[Tensor, "pos"]) -> dict[int | None, Tens
     rows = {len(pattern) for pattern in batched.values()}
     if rows != {1}:
         raise InputError(f"This cache holds {max(rows)} prompts; cache the one that the scope was taken of.")
-    _need_same_prompt(cache, entries, tokens)
+    need_same_prompt(cache, entries, tokens)
     return {layer: batched[layer][0] for layer in sorted(batched)}
 
 
-def _need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor, "pos"]) -> None:
+def need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor, "pos"]) -> None:
     """Of another length is seen by `_checked`; of the same length only where the cache has embeddings and its model."""
     table = getattr(getattr(cache, "model", None), "W_E", None)
     embedded = entries.get("hook_embed")

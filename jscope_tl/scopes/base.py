@@ -46,6 +46,24 @@ class Scope(ABC):
         rows = checked_cotangents(self.cotangents(state), state, self.label)
         return Score(energies(rows).sum(0).sqrt())
 
+    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+        """How far what the scope explains is from the run ``base`` in another run, which ended in ``y`` and ``logits``.
+
+        Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
+        logits return its actual change.
+        """
+        moved = checked_cotangents(self.cotangents(base), base, self.label) @ (y - base.y.detach()).to(base.dtype)
+        return self.predicted(moved)
+
+    def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
+        """`effect` to leading order, from how far each row of ``C`` moves."""
+        return moved[0] if len(moved) == 1 else 0.5 * moved.square().sum(0)
+
+    @property
+    def effect_unit(self) -> str:
+        """Unit of `effect`."""
+        return self.unit.partition(" per ")[0]
+
     @property
     def label(self) -> str:
         """The name that the class was registered under, or the class's own: a subclass does not inherit it."""
@@ -89,6 +107,24 @@ class FunctionScope(Scope):
             raise InputError(
                 f"Scope {self.label!r} cannot be called with the state and {self.options or 'no options'}: {error}."
             ) from error
+
+    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+        """How far what the scope explains is from the run ``base`` in another run, which ended in ``y`` and ``logits``.
+
+        Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
+        logits return its actual change.
+        """
+        moved = checked_cotangents(self.cotangents(base), base, self.label) @ (y - base.y.detach()).to(base.dtype)
+        return self.predicted(moved)
+
+    def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
+        """`effect` to leading order, from how far each row of ``C`` moves."""
+        return moved[0] if len(moved) == 1 else 0.5 * moved.square().sum(0)
+
+    @property
+    def effect_unit(self) -> str:
+        """Unit of `effect`."""
+        return self.unit.partition(" per ")[0]
 
     @property
     def label(self) -> str:

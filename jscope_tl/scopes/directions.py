@@ -1,5 +1,7 @@
 """Scopes with one cotangent ``v``, hence one backward pass: ``score_t = ‖v^T J_t‖`` (Eq. 1 of the paper)."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -10,9 +12,28 @@ from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.state import Basis, State
 
+Quantity = Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
+
+
+class QuantityScope(Scope):
+    """A scope that explains a number computed from the logits: its cotangent is that number's gradient."""
+
+    @abstractmethod
+    def quantity(self, state: State) -> Quantity:
+        """The function of the logits that is explained."""
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """Gradient of the quantity with respect to ``y``."""
+        return state.gradient(self.quantity(state)).unsqueeze(0)
+
+    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+        """Change of the quantity."""
+        quantity = self.quantity(base)
+        return quantity(logits.to(base.logits)) - quantity(base.logits.detach())
+
 
 @dataclass(frozen=True)
-class TargetScope(Scope):
+class TargetScope(QuantityScope):
     """A scope that explains one token of the vocabulary."""
 
     target: str | int | None = None
@@ -50,10 +71,10 @@ class SemanticScope(TargetScope):
 
     unit = "logit per unit of x"
 
-    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
-        """Gradient of the target's logit."""
+    def quantity(self, state: State) -> Quantity:
+        """The target's logit."""
         token = self.explained_token(state)
-        return state.gradient(lambda logits: logits[token]).unsqueeze(0)
+        return lambda logits: logits[token]
 
     def check(self, basis: Basis) -> list[str]:
         """Warn where centring makes the number another than the paper's."""
@@ -84,10 +105,10 @@ class LogProbScope(TargetScope):
 
     unit = "nat per unit of x"
 
-    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
-        """Gradient of the target's log-probability."""
+    def quantity(self, state: State) -> Quantity:
+        """The target's log-probability."""
         token = self.explained_token(state)
-        return state.gradient(lambda logits: logits.log_softmax(-1)[token]).unsqueeze(0)
+        return lambda logits: logits.log_softmax(-1)[token]
 
 
 @register_scope("contrastive")
@@ -116,12 +137,12 @@ class ContrastiveScope(TargetScope):
     baseline: str | int | None = None
     unit = "logit per unit of x"
 
-    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
-        """Gradient of the difference of the two logits."""
+    def quantity(self, state: State) -> Quantity:
+        """The difference of the two logits."""
         target, baseline = self.explained_token(state), state.to_id(self.baseline)
         if target == baseline:
             raise InputError(f"target and baseline are the same token (id {target}); their difference is always 0.")
-        return state.gradient(lambda logits: logits[target] - logits[baseline]).unsqueeze(0)
+        return lambda logits: logits[target] - logits[baseline]
 
     def check(self, basis: Basis) -> list[str]:
         """Refuse to go on without a baseline."""
@@ -154,6 +175,10 @@ class TemperatureScope(Scope):
         y = state.y.detach().to(state.dtype)
         return (y / y.norm()).unsqueeze(0)
 
+    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+        """Change of ``‖y‖``."""
+        return y.to(base.dtype).norm() - base.y.detach().to(base.dtype).norm()
+
     def check(self, basis: Basis) -> list[str]:
         """Refuse where ``‖y‖`` cannot change."""
         if basis.ln_folded:
@@ -169,7 +194,7 @@ class TemperatureScope(Scope):
 
 @register_scope("logit_temperature")
 @dataclass(frozen=True)
-class LogitTemperatureScope(Scope):
+class LogitTemperatureScope(QuantityScope):
     """How strongly each token moves the spread of the logits, ``‖z - mean(z)‖``: confidence read off the logits.
 
     ``score_t = ‖(∂‖z - mean(z)‖/∂y)^T J_t‖``. Temperature Scope for models whose weights are folded: folding and
@@ -178,14 +203,14 @@ class LogitTemperatureScope(Scope):
 
     unit = "logit norm per unit of x"
 
-    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
-        """Gradient of the norm of the centred logits."""
-        return state.gradient(lambda logits: (logits - logits.mean()).norm()).unsqueeze(0)
+    def quantity(self, state: State) -> Quantity:
+        """The norm of the centred logits."""
+        return lambda logits: (logits - logits.mean()).norm()
 
 
 @register_scope("entropy")
 @dataclass(frozen=True)
-class EntropyScope(Scope):
+class EntropyScope(QuantityScope):
     """How strongly each token moves the entropy of the next-token distribution: the model's uncertainty in nats.
 
     ``score_t = ‖(∂H(p)/∂y)^T J_t‖``. One backward pass. Unit: nat per unit of x.
@@ -193,6 +218,6 @@ class EntropyScope(Scope):
 
     unit = "nat per unit of x"
 
-    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
-        """Gradient of ``-Σ p log p``."""
-        return state.gradient(lambda z: -(z.softmax(-1) * z.log_softmax(-1)).sum()).unsqueeze(0)
+    def quantity(self, state: State) -> Quantity:
+        """``-Σ p log p``."""
+        return lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum()

@@ -90,6 +90,20 @@ class FisherScope(Scope):
             return _sampled(factor, rank, self.probes, self.seed, energies)
         return _auto(factor, rank, self.rtol, self.seed, energies)
 
+    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+        """``KL(p_base ‖ p)`` of the two next-token distributions."""
+        log_p = base.log_probs.detach()
+        return (log_p.exp() * (log_p - logits.to(log_p).log_softmax(-1))).sum()
+
+    def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
+        """``½ δ^T J_t^T F_u J_t δ``, the second-order prediction of the KL divergence."""
+        return 0.5 * moved.square().sum(0)
+
+    @property
+    def effect_unit(self) -> str:
+        """The KL divergence itself, not twice."""
+        return "nat (KL)"
+
     def check(self, basis: Basis) -> list[str]:
         """Warn where low rank depends on the weight processing."""
         if self.method == "low_rank" and basis.ln_folded:
