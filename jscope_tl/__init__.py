@@ -1,6 +1,6 @@
 """Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
 
-from jscope_tl import views
+from jscope_tl import patching, views
 from jscope_tl.agreement import HeadAgreement, head_agreement
 from jscope_tl.attribute import attribute
 from jscope_tl.errors import InputError
@@ -45,6 +45,7 @@ __all__ = [
     "influence_pattern",
     "jacobian",
     "load_pocket_model",
+    "patching",
     "pocket_prompts",
     "pocket_tasks",
     "register_scope",

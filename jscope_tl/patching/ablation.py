@@ -1,0 +1,183 @@
+"""`ablate`: what leaving out one token after the other does to a prediction, against what a scope says."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.agreement import spearman
+from jscope_tl.attribute import Prompt, attribute
+from jscope_tl.errors import InputError, whole
+from jscope_tl.forward import FwdHooks
+from jscope_tl.model import ModelView
+from jscope_tl.patching.comparison import Cost
+from jscope_tl.patching.sweep import bar
+from jscope_tl.prompts import to_id, to_tokens
+from jscope_tl.result import Attribution
+from jscope_tl.scopes.base import Scope
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 32
+EFFECTS = ("logit", "log_prob", "kl")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """The effect of replacing each token's embedding by itself, beside a scope.
+
+    Attributes:
+        scope: the scope's result on the prompt as it is.
+        logit: ``[pos]``, change of the target's logit; signed, 0 after the explained position.
+        log_prob: ``[pos]``, change of the target's log-probability in nats.
+        kl: ``[pos]``, ``KL(p ‖ p_ablated)`` of the next-token distribution in nats.
+        replacement: what took the embedding's place.
+        costs: of the ``"scope"`` and of the ``"ablation"``.
+    """
+
+    scope: Attribution
+    logit: Float[Tensor, "pos"]
+    log_prob: Float[Tensor, "pos"]
+    kl: Float[Tensor, "pos"]
+    replacement: str
+    costs: dict[str, Cost]
+
+    def correlation(self, effect: str = "kl") -> float:
+        """Spearman's correlation of the scope's scores with the absolute effects of all tokens but BOS."""
+        if effect not in EFFECTS:
+            raise InputError(f"effect is one of {', '.join(EFFECTS)}; got {effect!r}.")
+        kept = [i for i in range(self.scope.position + 1) if i not in self.scope.bos_positions]
+        return float(spearman(self.scope.scores[kept].numpy(), getattr(self, effect)[kept].abs().numpy()))
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """The scope's data frame with the effects beside the scores."""
+        frame = self.scope.to_dataframe()
+        for effect in EFFECTS:
+            frame[effect] = getattr(self, effect).numpy()
+        return frame
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{effect} {self.correlation(effect):.2f}" for effect in EFFECTS)
+        return f"Ablation by {self.replacement}: rank correlation of {self.scope.scope} scores with |effect|: {said}"
+
+
+def ablate(
+    model: Any,
+    prompt: Prompt,
+    scope: str | Scope | Callable[..., Any] = "semantic",
+    *,
+    replacement: str | int = "zero",
+    position: int = -1,
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    batch_size: int = BATCH,
+    progress: bool | None = None,
+    **options: Any,
+) -> Ablation:
+    """Leave out one token after the other at ``hook_embed`` and hold the effects against a scope.
+
+    Args:
+        model, prompt, scope, position, prepend_bos, fwd_hooks, options: see `attribute`. The effects on logit and
+            log-probability are those of the token that the scope explains.
+        replacement: ``"zero"``; ``"mean"``, the mean embedding of the vocabulary; or a token (a string or an id).
+        batch_size: ablated prompts in one forward pass.
+        progress: see `attribute`.
+
+    Raises:
+        InputError: as `attribute`; a replacement that is neither zero nor mean nor one token.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> result = js.patching.ablate(js.load_pocket_model(), "the keys to the cabinet near the doors", "fisher")
+        >>> result.kl.shape
+        torch.Size([9])
+    """
+    if (whole(batch_size) or 0) < 1:
+        raise InputError(f"batch_size is how many ablated prompts to run at once, 1 or more; got {batch_size!r}.")
+    view = ModelView(model)
+    put = _replacement(view, replacement)
+    start = time.perf_counter()
+    result = attribute(
+        model,
+        prompt,
+        scope,
+        position=position,
+        prepend_bos=prepend_bos,
+        fwd_hooks=fwd_hooks,
+        progress=progress,
+        **options,
+    )
+    explained = time.perf_counter()
+    tokens, hooks = to_tokens(view, result.tokens), list(fwd_hooks)
+    ablated = _logits(view, tokens, put, result.position, hooks, batch_size, progress)
+    base = _logits(view, tokens, None, result.position, hooks, batch_size, False)
+    target, after = result.prediction.target.token, result.position + 1
+    log_p, log_q = base.log_softmax(-1), ablated.log_softmax(-1)
+    effects = {
+        "logit": ablated[:, target] - base[0, target],
+        "log_prob": log_q[:, target] - log_p[0, target],
+        "kl": (log_p.exp() * (log_p - log_q)).sum(-1),
+    }
+    rest = torch.zeros(len(tokens) - after, dtype=torch.float64)
+    return Ablation(
+        scope=result,
+        **{name: torch.cat([values, rest]) for name, values in effects.items()},
+        replacement=replacement if replacement in ("zero", "mean") else f"token {replacement!r}",
+        costs={
+            "scope": Cost(1 + result.provenance.n_backward, explained - start),
+            "ablation": Cost(after + 1, time.perf_counter() - explained),
+        },
+    )
+
+
+def _replacement(view: ModelView, replacement: Any) -> str | int:
+    return replacement if replacement in ("zero", "mean") else to_id(view, replacement, view.d_vocab)
+
+
+def _logits(
+    view: ModelView,
+    tokens: Int[Tensor, "pos"],
+    replacement: str | int | None,
+    position: int,
+    hooks: list[Any],
+    batch_size: int,
+    progress: bool | None,
+) -> Float[Tensor, "n d_vocab"]:
+    """Logits at ``position`` with each token up to it replaced, one row each; one row of the prompt itself for None."""
+    places = torch.arange(1 if replacement is None else position + 1, device="cpu").split(batch_size)
+    found = []
+    for batch in bar(places, progress):
+        rows = tokens.repeat(len(batch), 1)
+        own = list(hooks)
+        if isinstance(replacement, int):
+            rows[torch.arange(len(batch)), batch] = replacement
+        elif replacement is not None:
+            own.append(("hook_embed", _blank(view, tokens, batch, replacement)))
+        with torch.no_grad(), view.model.hooks(fwd_hooks=own):
+            found.append(view.model(rows, return_type="logits")[:, position].double().cpu())
+    return torch.cat(found)
+
+
+def _blank(
+    view: ModelView, tokens: Int[Tensor, "pos"], batch: Int[Tensor, "b"], replacement: str
+) -> Callable[..., Tensor]:
+    def blank(embedded: Tensor, hook: Any) -> Tensor:
+        blanked = embedded.clone()
+        rows = torch.arange(len(batch), device="cpu")
+        blanked[rows, batch] = 0 if replacement == "zero" else _mean_embedding(view, tokens, embedded)
+        return blanked
+
+    return blank
+
+
+def _mean_embedding(view: ModelView, tokens: Int[Tensor, "pos"], embedded: Tensor) -> Float[Tensor, "d_model"]:
+    """The vocabulary's mean, scaled as the model scales its embeddings (Gemma multiplies them)."""
+    table = view.model.W_E.detach()
+    own = table[tokens.to(table.device)].float()
+    scale = (own * embedded[0].to(own)).sum() / own.square().sum()
+    return (table.float().mean(0) * scale).to(embedded)

@@ -1,0 +1,83 @@
+"""A base run and the run that activations are patched in from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.model import ModelView
+from jscope_tl.patterns import need_same_prompt
+from jscope_tl.prompts import to_tokens
+
+DIRECTIONS = ("noising", "denoising")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Tokens of the run that is patched, and of the run that the activations come from."""
+
+    base: Int[Tensor, "pos"]
+    source: Int[Tensor, "pos"]
+
+
+def to_pair(view: ModelView, clean: Any, corrupted: Any, direction: Any, prepend_bos: bool | None) -> Pair:
+    """Two prompts of one length. ``noising`` patches the corrupted run into the clean one, ``denoising`` the reverse.
+
+    Raises:
+        InputError: the prompts differ in length or not at all, or there is no such direction.
+    """
+    if direction not in DIRECTIONS:
+        raise InputError(f"direction is 'noising' or 'denoising', not {direction!r}.")
+    first, second = (to_tokens(view, prompt, prepend_bos) for prompt in (clean, corrupted))
+    if len(first) != len(second):
+        raise InputError(
+            f"The clean prompt has {len(first)} tokens, the corrupted one {len(second)}; patching goes position by position, "
+            "so they must have the same number. Exchange words for words of as many tokens."
+        )
+    if torch.equal(first, second):
+        raise InputError("The clean and the corrupted prompt are the same; there is nothing to patch in.")
+    return Pair(first, second) if direction == "noising" else Pair(second, first)
+
+
+def source_activations(
+    view: ModelView, pair: Pair, points: list[str], fwd_hooks: list[Any], cache: Any = None
+) -> dict[str, Float[Tensor, "1 pos d_in"]]:
+    """The source run's activations at the hook points, from a cache that the user has or from a run.
+
+    Raises:
+        InputError: the cache is of another model or prompt, or lacks a hook point.
+    """
+    if cache is None:
+        with torch.no_grad(), view.model.hooks(fwd_hooks=fwd_hooks):
+            _, cache = view.model.run_with_cache(pair.source.unsqueeze(0), names_filter=lambda name: name in points)
+    elif getattr(cache, "model", view.model) is not view.model:
+        raise InputError("This cache is of another model. Cache the source prompt with the model that is patched.")
+    else:
+        need_same_prompt(cache, dict(cache.items()), pair.source.cpu())
+    missing = [name for name in points if name not in cache]
+    if missing:
+        raise InputError(f"The cache has no {missing[0]!r}; let it pass in names_filter, or give no cache.")
+    found = {name: cache[name].detach() for name in points}
+    for name, activation in found.items():
+        if activation.shape[:2] != (1, len(pair.base)):
+            raise InputError(
+                f"The cache is of {list(activation.shape[:2])} [batch, pos] at {name!r}, the prompts of [1, "
+                f"{len(pair.base)}]. Cache the source prompt by itself."
+            )
+    return found
+
+
+@contextmanager
+def watched_output(view: ModelView, position: int) -> Iterator[list[Tensor]]:
+    """A list that holds the final hidden state at ``position`` of every forward pass inside."""
+    seen: list[Tensor] = []
+    handle = view.model.unembed.register_forward_pre_hook(lambda module, args: seen.append(args[0][:, position]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
