@@ -33,7 +33,7 @@ class HeadAgreement:
 
 
 def head_agreement(
-    pattern: InfluencePattern,
+    pattern: Any,
     cache_or_patterns: Any,
     layers: Iterable[int] | int | None = None,
     heads: Iterable[int] | int | None = None,
@@ -45,7 +45,7 @@ def head_agreement(
     averaged over the destinations with three sources or more. Scores of different destinations are never compared.
 
     Args:
-        pattern: of `influence_pattern`.
+        pattern: an `InfluencePattern`.
         cache_or_patterns: the cache of the same prompt, or a tensor ``[layer, head, dest, src]``.
         layers, heads: which to compare; None is all.
 
@@ -60,6 +60,10 @@ def head_agreement(
         >>> len(js.head_agreement(js.influence_pattern(model, prompt, "fisher"), cache))
         16
     """
+    if not isinstance(pattern, InfluencePattern):
+        raise InputError(
+            f"head_agreement compares one InfluencePattern, as of js.influence_pattern; got a {type(pattern).__name__}."
+        )
     return agreement_of(pattern, to_heads(cache_or_patterns, pattern.tokens, layers, heads))
 
 
@@ -82,7 +86,7 @@ def agreement_of(pattern: InfluencePattern, heads: list[Head]) -> list[HeadAgree
 def _row(pattern: InfluencePattern, heads: list[Head], i: int, dest: int) -> Any:
     """Correlation and whether the strongest source is the same, for each head."""
     sources = [t for t in range(dest + 1) if t not in pattern.bos_positions]
-    if len(sources) < FEWEST or not pattern.scores[i].any():
+    if len(sources) < FEWEST or not pattern.scores[i, sources].any():
         return None
     attention = np.stack([head.pattern[dest, sources].numpy() for head in heads])
     scores = pattern.scores[i, sources].numpy()

@@ -56,7 +56,7 @@ class Puller:
         return torch.promote_types(self.y.dtype, torch.float32)
 
     def rows(
-        self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"] = 0, more_to_come: bool = False
+        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Iterator[Float[Tensor, "chunk *layer pos d_in"]]:
         """Yield ``C_chunk J`` in order, in float32 at least.
 
@@ -83,7 +83,7 @@ class Puller:
             self.n_backward += len(chunk)
 
     def energies(
-        self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"] = 0, more_to_come: bool = False
+        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
         squares = [self._squares(rows) for rows in self._rows(cotangents, of, more_to_come)]

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import RLock
 from typing import Any
 
@@ -46,6 +46,9 @@ class Run:
 
     def state(self, i: int = 0) -> State:
         """What a scope may look at, at the ``i``-th explained position."""
+        return self._state(i, self._products_do)
+
+    def _state(self, i: int, by_product: bool) -> State:
         position, at_position = self.positions[i], self._logits[i]
         precise = (
             torch.float32 if at_position.device.type == "mps" else torch.float64
@@ -65,7 +68,13 @@ class Run:
             to_id=partial(_target_id, self.view, default, len(logits)),
             _y_cut=self._y_cuts[i],
             _output=at_position,
+            _by_product=by_product,
         )
+
+    @cached_property
+    def _products_do(self) -> bool:
+        """With many explained positions a backward pass through the unembedding of all, for each, would be quadratic."""
+        return len(self.positions) > 1 and self._state(0, False).is_linear()
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """One scope for every position's prediction: the matrix ``[dest, src]`` that lies beside an attention pattern."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,10 @@ from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, Run, run
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
-from jscope_tl.result import PredictedToken, Provenance
+from jscope_tl.result import Attribution, PredictedToken, Provenance
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
 from jscope_tl.scopes.registry import resolve_scope
-from jscope_tl.state import Basis
+from jscope_tl.state import Basis, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,9 @@ class InfluencePattern:
         tokens: ``[src]``, the prompt as ids.
         str_tokens: the same as text.
         scope: name of the scope.
-        options: what the scope was asked.
+        options: what the scope was asked, and under ``"resolved"`` what it did at each position where it had a choice.
         unit: unit of the scores and of ``stderr``.
-        stderr: ``[dest, src]``, standard error of estimated scores; None for exact ones.
+        stderr: ``[dest, src]``, standard error of estimated scores (0 in exact rows); None where all are exact.
         basis: weight processing of the model.
         provenance: model, versions, hook point, cost.
         warnings: doubts about these numbers, in sentences.
@@ -106,24 +107,37 @@ def influence_pattern(
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
     with run(view, tokens, explained, [view.hook_point(at)], fwd_hooks) as forward:
         puller = Puller(forward.xs, forward.y, explained, chunk_size, progress)
-        targets = [scope.explained_token(forward.state(i)) for i in range(len(explained))]
-        scores = _scores(scope, forward, puller)
-        errors = _errors(scores)
+        targets, scores = _explained(scope, forward, puller)
+        values, errors = torch.stack([score.values for score in scores]), _errors(scores)
         return InfluencePattern(
-            scores=finished(torch.stack([score.values for score in scores]), forward.y.dtype, view.name),
+            scores=finished(values, forward.y.dtype, view.name),
             positions=tuple(explained),
-            targets=tuple(predicted(forward.state(i), view, [target])[0] for i, target in enumerate(targets)),
+            targets=tuple(targets),
             tokens=tokens.cpu(),
             str_tokens=to_str_tokens(view, tokens.tolist()),
             scope=scope.label,
-            options=options_of(scope),
+            options=_options(scope, scores),
             unit=scope.unit,
             stderr=None if errors is None else finished(errors, forward.y.dtype, view.name),
             basis=view.basis,
-            provenance=provenance(view, forward.xs[0], at, puller.n_backward, scores[0].seed),
-            warnings=[*warnings, *puller.notes],
+            provenance=provenance(view, forward.xs[0], at, puller.n_backward, _seed(scores)),
+            warnings=[*warnings, *puller.notes, *_nothing_moves(values, explained)],
             bos_positions=bos_positions(view, tokens),
         )
+
+
+def as_pattern(result: InfluencePattern | Attribution) -> InfluencePattern:
+    """An attribution as an influence pattern of one row."""
+    if isinstance(result, InfluencePattern):
+        return result
+    shared = {f.name for f in fields(InfluencePattern)} - {"scores", "positions", "targets", "stderr"}
+    return InfluencePattern(
+        scores=result.scores.unsqueeze(0),
+        positions=(result.position,),
+        targets=(result.prediction.target,),
+        stderr=None if result.stderr is None else result.stderr.unsqueeze(0),
+        **{name: getattr(result, name) for name in shared},
+    )
 
 
 def _positions(positions: Any, n_tokens: int) -> list[int]:
@@ -137,37 +151,75 @@ def _positions(positions: Any, n_tokens: int) -> list[int]:
     return explained
 
 
-def _scores(scope: Scope, forward: Run, puller: Puller) -> list[Score]:
-    """Rows of all positions in one batch where the scope adds its rows up plainly, position by position otherwise."""
-    n = len(forward.positions)
-    if type(scope).score is Scope.score:
-        cotangents = [checked_cotangents(scope.cotangents(s), s, scope.label) for s in map(forward.state, range(n))]
-        counts = [len(rows) for rows in cotangents]
-        starts = [i for i, rows in enumerate(cotangents) for _ in rows]
-        energies = puller.energies(torch.cat(cotangents), torch.tensor(starts, device="cpu"))
-        return [Score(rows.sum(0).sqrt()) for rows in energies.split(counts)]
-    return [scope.score(forward.state(i), partial(_keeping, puller, i)) for i in _watch(n, puller)]
+def _explained(scope: Scope, forward: Run, puller: Puller) -> tuple[list[PredictedToken], list[Score]]:
+    """Targets and scores: rows of all positions in one batch where the scope adds its rows up plainly."""
+    in_one_batch = type(scope).score is Scope.score
+    targets, rows, scores = [], [], []
+    for i in _watch(forward.positions, puller, not in_one_batch):
+        state = forward.state(i)
+        with _named(state):
+            targets += predicted(state, forward.view, [scope.explained_token(state)])
+            if in_one_batch:
+                rows.append(checked_cotangents(scope.cotangents(state), state, scope.label))
+            else:
+                scores.append(scope.score(state, partial(_keeping, puller, i)))
+    return targets, _batched(rows, puller) if in_one_batch else scores
+
+
+def _batched(rows: list[Float[Tensor, "_ d_model"]], puller: Puller) -> list[Score]:
+    starts = torch.tensor([i for i, of_one in enumerate(rows) for _ in of_one], device="cpu")
+    energies = puller.energies(torch.cat(rows), of=starts)
+    return [Score(of_one.sum(0).sqrt()) for of_one in energies.split([len(of_one) for of_one in rows])]
+
+
+@contextmanager
+def _named(state: State) -> Iterator[None]:
+    """Say at which position a scope cannot be used."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"At position {state.position}: {error} Choose other positions, or give a target that suits all."
+        ) from error
 
 
 def _errors(scores: list[Score]) -> Float[Tensor, "dest src"] | None:
+    """Standard errors, 0 in rows that came out exact."""
     if all(score.stderr is None for score in scores):
         return None
     return torch.stack([torch.zeros_like(s.values) if s.stderr is None else s.stderr for s in scores])
+
+
+def _options(scope: Scope, scores: list[Score]) -> dict[str, Any]:
+    resolved = [score.resolved for score in scores]
+    return {**options_of(scope), "resolved": resolved} if any(resolved) else options_of(scope)
+
+
+def _seed(scores: list[Score]) -> int | None:
+    return next((score.seed for score in scores if score.seed is not None), None)
+
+
+def _nothing_moves(values: Float[Tensor, "dest src"], positions: list[int]) -> list[str]:
+    certain = [position for position, row in zip(positions, values, strict=True) if not row.any()]
+    if not certain:
+        return []
+    return [f"Every score is 0 at positions {certain}: their predictions are so certain that nothing moves them."]
 
 
 def _keeping(
     puller: Puller, i: int, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
 ) -> Float[Tensor, "k pos"]:
     """`Puller.energies` for one position among several: the graph stays for those that follow."""
-    return puller.energies(cotangents, i, more_to_come or i + 1 < len(puller.positions))
+    return puller.energies(cotangents, more_to_come or i + 1 < len(puller.positions), of=i)
 
 
-def _watch(n: int, puller: Puller) -> Iterator[int]:
-    """The positions with one bar for all, in place of a bar for each."""
-    wanted, puller.progress = puller.progress, False
-    if wanted is False:
-        yield from range(n)
+def _watch(positions: Sequence[int], puller: Puller, one_by_one: bool) -> Iterator[int]:
+    """Places in ``positions``, with one bar for all in place of a bar for each where they are pulled one by one."""
+    wanted = puller.progress
+    if wanted is False or not one_by_one:
+        yield from range(len(positions))
         return
     from tqdm.auto import tqdm
 
-    yield from tqdm(range(n), desc="positions", delay=0 if wanted else 1, leave=False)
+    puller.progress = False
+    yield from tqdm(range(len(positions)), desc="positions", delay=0 if wanted else 1, leave=False)

@@ -1,5 +1,6 @@
 """Attention patterns as users have them, a cache or a tensor, checked against the prompt that they are laid beside."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,10 @@ def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = N
         layers, heads: which to take, a number or several (negative: from the end); None is all.
 
     Raises:
-        InputError: no patterns in the cache, another prompt's, not attention, or a layer or head that does not exist.
+        InputError: no patterns in the cache, not attention, or a layer or head that does not exist; another prompt's, which
+            at the same length is only noticed where the cache has ``hook_embed`` and its model, as TransformerLens' have.
     """
+    layers, heads = _listed(layers), _listed(heads)
     if isinstance(cache_or_patterns, Tensor):
         by_layer = _from_tensor(cache_or_patterns, layers)
     elif isinstance(cache_or_patterns, Mapping) or hasattr(cache_or_patterns, "cache_dict"):
@@ -59,27 +62,36 @@ def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = N
     ]
 
 
+def _listed(wanted: Any) -> Any:
+    """A number as it is, several as a list: an iterator would be empty the second time."""
+    several = isinstance(wanted, Iterable) and whole(wanted) is None
+    return list(wanted) if several else wanted
+
+
 def _from_tensor(patterns: Tensor, layers: Any) -> dict[int | None, Tensor]:
-    if patterns.ndim not in (3, 4) or patterns.shape[-1] != patterns.shape[-2]:
+    if (
+        patterns.ndim not in (3, 4)
+        or patterns.shape[-1] != patterns.shape[-2]
+        or not patterns.numel()
+        or patterns.is_meta
+    ):
         raise InputError(
             f"A tensor of patterns is [layer, head, dest, src] or [head, dest, src]; this one is {list(patterns.shape)}."
         )
     stacked = patterns if patterns.ndim == 4 else patterns.unsqueeze(0)
     if len(stacked) > 1:
         return {layer: stacked[layer] for layer in _chosen("layers", layers, list(range(len(stacked))))}
-    named = list(layers) if isinstance(layers, Iterable) else [layers]
-    if len(named) != 1 or (named[0] is not None and whole(named[0]) is None):
+    named = layers if isinstance(layers, list) else [layers]
+    number = whole(named[0]) if len(named) == 1 else None
+    if len(named) != 1 or (number is None and named[0] is not None) or (number or 0) < 0:
         raise InputError(f"The tensor holds the patterns of one layer, which layers may name; got {layers!r}.")
-    return {whole(named[0]): stacked[0]}
+    return {number: stacked[0]}
 
 
 def _from_cache(cache: Any, tokens: Int[Tensor, "pos"]) -> dict[int | None, Tensor]:
-    entries = dict(cache.items())
-    found = {
-        int(name.split(".")[1]): pattern
-        for name, pattern in entries.items()
-        if name.startswith("blocks.") and name.endswith("attn.hook_pattern")
-    }
+    entries = {name: value for name, value in cache.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    matches = {name: re.fullmatch(r"blocks\.(\d+)\.attn\.hook_pattern", name) for name in entries}
+    found = {int(match[1]): entries[name] for name, match in matches.items() if match}
     if not found:
         raise InputError(
             "There is no attention pattern in this cache. Keep blocks.N.attn.hook_pattern: "
@@ -102,6 +114,10 @@ def need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor,
     embedded = embedded if embedded.ndim == 2 else embedded[0]
     if embedded.shape != (len(tokens), table.shape[1]):
         return
+    if tokens.max() >= len(table):
+        raise InputError(
+            f"This cache is of another model: its vocabulary has {len(table)} tokens, the prompt has id {int(tokens.max())}."
+        )
     own = table.detach()[tokens.to(table.device)].float().to(embedded.device)
     there = embedded.detach().float()
     empty = (own.norm(dim=-1) == 0) & (there.norm(dim=-1) == 0)  # padding has no direction
@@ -116,13 +132,12 @@ def need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor,
 def _chosen(what: str, wanted: Any, there: list[Any]) -> list[int]:
     if wanted is None:
         return there
-    numbers = list(wanted) if isinstance(wanted, Iterable) else [wanted]
+    numbers = wanted if isinstance(wanted, list) else [wanted]
     n = max(there) + 1
     chosen = [None if (number := whole(w)) is None else number + n * (number < 0) for w in numbers]
     if not chosen or any(number not in there for number in chosen):
-        raise InputError(
-            f"{what} are numbers among {there[0]} to {there[-1]} (negative: from the end); got {wanted!r}."
-        )
+        known = f"{there[0]} to {there[-1]}" if there == list(range(n)) else str(there)
+        raise InputError(f"{what} are numbers among {known} (negative: from the end); got {wanted!r}.")
     return [number for number in dict.fromkeys(chosen) if number is not None]
 
 

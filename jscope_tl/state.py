@@ -9,6 +9,9 @@ from torch import Tensor
 
 from jscope_tl.errors import InputError
 
+LINEARITY = (1e-3, 0.03)
+"""Relative difference allowed between ``D`` as built and as autograd sees it, in full and in half precision."""
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -52,6 +55,7 @@ class State:
     to_id: Callable[[str | int | None], int]
     _y_cut: Float[Tensor, "d_model"] = field(repr=False)
     _output: Float[Tensor, "d_vocab"] = field(repr=False)
+    _by_product: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,9 +83,22 @@ class State:
         (along,) = torch.autograd.grad(value.sum(), self.logits, retain_graph=True)
         return self.pull_logits(along)
 
+    def is_linear(self) -> bool:
+        """Whether ``D`` is ``W_U`` with each logit scaled by its slope: nothing after the unembedding mixes logits."""
+        signs = torch.randint(0, 2, self.slope.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        direction = (2.0 * signs - 1).to(self.slope)
+        seen = self.pull_logits(direction)
+        allowed = LINEARITY[self.y.dtype in (torch.float16, torch.bfloat16)]
+        return bool((seen - self._product(direction).to(seen)).norm() <= allowed * seen.norm())
+
+    def _product(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
+        return self.W_U @ (u.to(self.slope) * self.slope).to(self.W_U)
+
     def pull_logits(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
         """``D^T u`` with ``D = ∂z/∂y``: a direction in logit space as a direction of ``y``."""
         scale = u.abs().max().clamp_min(torch.finfo(u.dtype).tiny)  # so that half precision loses nothing of a small u
+        if self._by_product:
+            return (self._product(u / scale).to(u) * scale).to(self.dtype)
         unit = (u / scale).to(self._output)
         (pulled,) = torch.autograd.grad(self._output, self._y_cut, unit, retain_graph=True)
         return (pulled.to(u) * scale).to(self.dtype)

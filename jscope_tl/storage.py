@@ -47,8 +47,10 @@ def save(result: Attribution, path: str | Path) -> Path:
     return write_whole(path, to_bytes({name: t.contiguous() for name, t in tensors.items()}, header))
 
 
-def check_target(path: str | Path) -> Path:
+def check_target(path: Any) -> Path:
     """A path that a file can be written to, or a refusal."""
+    if not isinstance(path, str | Path):
+        raise InputError(f"A path is a string or a Path; got {path!r}.")
     target = Path(path)
     if not str(path) or target.is_dir():
         raise InputError(f"{str(path)!r} is no file to write to; give a file name.")

@@ -129,7 +129,7 @@ def test_a_tensor_of_one_layer_can_be_named(pattern: js.InfluencePattern) -> Non
     one = attention_of(len(pattern.tokens), layers=1)
     assert {a.name for a in js.head_agreement(pattern, one, layers=5)} == {"L5H0", "L5H1"}
     assert {a.name for a in js.head_agreement(pattern, one[0])} == {"H0", "H1"}
-    for layers in ([1, 2], "a", 1.5):
+    for layers in ([1, 2], "a", 1.5, -1):
         with pytest.raises(js.InputError, match="one layer"):
             head_agreement(pattern, one, layers)
 
@@ -138,3 +138,41 @@ def test_too_short_to_rank(pocket: Any) -> None:
     short = js.influence_pattern(pocket, "tom grew")
     with pytest.raises(js.InputError, match="longer prompt"):
         js.head_agreement(short, attention_of(3))
+
+
+def test_some_destinations_in_any_order(pocket: Any, pattern: js.InfluencePattern) -> None:
+    n = len(pattern.tokens)
+    some = js.influence_pattern(pocket, PROMPT, "semantic", [12, 5])
+    patterns = attention_of(n)
+    found = {a.name: a for a in js.head_agreement(some, patterns)}
+    rows = [spearmanr(patterns[1, 0, d, 1 : d + 1], pattern.scores[d, 1 : d + 1]).statistic for d in (12, 5)]
+    assert found["L1H0"].correlation == pytest.approx(np.mean(rows), abs=1e-5)
+
+
+def test_what_is_no_influence_pattern(pocket: Any) -> None:
+    result = js.attribute(pocket, PROMPT)
+    for given in (result, [result], 7):
+        with pytest.raises(js.InputError, match="one InfluencePattern"):
+            head_agreement(given, attention_of(17))
+
+
+def test_one_shot_choices(pattern: js.InfluencePattern) -> None:
+    patterns = attention_of(len(pattern.tokens))
+    found = js.head_agreement(pattern, patterns, iter([0, 1]), (h for h in [1]))
+    assert {a.name for a in found} == {"L0H1", "L1H1"}
+    assert {a.name for a in head_agreement(pattern, patterns, torch.tensor(1))} == {"L1H0", "L1H1"}
+
+
+@pytest.mark.parametrize("shape", [(0, 17, 17), (0, 2, 17, 17)])
+def test_empty_tensors(pattern: js.InfluencePattern, shape: tuple[int, ...]) -> None:
+    with pytest.raises(js.InputError, match="is \\[layer, head"):
+        head_agreement(pattern, torch.zeros(shape))
+
+
+def test_caches_with_other_things_in_them(pocket: Any, pattern: js.InfluencePattern) -> None:
+    _, cache = pocket.run_with_cache(PROMPT)
+    odd = {**dict(cache.items()), 3: 1, "blocks.x.attn.hook_pattern": None, "blocks.9.attn.hook_pattern": None}
+    assert len(js.head_agreement(pattern, odd)) == 16
+    gap = {name: cache[name] for name in ("blocks.0.attn.hook_pattern", "blocks.3.attn.hook_pattern")}
+    with pytest.raises(js.InputError, match="among \\[0, 3\\]"):
+        js.head_agreement(pattern, gap, layers=1)

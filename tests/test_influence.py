@@ -100,3 +100,75 @@ def test_progress(llama: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for scope, words in (("semantic", "backward passes"), ("fisher", "positions")):
         js.influence_pattern(llama, TOKENS, scope, progress=True)
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.0.hook_resid_post"])
+def test_at_another_hook_point(llama: Any, name: str) -> None:
+    pattern = js.influence_pattern(llama, TOKENS, "entropy", [3, 7], at=name)
+    row = js.attribute(llama, TOKENS, "entropy", position=3, at=name)
+    torch.testing.assert_close(pattern.scores[0], row.scores, rtol=1e-4, atol=1e-6)
+    assert pattern.provenance.hook_point == name
+
+
+def test_scopes_of_several_rows(llama: Any) -> None:
+    """As many rows as the position is odd or even: what belongs to which position is not a matter of counting."""
+
+    def some_rows(state: js.State) -> torch.Tensor:
+        return torch.eye(len(state.y))[: 2 + state.position % 2]
+
+    pattern = js.influence_pattern(llama, TOKENS, some_rows)
+    for position in (2, 3):
+        row = js.attribute(llama, TOKENS, some_rows, position=position)
+        torch.testing.assert_close(pattern.scores[position], row.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_the_old_way_to_ask_for_more_still_works(llama: Any) -> None:
+    class Twice(js.Scope):
+        def cotangents(self, state: js.State) -> torch.Tensor:
+            return torch.eye(len(state.y))[:2]
+
+        def score(self, state: js.State, energies: Any) -> Any:
+            from jscope_tl.scopes.base import Score
+
+            rows = self.cotangents(state)
+            return Score(energies(rows[:1], True).sum(0) + energies(rows[1:]).sum(0))
+
+    plain = js.attribute(llama, TOKENS, lambda state: torch.eye(len(state.y))[:2])
+    torch.testing.assert_close(js.attribute(llama, TOKENS, Twice()).scores, plain.scores**2, rtol=1e-4, atol=1e-6)
+    pattern = js.influence_pattern(llama, TOKENS, Twice(), [7, 2])
+    torch.testing.assert_close(pattern.scores[0], plain.scores**2, rtol=1e-4, atol=1e-6)
+
+
+def test_warnings_and_choices_are_kept(llama: Any, pocket: Any) -> None:
+    assert any("more than one BOS" in w for w in js.influence_pattern(pocket, [0, 0, 17, 18]).warnings)
+    pattern = js.influence_pattern(llama, TOKENS, "fisher", [3, 7], method="sampled", rank=2, probes=4)
+    assert [choice["probes"] for choice in pattern.options["resolved"]] == [4, 4]
+
+
+def test_certain_predictions_are_named(llama: Any) -> None:
+    def nothing(state: js.State) -> torch.Tensor:
+        return torch.zeros(len(state.y)) if state.position == 2 else torch.ones(len(state.y))
+
+    assert any("at positions [2]" in w for w in js.influence_pattern(llama, TOKENS, nothing).warnings)
+
+
+def test_errors_name_the_position(llama: Any) -> None:
+    baseline = int(TOKENS[3])  # the token that position 2 explains by default
+    with pytest.raises(js.InputError, match=r"At position 2: target and baseline.*give a target"):
+        js.influence_pattern(llama, TOKENS, "contrastive", baseline=baseline)
+
+
+def test_products_stand_for_backward_passes_only_where_they_may(llama: Any) -> None:
+    """With several positions the unembedding is applied by hand, unless what follows it mixes logits."""
+    from jscope_tl.forward import run
+    from jscope_tl.model import ModelView
+
+    with run(ModelView(llama), TOKENS, [3, 7], ["hook_embed"]) as forward:
+        assert forward.state(0)._by_product
+        direction = torch.randn(models.D_VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        by_autograd = forward._state(1, False).pull_logits(direction)
+        torch.testing.assert_close(forward.state(1).pull_logits(direction), by_autograd, rtol=1e-4, atol=1e-5)
+    if "unembed.hook_out" in llama.hook_dict:
+        mixes = [("unembed.hook_out", lambda z, hook: z.flip(-1))]
+        with run(ModelView(llama), TOKENS, [3, 7], ["hook_embed"], mixes) as forward:
+            assert not forward.state(0)._by_product

@@ -75,8 +75,8 @@ def side_by_side(
         >>> model = js.load_pocket_model()
         >>> pair = "the keys near the door", "the key near the door"
         >>> runs = js.patching.side_by_side(model, *pair, "blocks.2.hook_resid_pre", [5], "log_prob", target=" are")
-        >>> round(runs.clean.prediction.target.probability - runs.corrupted.prediction.target.probability, 1)
-        1.0
+        >>> runs.clean.prediction.target.probability > 0.9 > runs.corrupted.prediction.target.probability
+        True
     """
     view = ModelView(model)
     pair = to_pair(view, clean, corrupted, direction, prepend_bos)

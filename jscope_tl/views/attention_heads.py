@@ -1,6 +1,6 @@
 """`attention`: scopes as further heads in circuitsvis' attention view, and which heads agree with them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from math import isqrt
 from typing import Any
@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.agreement import HeadAgreement, agreement_of
-from jscope_tl.errors import InputError
-from jscope_tl.influence import InfluencePattern
+from jscope_tl.errors import InputError, whole
+from jscope_tl.influence import InfluencePattern, as_pattern
 from jscope_tl.patterns import Head, to_heads
 from jscope_tl.result import Attribution
 from jscope_tl.views.circuits import View, bundle, call, literal, place
-from jscope_tl.views.scale import visible
-from jscope_tl.views.together import as_list, need_no_map, need_one_prompt
+from jscope_tl.views.text import visible
+from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, to_labels, unique
 
 MAX_CELLS = 150_000
 """Cells of all heads together that a browser draws in a few seconds."""
@@ -32,7 +32,8 @@ def attention(
     layers: Iterable[int] | int | None = None,
     heads: Iterable[int] | int | None = None,
     *,
-    max_cells: int = MAX_CELLS,
+    labels: Sequence[str] | None = None,
+    max_cells: Any = MAX_CELLS,
 ) -> View:
     """Scopes beside the model's own attention patterns: same tokens, same axes, drawn by circuitsvis.
 
@@ -45,7 +46,8 @@ def attention(
         cache_or_patterns: the cache of ``run_with_cache`` for the same prompt, or a tensor ``[layer, head, dest, src]``;
             None shows the scopes alone.
         layers, heads: which of the model's heads to show; None is all.
-        max_cells: cells of all heads together. Beyond it (and beyond 32 heads) only the heads that agree most with the
+        labels: a name for each scope; its own by default, numbered where several have the same.
+        max_cells: cells of all heads together (those up to the diagonal). Beyond it (and beyond 32 heads) only the heads that agree most with the
             first scope are shown; where that is not enough, only the positions with the highest scores. The view says so.
 
     Returns:
@@ -59,6 +61,9 @@ def attention(
     need_no_map(given)
     scopes = [as_pattern(result) for result in given]
     need_one_prompt(scopes)
+    names = unique(to_labels(labels, scopes))
+    if (whole(max_cells) or 0) < 1:
+        raise InputError(f"max_cells is how many cells to draw, 1 or more; got {max_cells!r}.")
     bundle()
     own = [] if cache_or_patterns is None else to_heads(cache_or_patterns, scopes[0].tokens, layers, heads)
     agreement = _agreement(scopes[0], own)
@@ -69,26 +74,11 @@ def attention(
             f"{len(kept)} of {len(scopes[0].tokens)} positions, those with the highest scores; after @ stands a token's place in the prompt"
         )
     where, element = place()
-    names = [scope.scope for scope in scopes]
     picture = ROOM.format(where=where, element=element)
-    body = _caption(scopes) + picture + _notes(notes) + _table(agreement, names[0])
-    properties = _properties(scopes, shown, kept)
+    body = _caption(scopes, names) + picture + _notes(notes) + _table(agreement, names[0])
+    properties = _properties(scopes, names, shown, kept)
     return View(
         f"{', '.join(names)} beside {len(shown)} attention heads", body, (call(where, "AttentionHeads", properties),)
-    )
-
-
-def as_pattern(result: InfluencePattern | Attribution) -> InfluencePattern:
-    """An attribution as an influence pattern of one row."""
-    if isinstance(result, InfluencePattern):
-        return result
-    rest = ("tokens", "str_tokens", "scope", "options", "unit", "basis", "provenance", "warnings", "bos_positions")
-    return InfluencePattern(
-        scores=result.scores.unsqueeze(0),
-        positions=(result.position,),
-        targets=(result.prediction.target,),
-        stderr=None if result.stderr is None else result.stderr.unsqueeze(0),
-        **{name: getattr(result, name) for name in rest},
     )
 
 
@@ -107,9 +97,12 @@ def _selected(
         return heads, []
     best = [found.name for found in agreement[:room]] or [head.name for head in heads[:room]]
     shown = [head for head in heads if head.name in best]
-    return shown, [
-        f"{room} of {len(heads)} heads, those that agree most with the first scope (choose with layers, heads)"
-    ]
+    which = (
+        "those that agree most with the first scope"
+        if agreement
+        else "the first ones, as the prompt is too short to rank"
+    )
+    return shown, [f"{room} of {len(heads)} heads, {which} (choose with layers, heads)"]
 
 
 def _positions(scopes: list[InfluencePattern], cells: int) -> list[int]:
@@ -118,8 +111,12 @@ def _positions(scopes: list[InfluencePattern], cells: int) -> list[int]:
     side = max(2, isqrt(cells))
     if side >= n:
         return list(range(n))
+    explained = list(dict.fromkeys(position for scope in scopes for position in scope.positions))
+    # A row that is not shown shows nothing: with few of them they come before the sources.
+    first = explained if len(explained) <= side // 2 else explained[-1:]
     fractions = torch.cat([scope.scores / _tops(scope).unsqueeze(-1).clamp_min(1e-30) for scope in scopes])
-    return sorted(fractions.sum(0).topk(side).indices.tolist())
+    order = [*first, *(t for t in fractions.sum(0).argsort(descending=True).tolist() if t not in first)]
+    return sorted(order[:side])
 
 
 def _tops(scope: InfluencePattern) -> Float[Tensor, "dest"]:
@@ -129,14 +126,14 @@ def _tops(scope: InfluencePattern) -> Float[Tensor, "dest"]:
     return scores.amax(1)
 
 
-def _properties(scopes: list[InfluencePattern], heads: list[Head], kept: list[int]) -> dict[str, str]:
+def _properties(scopes: list[InfluencePattern], names: list[str], heads: list[Head], kept: list[int]) -> dict[str, str]:
     whole = len(kept) == len(scopes[0].tokens)
     texts = [visible(scopes[0].str_tokens[i]) for i in kept]
     matrices = [_scope_cells(scope, kept) for scope in scopes]
     matrices += [_rows([[round(v, 4) for v in row] for row in head.pattern[kept][:, kept].tolist()]) for head in heads]
     return {
         "attention": f"[{','.join(matrices)}]",
-        "attentionHeadNames": literal([scope.scope for scope in scopes] + [head.name for head in heads]),
+        "attentionHeadNames": literal(names + [head.name for head in heads]),
         "tokens": literal(texts if whole else [f"{text} @{i}" for text, i in zip(texts, kept, strict=True)]),
         "maxValue": "1",
         "minValue": "-1",
@@ -164,18 +161,26 @@ def _rows(square: list[list[float]]) -> str:
     return literal([row[: i + 1] for i, row in enumerate(square)])
 
 
-def _caption(scopes: list[InfluencePattern]) -> str:
-    lines = [
-        f"<b>{escape(scope.scope)}</b>: {escape(scope.unit)}, of the predictions at "
-        f"{len(scope.positions)} of {len(scope.tokens)} positions, at {escape(scope.provenance.hook_point)}"
-        for scope in scopes
-    ]
+def _caption(scopes: list[InfluencePattern], names: list[str]) -> str:
+    lines = []
+    for scope, name in zip(scopes, names, strict=True):
+        says = f"{scope.scope} scope of {_of(scope)}, at {scope.provenance.hook_point}, in {scope.unit}"
+        lines.append(f"<b>{escape(name)}</b>: {escape(f'{says}; {scope.provenance.model_name}')}")
     colour = (
         "Colour of a scope: the score as a fraction of the highest of its row"
         + (", BOS left out" if scopes[0].bos_positions else "")
         + "; of a head: attention from 0 to 1. Hover over a cell to see the score itself."
     )
     return f"<p>{'<br>'.join(lines)}</p><p>{escape(colour)}</p>"
+
+
+def _of(scope: InfluencePattern) -> str:
+    """What a pattern explains, in words."""
+    if len(scope.positions) == 1:
+        return f"the prediction at position {scope.positions[0]}, target {scope.targets[0].str_token!r}"
+    targets = {target.str_token for target in scope.targets}
+    which = f"target {targets.pop()!r}" if len(targets) == 1 else "each with its own target"
+    return f"the predictions at {len(scope.positions)} of {len(scope.tokens)} positions, {which}"
 
 
 def _notes(notes: list[str]) -> str:

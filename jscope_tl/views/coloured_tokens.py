@@ -1,18 +1,17 @@
 """`tokens`: the prompt in circuitsvis' coloured tokens, for one scope or several on one scale."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from jscope_tl.errors import InputError
 from jscope_tl.result import Attribution
 from jscope_tl.views.circuits import View, bundle, call, literal, place
-from jscope_tl.views.scale import DARK, Scale, ink, percent, scale_of, score_text, visible
+from jscope_tl.views.scale import DARK, Scale, ink, scale_of
 from jscope_tl.views.terminal import headline
-from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit
+from jscope_tl.views.text import percent, score_text, visible
+from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit, prompt_text, to_labels
 
 
-def tokens(results: Any, labels: Sequence[str] | None = None, *, log: bool = False) -> View:
+def tokens(results: Any, labels: Any = None, *, log: bool = False) -> View:
     """The prompt with every token coloured by its score, drawn by circuitsvis.
 
     Hovering shows score, standard error and unit. All results share one scale, from 0 to the highest score outside BOS
@@ -41,31 +40,21 @@ def tokens(results: Any, labels: Sequence[str] | None = None, *, log: bool = Fal
     need_no_map(shown)
     need_one_prompt(shown)
     need_one_unit(shown)
-    names = _labels(labels, shown)
+    names = to_labels(labels, shown)
     bundle()
     scale = scale_of(shown, log)
     parts, calls = [], []
     for result, name in zip(shown, names, strict=True):
         where, element = place()
-        parts.append(f"<p><b>{escape(name)}</b>: {escape(headline(result))}, in {escape(result.unit)}</p>{element}")
+        says = f"{headline(result)}, in {result.unit}; {result.provenance.model_name}"
+        parts.append(f"<p><b>{escape(name)}</b>: {escape(says)}</p>{element}")
         calls.append(call(where, "ColoredTokens", _properties(result, scale)))
     note = f"{scale.note}; outlined: the explained position, with its target; hover over a token to see its score"
     doubts = dict.fromkeys(warning for result in shown for warning in result.warnings)
     foot = "".join(f'<p style="font-size:90%">{escape(line)}</p>' for line in (note, *(f"⚠ {d}" for d in doubts)))
-    return View(f'{", ".join(names)} of "{_text(shown[0])}"', f"<div>{''.join(parts)}{foot}</div>", tuple(calls))
-
-
-def _labels(labels: Any, results: list[Attribution]) -> list[str]:
-    if labels is None:
-        return [result.scope for result in results]
-    if isinstance(labels, str) or len(labels) != len(results):
-        raise InputError(f"labels are one name for each of the {len(results)} results; got {labels!r}.")
-    return [str(label) for label in labels]
-
-
-def _text(result: Attribution) -> str:
-    text = "".join(t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions).strip()
-    return visible(text[:60] + ("..." if len(text) > 60 else ""))
+    return View(
+        f'{", ".join(names)} of "{prompt_text(shown[0], 60)}"', f"<div>{''.join(parts)}{foot}</div>", tuple(calls)
+    )
 
 
 def _properties(result: Attribution, scale: Scale) -> dict[str, str]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from jscope_tl.errors import InputError, whole
 from jscope_tl.influence import InfluencePattern
 from jscope_tl.result import Attribution, PredictedToken
-from jscope_tl.views.scale import DECADES, percent, scale_of, visible
+from jscope_tl.views.scale import DECADES, scale_of
+from jscope_tl.views.text import percent, visible
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 
 BAR, LINE, MARK = "#d95f0e", "#1f2328", "#0550ae"
 MOST_LABELS = 60
+DELIMITERS, SIGNS = {"", ",", ";", "|", "/", "\n"}, {"-", "+", ".", "−", "*"}
 
 
 def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     """A number series and what drove its continuation (the paper's Figs. 4, 5, 8-11): the series as a line, influence as bars.
 
-    Only the numbers of the prompt are drawn; delimiters (and BOS) are left out, of the scale too. A ring marks the number
-    that the model predicts, a vertical line the explained position.
+    Only the numbers of the prompt are drawn; delimiters (and BOS) are left out, of the scale too. A ring marks the target
+    (unless asked otherwise the number that follows in the prompt, else the most probable one), a vertical line the explained
+    position.
 
     Args:
         results: an `Attribution` of a prompt of numbers with one token a number, or several of one prompt and one unit,
@@ -62,10 +65,10 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
 def _numbers(result: Attribution) -> dict[int, int]:
     """Position and value of every number; what stands between two numbers must be the same everywhere."""
     numbers = {i: int(text) for i, text in enumerate(result.str_tokens) if _is_number(text)}
-    if len(numbers) < 2:
+    if len(numbers) < 3:
         raise InputError(
-            f"This prompt is no number series: {len(numbers)} of its {len(result.str_tokens)} tokens are whole numbers. "
-            "js.views.tokens draws any prompt."
+            f"This prompt is no number series: {len(numbers)} of its {len(result.str_tokens)} tokens are whole numbers, three "
+            "are needed. js.views.tokens draws any prompt."
         )
     places = list(numbers)
     between = {"".join(result.str_tokens[i + 1 : j]).strip() for i, j in pairwise(places)}
@@ -75,10 +78,11 @@ def _numbers(result: Attribution) -> dict[int, int]:
             f"The tokenizer split a number: {result.str_tokens[joined[0] - 1]!r} and {result.str_tokens[joined[0]]!r} at "
             f"position {joined[0]} have nothing between them. One token a number is needed; Llama 3 has one up to 999."
         )
-    if len(between) > 1:
+    before = result.str_tokens[places[0] - 1].strip() if places[0] else ""
+    if len(between) > 1 or not between <= DELIMITERS or before[-1:] in SIGNS:
         raise InputError(
-            "This prompt is no series of whole numbers: between its numbers stand "
-            f"{' and '.join(repr(text) for text in sorted(between)[:3])}, where one delimiter is needed."
+            f"This prompt is no series of positive whole numbers: {before!r} stands before them and "
+            f"{' and '.join(repr(text) for text in sorted(between)[:3])} between them. One delimiter is needed, such as a comma."
         )
     return numbers
 
@@ -89,6 +93,8 @@ def _is_number(text: str) -> bool:
 
 def _draw_series(axis: "Axes", result: Attribution, numbers: dict[int, int], log: bool) -> None:
     places = [i for i in numbers if i <= result.position]
+    if not places:
+        raise InputError(f"No number stands before the explained position {result.position}; explain a later one.")
     values = list(numbers.values())
     axis.plot(range(len(values)), values, color=LINE, marker=".", linewidth=1, zorder=3)
     bars = axis.twinx()
@@ -110,16 +116,16 @@ def _draw_series(axis: "Axes", result: Attribution, numbers: dict[int, int], log
         axis.legend(loc="upper left", fontsize="small")
     axis.set_ylabel("value")
     bars.set_ylabel(result.unit, color=BAR, fontsize="small", parse_math=False)
-    title = f"{result.scope} scope of the prediction after position {result.position}"
+    title = f"{_explained(result)}, at {result.provenance.hook_point}"
     axis.set_title(title, fontsize="medium", loc="left", parse_math=False)
 
 
-def prediction(result: Attribution, k: int = 10, *, ax: Any = None) -> "Figure":
+def prediction(result: Attribution, k: int | None = None, *, ax: Any = None) -> "Figure":
     """The next-token distribution that a result explains: its ``k`` most probable tokens, and the target.
 
     Args:
         result: an `Attribution`.
-        k: how many tokens; a result holds ten.
+        k: how many tokens; by default all that the result holds, which are ten at most.
         ax: matplotlib axes to draw in; a new figure without it.
 
     Returns:
@@ -130,8 +136,10 @@ def prediction(result: Attribution, k: int = 10, *, ax: Any = None) -> "Figure":
     """
     (result,) = _single(result)
     count = whole(k)
-    if count is None or not 1 <= count <= len(result.prediction.top):
-        raise InputError(f"k is how many tokens to show, 1 to {len(result.prediction.top)} for this result; got {k!r}.")
+    most = len(result.prediction.top)
+    count = most if k is None else count
+    if count is None or not 1 <= count <= most:
+        raise InputError(f"k is how many tokens to show, 1 to {most} for this result; got {k!r}.")
     tokens = list(result.prediction.top[:count])
     target = result.prediction.target
     if target.token not in {token.token for token in tokens}:
@@ -145,7 +153,7 @@ def prediction(result: Attribution, k: int = 10, *, ax: Any = None) -> "Figure":
     axis.invert_yaxis()
     axis.set_xlim(0, min(1.18, 1.25 * max(token.probability for token in tokens)))
     axis.set_xlabel("probability")
-    axis.set_title(f"after position {result.position}", fontsize="medium", loc="left")
+    axis.set_title(f"next token after position {result.position}", fontsize="medium", loc="left")
     return _figure(axis)
 
 
@@ -181,6 +189,10 @@ def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     shown = as_list(results, (Attribution, InfluencePattern))
     need_one_prompt(shown)
     need_one_unit(shown)
+    if len({result.scope for result in shown}) > 1:
+        raise InputError(
+            f"A map is of one scope; these are {', '.join(sorted({r.scope for r in shown}))}. Draw each by itself."
+        )
     if len(shown) > 1 and any(_is_map(result) for result in shown):
         raise InputError("Each map is a picture of its own; draw each in axes of its own (ax=).")
     scores = shown[0].scores if _is_map(shown[0]) else torch.stack([result.scores for result in shown])
@@ -191,6 +203,29 @@ def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     _label_positions(axis, shown[0].str_tokens)
     _label_rows(axis, shown)
     return _figure(axis)
+
+
+def _explained(result: Attribution) -> str:
+    target = visible(result.prediction.target.str_token)
+    return f"{result.scope} scope of the prediction after position {result.position} (target {target!r})"
+
+
+def _title(shown: Sequence[Any]) -> str:
+    if isinstance(shown[0], InfluencePattern):
+        return f"{shown[0].scope} scope of every prediction, at {shown[0].provenance.hook_point}"
+    one = len({(result.position, result.prediction.target.token) for result in shown}) == 1
+    return _explained(shown[0]) if one else f"{shown[0].scope} scope"
+
+
+def _what_differs(results: Sequence[Attribution]) -> list[str]:
+    """A name for each result out of hook point, position and target, as far as they differ; numbers where nothing does."""
+    facts = [
+        [r.provenance.hook_point, f"position {r.position}", f"target {visible(r.prediction.target.str_token)!r}"]
+        for r in results
+    ]
+    kept = [i for i in range(3) if len({fact[i] for fact in facts}) > 1] or [0]
+    names = [", ".join(fact[i] for i in kept) for fact in facts]
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 
 
 def _is_map(result: Any) -> bool:
@@ -205,7 +240,8 @@ def _draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[An
     norm = LogNorm(min(scale.low or high / 10, high * 0.999), high) if log else Normalize(0, high)
     values = torch.where(scores > 0, scores, torch.nan) if log else scores
     image = axis.imshow(values.numpy(), aspect="auto", cmap="Oranges", norm=norm, interpolation="nearest")
-    title = f"{shown[0].scope} scope" + ("; BOS is left out of the scale" if scale.bos_left_out else "")
+    notes = [_title(shown)] + ["logarithmic"] * log + ["BOS is left out of the scale"] * scale.bos_left_out
+    title = "; ".join(notes)
     axis.set_title(title, fontsize="medium", loc="left", parse_math=False)
     return image
 
@@ -224,14 +260,13 @@ def _label_rows(axis: "Axes", shown: Sequence[Any]) -> None:
     elif shown[0].hook_points:
         labels = list(shown[0].hook_points)
     else:
-        same_point = len({result.provenance.hook_point for result in shown}) == 1
-        labels = [f"position {r.position}" if same_point else r.provenance.hook_point for r in shown]
+        labels = _what_differs(shown)
     step = -(-len(labels) // MOST_LABELS)
     axis.set_yticks(range(0, len(labels), step), labels[::step], fontsize="small", parse_math=False)
 
 
 def _figure(axis: "Axes") -> "Figure":
-    return axis.figure  # type: ignore[return-value]
+    return axis.get_figure(root=True) if hasattr(axis.figure, "figure") else axis.figure  # type: ignore[return-value]
 
 
 def _axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:

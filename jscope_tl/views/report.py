@@ -16,9 +16,10 @@ from jscope_tl.views.circuits import script
 from jscope_tl.views.figures import heatmap, series
 from jscope_tl.views.html import coloured, picture
 from jscope_tl.views.page import write_page
-from jscope_tl.views.scale import percent, scale_of, score_text, visible
+from jscope_tl.views.scale import scale_of
 from jscope_tl.views.terminal import headline, prediction_line, resolved_line
-from jscope_tl.views.together import Result, as_list
+from jscope_tl.views.text import percent, score_text, visible
+from jscope_tl.views.together import Result, as_list, prompt_text
 
 READER = """<script>
 for (const line of document.querySelectorAll(".tokens")) {
@@ -81,11 +82,11 @@ def report(
             "Attention patterns are shown beside an influence pattern, and there is none among the results; add one of "
             "js.influence_pattern(model, prompt, scope)."
         )
-    heading = title or f"{', '.join(dict.fromkeys(result.scope for result in shown))} scope"
+    heading = str(title) if title else f"{', '.join(dict.fromkeys(result.scope for result in shown))} scope"
     parts = [f"<h1>{escape(heading)}</h1>", _provenance(shown)]
     calls: list[str] = []
     for same in _by_prompt(shown):
-        parts.append(f"<h2>{escape(_text(same[0]))}</h2>")
+        parts.append(f"<h2>{escape(prompt_text(same[0], 90))}</h2>")
         attributions = [result for result in same if isinstance(result, Attribution)]
         parts += [*map(_section, attributions), *_figures(attributions)]
         beside = [result for result in same if isinstance(result, InfluencePattern)]
@@ -114,16 +115,12 @@ def _by_prompt(results: list[Result]) -> Iterator[list[Result]]:
         yield same
 
 
-def _text(result: Result) -> str:
-    text = visible("".join(t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions)).strip()
-    return text if len(text) <= 90 else f"{text[:90]}..."
-
-
 def _section(result: Attribution) -> str:
     says = [f"{scale_of([result]).note}; outlined: the explained position", resolved_line(result)]
     return "\n".join(
         [
             f"<h3>{escape(headline(result))}</h3>",
+            f'<p class="quiet">{escape(result.provenance.model_name)}</p>',
             f"<p>{escape(prediction_line(result))}</p>",
             _map(result) if result.hook_points else _line(result),
             *(f'<p class="quiet">{escape(line)}</p>' for line in says if line),
@@ -142,8 +139,8 @@ def _line(result: Attribution) -> str:
     )
 
 
-def _map(result: Attribution | list[Attribution]) -> str:
-    scope = (result if isinstance(result, Attribution) else result[0]).scope
+def _map(result: Any) -> str:
+    scope = as_list(result)[0].scope
     return f'<div class="wide">{picture(heatmap(result), f"map of {scope} scores: position by hook point")}</div>'
 
 
@@ -212,9 +209,16 @@ def _figures(results: list[Attribution]) -> list[str]:
         points = {result.provenance.hook_point for result in same}
         if len(points) == len(same) > 1 and len({result.scope for result in same}) == 1:
             figures.append(_map(same))
-        try:
-            drawn = picture(series(same), f"the number series and its {same[0].scope} scores as bars")
-            figures.append(f'<div class="wide">{drawn}</div>')
-        except InputError:  # text, not a series
-            continue
+        else:
+            figures += _series(same)
     return figures
+
+
+def _series(results: list[Attribution], most: int = 4) -> list[str]:
+    """The figure of a number series, nothing for other prompts."""
+    try:
+        drawn = picture(series(results[:most]), f"the number series and its {results[0].scope} scores as bars")
+    except InputError:
+        return []
+    left_out = f'<p class="quiet">The first {most} of {len(results)} results.</p>' if len(results) > most else ""
+    return [f'<div class="wide">{drawn}</div>{left_out}']

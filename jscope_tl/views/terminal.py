@@ -5,7 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jscope_tl.result import Attribution
-from jscope_tl.views.scale import background, ink, percent, scale_of, score_text, visible
+from jscope_tl.views.scale import background, ink, scale_of
+from jscope_tl.views.text import percent, score_text, visible
 
 
 def headline(result: Attribution) -> str:

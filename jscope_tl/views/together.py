@@ -1,6 +1,6 @@
 """Which results may share a picture: those of one prompt, and on one scale those of one unit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from jscope_tl.errors import InputError
 from jscope_tl.influence import InfluencePattern
 from jscope_tl.result import Attribution
+from jscope_tl.views.text import visible
 
 Result = Attribution | InfluencePattern
 
@@ -58,6 +59,26 @@ def need_one_unit(results: Sequence[Result]) -> None:
         )
 
 
+def to_labels(labels: Any, results: Sequence[Result]) -> list[str]:
+    """One name for each result; its scope's by default."""
+    if labels is None:
+        return [result.scope for result in results]
+    given = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else []
+    if len(given) != len(results):
+        raise InputError(f"labels are one name for each of the {len(results)} results; got {labels!r}.")
+    return [str(label) for label in given]
+
+
+def unique(names: list[str]) -> list[str]:
+    """Names of their own for all: those that come twice are numbered."""
+    return [name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]
+
+
+def prompt_text(result: Result, most: int) -> str:
+    """The beginning of the prompt, BOS left out."""
+    text = "".join(t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions).strip()
+    return visible(text if len(text) <= most else f"{text[:most]}...")
+
+
 def _start(result: Result) -> str:
-    text = "".join(result.str_tokens)
-    return f"{len(result.tokens)} tokens, {text[:40] + '...' if len(text) > 40 else text!r}"
+    return f"{len(result.tokens)} tokens, {prompt_text(result, 40)!r}"

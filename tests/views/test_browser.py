@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import jscope_tl as js
-from jscope_tl.views.scale import visible
+from jscope_tl.views.text import visible
 from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
 
 TOKEN = ".colored-tokens > span"
@@ -157,3 +158,50 @@ def test_notebook_fragment_needs_no_script(result: js.Attribution, browse: Any, 
     assert opened.page.locator("script").count() == 0
     assert opened.page.locator("span[title]").all_text_contents() == [visible(token) for token in NASTY]
     opened.keep("notebook")
+
+
+def test_what_circuitsvis_is_handed(result: js.Attribution, chromium: Any) -> None:
+    """Every cell counts as its fraction of the row and reads as its score; heads are as they were."""
+    pattern = dataclasses.replace(
+        pattern_of(result), positions=(3, 9, 16), unit="<logit>", targets=(result.prediction.target,) * 3
+    )
+    noise = torch.rand(3, 17, generator=torch.Generator().manual_seed(2)) + 0.1
+    scores = torch.stack([row.where(torch.arange(17) <= d, 0) for row, d in zip(noise, pattern.positions, strict=True)])
+    pattern = dataclasses.replace(pattern, scores=scores)
+    patterns = attention_of(17)
+    for max_cells, kept in ((10_000, range(17)), (200, None)):
+        view = js.views.attention(pattern, patterns, max_cells=max_cells)
+        handed = props(chromium, view)
+        names = handed["attentionHeadNames"]
+        places = list(kept) if kept else [int(text.rpartition("@")[2]) for text in handed["tokens"]]
+        if kept is None:
+            assert len(places) < 17
+            assert {3, 9, 16} <= set(places)
+        for i, dest in enumerate(places):
+            for j, src in enumerate(places[: i + 1]):
+                row = pattern.positions.index(dest) if dest in pattern.positions else None
+                score = 0.0 if row is None else float(scores[row, src])
+                top = 1.0 if row is None else float(scores[row, 1:].max())
+                assert handed["counts"][0][i][j] == pytest.approx(score / top, rel=2e-3)
+                number, unit = handed["reads"][0][i][j].split(" ")
+                assert (float(number), unit) == (pytest.approx(score, rel=1e-3), "<logit>")
+                for head, name in enumerate(names[1:], start=1):
+                    value = float(patterns[int(name[1]), int(name[3]), dest, src])
+                    assert handed["counts"][head][i][j] == pytest.approx(value, abs=1e-4)
+
+
+def props(chromium: Any, view: js.views.View) -> Any:
+    """What a view hands to circuitsvis, cells as numbers and as text."""
+    from jscope_tl.views.circuits import HELPERS
+
+    page = chromium.new_page()
+    page.set_content(view.body)
+    read = "m => m.map(r => r.map(%s))"
+    code = (
+        f"(() => {{ let p; const CircuitsVis = {{render: (name, component, given) => {{ p = given }}}}; {HELPERS} "
+        f"{view.calls[0]} return {{...p, attention: null, counts: p.attention.map({read % 'Number'}), "
+        f"reads: p.attention.map({read % 'String'})}} }})()"
+    )
+    found = page.evaluate(code)
+    page.close()
+    return found

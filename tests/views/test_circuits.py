@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import sys
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,11 +69,45 @@ def test_views_change_nothing(result: js.Attribution) -> None:
 
 def test_attention_says_what_is_shown(result: js.Attribution) -> None:
     view = js.views.attention([pattern_of(result), result], attention_of(len(result.tokens)), layers=1)
-    assert repr(view).startswith("View: semantic, semantic beside 2 attention heads")
+    assert repr(view).startswith("View: semantic 1, semantic 2 beside 2 attention heads")
+    for part in ("at position 16", "target ' liberal'", "17 of 17 positions", result.provenance.model_name):
+        assert escape(part) in view.body
     for part in ("fraction of the highest of its row", "BOS left out", result.unit, "Spearman", "L1H0", "L1H1"):
         assert part in view.body
     assert "L0H0" not in view.body
     assert "Shown:" not in view.body
+
+
+def test_labels_of_scopes(result: js.Attribution) -> None:
+    view = js.views.attention([result, result], labels=["one", "two"])
+    assert '["one","two"]' in view.calls[0]
+    with pytest.raises(js.InputError, match="one name for each"):
+        attention([result], labels=7)
+
+
+def test_explained_positions_are_kept(result: js.Attribution) -> None:
+    """The strongest sources are not all: a row that is not shown shows nothing."""
+    long = with_tokens(result, [" a"] * 600)
+    long.scores[599] = 0.01
+    assert "@599" in js.views.attention(long, max_cells=1000).calls[0]
+    some = dataclasses.replace(pattern_of(long), positions=(300, 17), scores=torch.ones(2, 600).tril(), targets=(
+        long.prediction.target, long.prediction.target))  # fmt: skip
+    call = js.views.attention(some, max_cells=1000).calls[0]
+    assert "@300" in call
+    assert "@17" in call
+
+
+def test_heads_that_cannot_be_ranked(pocket: Any) -> None:
+    short = js.influence_pattern(pocket, "tom grew")
+    view = js.views.attention(short, attention_of(3, 12, 12))
+    assert "too short to rank" in view.body
+    assert "agree most" not in view.body
+
+
+@pytest.mark.parametrize("max_cells", [0, -1, "a", None, 1.5])
+def test_bad_max_cells(result: js.Attribution, max_cells: Any) -> None:
+    with pytest.raises(js.InputError, match="max_cells"):
+        attention(result, max_cells=max_cells)
 
 
 def test_too_many_heads_are_selected_and_it_is_said(result: js.Attribution) -> None:
@@ -127,7 +163,7 @@ def test_attention_of_different_prompts(result: js.Attribution) -> None:
 
 
 def test_labels_are_one_for_each(result: js.Attribution) -> None:
-    for labels in (["a", "b"], [], "semantic"):
+    for labels in (["a", "b"], [], "semantic", 7, iter([])):
         with pytest.raises(js.InputError, match="one name for each"):
             tokens(result, labels)
 
@@ -146,3 +182,35 @@ def test_saving(result: js.Attribution, tmp_path: Any) -> None:
     assert page.startswith("<!doctype html>")
     with pytest.raises(js.InputError, match="no folder"):
         js.views.tokens(result).save(tmp_path / "none" / "page.html")
+
+
+EVIL = "<b>&\"'</script><img src=x onerror=alert(1)>"
+
+
+def test_nothing_that_a_user_names_is_markup(result: js.Attribution, tmp_path: Path) -> None:
+    """Scope, unit, label, warning, hook point, model and title are text, in every view."""
+    at = dataclasses.replace(result.provenance, hook_point=EVIL, model_name=EVIL)
+    evil = dataclasses.replace(result, scope=EVIL, unit=EVIL, warnings=[EVIL], provenance=at)
+    pattern = dataclasses.replace(pattern_of(evil), warnings=[EVIL])
+    report = js.report([evil, pattern], tmp_path / "r.html", attention_of(len(result.tokens)), title=EVIL)
+    pages = [
+        js.views.tokens(evil, labels=[EVIL]).body,
+        js.views.attention(pattern, attention_of(len(result.tokens)), labels=[EVIL]).body,
+        evil._repr_html_(),
+        report.read_text(encoding="utf-8").replace(circuits.bundle(), ""),
+    ]
+    for page in pages:
+        assert "<img src=x" not in page
+        assert EVIL not in page
+        assert escape(EVIL) in page
+    for view in (js.views.tokens(evil), js.views.attention(pattern)):
+        assert "<img" not in "".join(view.calls)
+
+
+def test_broken_characters_do_no_harm(pocket: Any, tmp_path: Path) -> None:
+    broken = dataclasses.replace(
+        js.attribute(pocket, PROMPT, at="resid_pre"), str_tokens=["\ud800", "\ufffe", "\uffff"] + [" a"] * 14
+    )
+    page = js.report(broken, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "\\ud800" in page
+    assert "\\ufffe" in page

@@ -41,6 +41,17 @@ def test_series_draws_numbers_and_scores(numbers: js.Attribution) -> None:
     assert str(int(numbers.prediction.target.str_token)) in values.get_legend().get_texts()[0].get_text()
 
 
+def test_series_marks_place_and_target(pocket: Any, numbers: js.Attribution) -> None:
+    earlier = js.attribute(pocket, numbers.tokens, "temperature", position=8)  # after the fourth number and its comma
+    values = js.views.series(earlier).axes[0]
+    line, ring = values.lines[1], values.lines[2]
+    assert line.get_xdata()[0] == 3.5
+    assert ring.get_xdata() == [4]
+    assert ring.get_ydata() == [NUMBERS[4]]
+    with pytest.raises(js.InputError, match="No number stands before"):
+        js.views.series(js.attribute(pocket, numbers.tokens, "semantic", position=0), log=True)
+
+
 def test_series_of_a_stack_and_log(pocket: Any, numbers: js.Attribution) -> None:
     earlier = js.attribute(pocket, numbers.tokens, "temperature", position=8)
     figure = js.views.series([numbers, earlier], log=True)
@@ -51,7 +62,9 @@ def test_series_of_a_stack_and_log(pocket: Any, numbers: js.Attribution) -> None
 
 def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
     estimated = dataclasses.replace(numbers, stderr=0.1 * numbers.scores)
-    assert js.views.series(estimated).axes[1].containers[-1].has_yerr
+    drawn = js.views.series(estimated).axes[1].containers[-1]
+    spans = [segment[1, 1] - segment[0, 1] for segment in drawn.lines[2][0].get_segments()]
+    assert spans == pytest.approx((0.2 * numbers.scores[1::2]).tolist())
 
 
 @pytest.mark.parametrize(
@@ -59,8 +72,14 @@ def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
     [
         (["<bos>", "a", " b"], "no number series: 0 of its 3"),
         (["<bos>", "2", "9", ",", "3", "0"], "split a number"),
-        (["3", ".", "5", ",", "4"], "one delimiter"),
-        (["3", ",", " -", "5", ",", "4"], "one delimiter"),
+        (["3", ".", "5", ",", "4"], "One delimiter"),
+        (["3", ",", " -", "5", ",", "4"], "One delimiter"),
+        (["-", "3", ",", " -", "5", ",", " -", "4"], "One delimiter"),
+        (["-", "3", ",", "5", ",", "4"], "'-' stands before"),
+        ([".", "3", ",", ".", "5", ",", ".", "4"], "One delimiter"),
+        (["1", " -", " 2", " -", " 3"], "One delimiter"),
+        (["in", " 1990", " he", " was", " 25", " he", " was", " 26"], "One delimiter"),
+        (["2", " ,", " 3"], "2 of its 3 tokens"),
     ],
 )
 def test_what_is_no_series(result: js.Attribution, texts: list[str], cure: str) -> None:
@@ -101,6 +120,17 @@ def test_heatmap_of_layers(pocket: Any) -> None:
     assert image.norm.vmax == pytest.approx(max(float(r.scores[1:].max()) for r in results))
     assert colours.get_ylabel() == results[0].unit
     assert "BOS is left out" in axis.get_title(loc="left")
+
+
+def test_heatmap_names_what_differs(pocket: Any) -> None:
+    results = [js.attribute(pocket, PROMPT, "semantic", position=p, target=" a") for p in (4, 9)]
+    axis, _ = js.views.heatmap(results).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["position 4", "position 9"]
+    targets = [js.attribute(pocket, PROMPT, "semantic", target=target) for target in (" liberal", " conservative")]
+    axis, _ = js.views.heatmap(targets).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["target ' liberal'", "target ' conservative'"]
+    with pytest.raises(js.InputError, match="one scope; these are entropy, log_prob"):
+        js.views.heatmap([js.attribute(pocket, PROMPT, scope) for scope in ("log_prob", "entropy")])
 
 
 def test_heatmap_of_predictions(result: js.Attribution) -> None:

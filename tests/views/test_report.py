@@ -76,3 +76,30 @@ def test_bad_input(result: js.Attribution, tmp_path: Path) -> None:
     with pytest.raises(js.InputError, match="run_with_cache"):
         report(pattern_of(result), tmp_path / "r.html", attention_of(3))
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_hold_ranks_sources_and_warnings(result: js.Attribution, tmp_path: Path) -> None:
+    pattern = dataclasses.replace(pattern_of(result), warnings=["a doubt about the pattern"])
+    pattern.scores[:, 0] = 1e6
+    page = js.report([dataclasses.replace(result, warnings=["a doubt"]), pattern], tmp_path / "r.html").read_text(
+        "utf-8"
+    )
+    assert "⚠ a doubt<" in page
+    assert "⚠ a doubt about the pattern" in page
+    best = result.top(1, include_bos=True)[0]
+    assert f"<td>{best.position}</td><td>&#x27;{best.str_token}&#x27;</td><td>{best.score:.4g}</td><td>1</td>" in page
+    sources = page[page.index("strongest sources") :]
+    assert "&lt;bos&gt;&#x27; at 0: " not in sources
+
+
+def test_many_results_stay_small(pocket: Any, tmp_path: Path) -> None:
+    texts = [f" {n % 71 + 14}" if n % 2 else " ," for n in range(200)]
+    result = js.attribute(pocket, "29 , 35 , 41 ,", "temperature")
+    layers = [with_tokens(result, texts) for _ in range(24)]
+    layers = [dataclasses.replace(r, provenance=dataclasses.replace(r.provenance, hook_point=f"blocks.{i}.hook_resid_pre"))
+              for i, r in enumerate(layers)]  # fmt: skip
+    page = js.report(layers, tmp_path / "r.html")
+    assert page.stat().st_size < 2_500_000
+    assert page.read_text(encoding="utf-8").count("image/svg+xml") == 1  # the map; no series for each layer
+    stack = [dataclasses.replace(layers[0], position=150 + i) for i in range(6)]
+    assert "first 4 of 6" in js.report(stack, tmp_path / "r.html").read_text(encoding="utf-8")

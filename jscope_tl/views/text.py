@@ -1,0 +1,33 @@
+"""Token text and numbers as readers see them: nothing hidden, nothing rounded to what it is not."""
+
+NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
+UNSEEN = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
+
+
+def visible(text: str) -> str:
+    """Token text with what would move a cursor or turn the writing made visible; nothing else is changed."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in NAMED:
+        return NAMED[character]
+    if character < " ":
+        return chr(0x2400 + ord(character))  # Unicode's pictures of control characters
+    # Halves of characters and non-characters, which break an encoding or an SVG, as well as what cannot be seen.
+    unsound = "\ud800" <= character <= "\udfff" or character in "\ufffe\uffff"
+    if "\x80" <= character <= "\x9f" or character in UNSEEN or unsound:
+        return f"\\u{ord(character):04x}"
+    return character
+
+
+def score_text(score: float, stderr: float | None) -> str:
+    """``12.3 ± 0.4``, or the score alone where it is exact."""
+    return f"{score:.4g}" if stderr is None else f"{score:.4g} ± {stderr:.2g}"
+
+
+def percent(probability: float) -> str:
+    """A probability as a percentage that is 0 or 100 only where it is."""
+    if 0 < probability < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= probability < 1 else f"{probability:.1%}"
