@@ -26,3 +26,14 @@ def test_beside_attention(tmp_path: Path) -> None:
     assert len(re.findall(r"rank correlation [+-][\d.]+", said)) == 5
     for page in ("induction", "translation", "report"):
         assert (tmp_path / f"{page}.html").stat().st_size < 3_000_000
+
+
+def test_patching(tmp_path: Path) -> None:
+    said = run("patching.py", "--out", str(tmp_path))
+    rows = re.findall(r"^(?:agreement|repetition) +\w+ +([+-][\d.]+) +([+-][\d.]+)", said, re.MULTILINE)
+    assert len(rows) == 8
+    assert all(float(predicted) > 0.8 > float(score) for score, predicted in rows)
+    held = [int(share) for share in re.findall(r"two cells hold (\d+)%", said)]
+    assert len(held) == 4
+    assert min(held) > 80
+    assert (tmp_path / "agreement.png").stat().st_size > 10_000

@@ -55,11 +55,11 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     need_one_prompt(shown)
     need_one_unit(shown)
     numbers = _numbers(shown[0])
-    axes = _axes(ax, len(shown), (9.0, 2.6 * len(shown)))
+    axes = make_axes(ax, len(shown), (9.0, 2.6 * len(shown)))
     for axis, result in zip(axes, shown, strict=True):
         _draw_series(axis, result, numbers, log)
     axes[-1].set_xlabel("number of the series (delimiters are left out)")
-    return _figure(axes[0])
+    return figure_of(axes[0])
 
 
 def _numbers(result: Attribution) -> dict[int, int]:
@@ -144,7 +144,7 @@ def prediction(result: Attribution, k: int | None = None, *, ax: Any = None) -> 
     target = result.prediction.target
     if target.token not in {token.token for token in tokens}:
         tokens.append(target)
-    (axis,) = _axes(ax, 1, (5.0, 0.5 + 0.3 * len(tokens)))
+    (axis,) = make_axes(ax, 1, (5.0, 0.5 + 0.3 * len(tokens)))
     colours = [MARK if token.token == target.token else BAR for token in tokens]
     axis.barh(range(len(tokens)), [token.probability for token in tokens], color=colours)
     for i, token in enumerate(tokens):
@@ -154,7 +154,7 @@ def prediction(result: Attribution, k: int | None = None, *, ax: Any = None) -> 
     axis.set_xlim(0, min(1.18, 1.25 * max(token.probability for token in tokens)))
     axis.set_xlabel("probability")
     axis.set_title(f"next token after position {result.position}", fontsize="medium", loc="left")
-    return _figure(axis)
+    return figure_of(axis)
 
 
 def _single(result: Any) -> list[Attribution]:
@@ -196,13 +196,13 @@ def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     if len(shown) > 1 and any(_is_map(result) for result in shown):
         raise InputError("Each map is a picture of its own; draw each in axes of its own (ax=).")
     scores = shown[0].scores if _is_map(shown[0]) else torch.stack([result.scores for result in shown])
-    (axis,) = _axes(ax, 1, (min(14.0, 3 + 0.3 * scores.shape[1]), min(12.0, 1.8 + 0.3 * len(scores))))
-    image = _draw_map(axis, scores, shown, log)
+    (axis,) = make_axes(ax, 1, (min(14.0, 3 + 0.3 * scores.shape[1]), min(12.0, 1.8 + 0.3 * len(scores))))
+    image = draw_map(axis, scores, shown, log)
     extend = "max" if shown[0].bos_positions else "neither"
     axis.figure.colorbar(image, ax=axis, extend=extend).set_label(shown[0].unit, parse_math=False)
-    _label_positions(axis, shown[0].str_tokens)
+    label_positions(axis, shown[0].str_tokens)
     _label_rows(axis, shown)
-    return _figure(axis)
+    return figure_of(axis)
 
 
 def _explained(result: Attribution) -> str:
@@ -232,7 +232,8 @@ def _is_map(result: Any) -> bool:
     return isinstance(result, InfluencePattern) or bool(result.hook_points)
 
 
-def _draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], log: bool) -> Any:
+def draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], log: bool) -> Any:
+    """Rows of scores in colours; returns what a colour bar needs."""
     from matplotlib.colors import LogNorm, Normalize
 
     scale = scale_of(shown, log)
@@ -246,7 +247,8 @@ def _draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[An
     return image
 
 
-def _label_positions(axis: "Axes", texts: Sequence[str]) -> None:
+def label_positions(axis: "Axes", texts: Sequence[str]) -> None:
+    """Tokens and their positions below a map, as many as can be read."""
     step = -(-len(texts) // MOST_LABELS)
     places = range(0, len(texts), step)
     labels = [f"{visible(texts[i]).strip()} {i}" for i in places]
@@ -265,11 +267,12 @@ def _label_rows(axis: "Axes", shown: Sequence[Any]) -> None:
     axis.set_yticks(range(0, len(labels), step), labels[::step], fontsize="small", parse_math=False)
 
 
-def _figure(axis: "Axes") -> "Figure":
-    return axis.get_figure(root=True) if hasattr(axis.figure, "figure") else axis.figure  # type: ignore[return-value]
+def figure_of(axis: "Axes") -> "Figure":
+    """The whole figure, also where the axes are of a part of it."""
+    return getattr(axis.figure, "figure", None) or axis.figure  # type: ignore[return-value]
 
 
-def _axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
+def make_axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
     """The user's axes, or those of a new figure, which pyplot does not keep: notebooks would show it twice."""
     try:
         from matplotlib import pyplot as plt

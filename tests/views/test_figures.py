@@ -176,3 +176,22 @@ def test_without_matplotlib(result: js.Attribution, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         js.views.prediction(result)
+
+
+def test_comparison_draws_effects_predictions_and_scores(pocket: Any) -> None:
+    clean = "the small basket under the cups"
+    result = js.patching.compare(
+        pocket, clean, clean.replace("basket", "baskets"), "semantic", target=" is", only_top=2
+    )
+    figure = js.views.comparison(result)
+    effect, predicted, score = figure.axes[:3]
+    drawn = np.ma.filled(np.ma.masked_invalid(effect.images[0].get_array()), 7e7)
+    assert np.allclose(drawn, result.effects.nan_to_num(7e7))
+    assert np.allclose(predicted.images[0].get_array(), result.predicted)
+    assert np.allclose(score.images[0].get_array(), result.scope.scores)
+    assert effect.images[0].norm.vmin == -effect.images[0].norm.vmax
+    assert "basket < baskets 3" in [label.get_text() for label in score.get_xticklabels()]
+    labels = [axis.get_ylabel() for axis in figure.axes[3:]]
+    assert sorted(labels) == sorted([result.effect_unit, result.effect_unit, result.scope.unit])
+    with pytest.raises(js.InputError, match="takes the Comparison"):
+        inspect.unwrap(js.views.comparison)(result.scope)

@@ -1,0 +1,68 @@
+"""`comparison`: the actual effects of patching beside what a scope predicts and what it scores."""
+
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.patching.comparison import Comparison
+from jscope_tl.views.figures import draw_map, figure_of, label_positions, make_axes
+from jscope_tl.views.text import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def comparison(result: Comparison, *, ax: Any = None) -> "Figure":
+    """Three maps over layers and positions, one above the other: effect of patching, predicted effect, score.
+
+    Each has its own scale, with its unit: a prediction to first order can rank the effects rightly and be far too small.
+    What the scope explains rises where a cell is orange and falls where it is purple; a KL divergence has no sign. Cells
+    that were not patched are grey. Below stand the tokens of the patched run, and after ``<`` those of the other.
+
+    Args:
+        result: of `jscope_tl.patching.compare`.
+        ax: three matplotlib axes to draw in; a new figure without it.
+
+    Returns:
+        The figure.
+    """
+    if not isinstance(result, Comparison):
+        raise InputError(
+            f"This view takes the Comparison that js.patching.compare returns; got a {type(result).__name__}."
+        )
+    layers, pos = result.effects.shape
+    axes = make_axes(ax, 3, (min(14.0, 3 + 0.35 * pos), 2.4 + 0.75 * layers))
+    _draw(axes[0], result.effects, f"effect of patching ({result.direction})", result)
+    _draw(axes[1], result.predicted, f"effect that {result.scope.scope} scope predicts", result)
+    image = draw_map(axes[2], result.scope.scores, [result.scope], log=False)
+    left_out = "; BOS is left out of the scale" if result.scope.bos_positions else ""
+    axes[2].set_title(f"score{left_out}", fontsize="medium", loc="left")
+    axes[2].figure.colorbar(image, ax=axes[2]).set_label(result.scope.unit, fontsize="x-small", parse_math=False)
+    for axis in axes:
+        axis.set_yticks(range(layers), result.scope.hook_points, fontsize="small")
+        axis.set_xticks([])
+    label_positions(
+        axes[2], [_exchanged(a, b) for a, b in zip(result.str_tokens, result.source_str_tokens, strict=True)]
+    )
+    return figure_of(axes[0])
+
+
+def _draw(axis: "Axes", values: Float[Tensor, "layer pos"], title: str, result: Comparison) -> None:
+    from matplotlib import colormaps
+
+    known = values.nan_to_num()
+    high = float(known.abs().max()) or 1.0
+    signed = bool((known < 0).any())
+    colours = colormaps["PuOr_r" if signed else "Oranges"].with_extremes(bad="#d0d7de")
+    low = -high if signed else 0.0
+    image = axis.imshow(values.numpy(), aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    axis.set_title(f"{title}, at most {high:.3g}", fontsize="medium", loc="left", parse_math=False)
+    axis.figure.colorbar(image, ax=axis).set_label(result.effect_unit, fontsize="x-small", parse_math=False)
+
+
+def _exchanged(token: str, other: str) -> str:
+    """A token, and after ``<`` the one that the other run has in its place."""
+    return visible(token) if token == other else f"{visible(token).strip()} < {visible(other).strip()}"
