@@ -30,9 +30,15 @@ def test_beside_attention(tmp_path: Path) -> None:
 
 def test_patching(tmp_path: Path) -> None:
     said = run("patching.py", "--out", str(tmp_path))
-    rows = re.findall(r"^(?:agreement|repetition) +\w+ +([+-][\d.]+) +([+-][\d.]+)", said, re.MULTILINE)
-    assert len(rows) == 8
-    assert all(float(predicted) > 0.8 > float(score) for score, predicted in rows)
+    number = r"([+-]?[\d.]+)"
+    found = re.findall(rf"^(agreement|repetition) +(\w+) +{number} +{number}", said, re.MULTILINE)
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    claimed = re.findall(rf"^\| (agreement|repetition) \| `(\w+)` \| {number} \| {number} \|", readme, re.MULTILINE)
+    assert [row[:2] for row in found] == [row[:2] for row in claimed]
+    assert len(found) == 8
+    for (*_, score, predicted), (*_, claimed_score, claimed_predicted) in zip(found, claimed, strict=True):
+        assert abs(float(score) - float(claimed_score)) < 0.05
+        assert abs(float(predicted) - float(claimed_predicted)) < 0.05
     held = [int(share) for share in re.findall(r"two cells hold (\d+)%", said)]
     assert len(held) == 4
     assert min(held) > 80
