@@ -4,10 +4,10 @@ from jscope_tl import patching, views
 from jscope_tl.agreement import HeadAgreement, head_agreement
 from jscope_tl.attribute import attribute
 from jscope_tl.errors import InputError
-from jscope_tl.influence import InfluencePattern, influence_pattern
+from jscope_tl.influence import influence_pattern
 from jscope_tl.jacobian import jacobian
 from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks
-from jscope_tl.result import Attribution
+from jscope_tl.result import Attribution, InfluencePattern
 from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.directions import (
     ContrastiveScope,

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from jscope_tl.errors import InputError
-from jscope_tl.influence import InfluencePattern
 from jscope_tl.patterns import Head, to_heads
+from jscope_tl.result import InfluencePattern
 
 FEWEST = 3
 """Sources that a row must have to be ranked: two are always in perfect order or in perfect disorder."""

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribute import finished, options_of, predicted, provenance
@@ -16,52 +15,10 @@ from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, Run, run
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
-from jscope_tl.result import Attribution, PredictedToken, Provenance
+from jscope_tl.result import InfluencePattern, PredictedToken
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
 from jscope_tl.scopes.registry import resolve_scope
-from jscope_tl.state import Basis, State
-
-
-@dataclass(frozen=True, eq=False)
-class InfluencePattern:
-    """The scores of one scope for the predictions at several positions, over all earlier positions.
-
-    Row ``i`` holds what `attribute` returns with ``position=positions[i]``. Scores of one row compare with each other; of
-    two rows only as far as the predictions do (a row whose prediction is certain is small throughout).
-
-    Attributes:
-        scores: ``[dest, src]``, float32 on the CPU; unsigned, 0 where ``src`` is after ``dest``.
-        positions: the explained position of each row.
-        targets: the token that each row explains or reports, and its probability.
-        tokens: ``[src]``, the prompt as ids.
-        str_tokens: the same as text.
-        scope: name of the scope.
-        options: what the scope was asked, and under ``"resolved"`` what it did at each position where it had a choice.
-        unit: unit of the scores and of ``stderr``.
-        stderr: ``[dest, src]``, standard error of estimated scores (0 in exact rows); None where all are exact.
-        basis: weight processing of the model.
-        provenance: model, versions, hook point, cost.
-        warnings: doubts about these numbers, in sentences.
-        bos_positions: positions of BOS tokens, which colour scales leave out.
-    """
-
-    scores: Float[Tensor, "dest src"]
-    positions: tuple[int, ...]
-    targets: tuple[PredictedToken, ...]
-    tokens: Int[Tensor, "src"]
-    str_tokens: list[str]
-    scope: str
-    options: dict[str, Any]
-    unit: str
-    stderr: Float[Tensor, "dest src"] | None
-    basis: Basis
-    provenance: Provenance
-    warnings: list[str] = field(default_factory=list)
-    bos_positions: tuple[int, ...] = ()
-
-    def __repr__(self) -> str:
-        shape = f"{len(self.positions)} x {len(self.str_tokens)}"
-        return f"InfluencePattern: {self.scope} scope, [dest, src] = {shape}, in {self.unit}, at {self.provenance.hook_point}"
+from jscope_tl.state import State
 
 
 def influence_pattern(
@@ -124,20 +81,6 @@ def influence_pattern(
             warnings=[*warnings, *puller.notes, *_nothing_moves(values, explained)],
             bos_positions=bos_positions(view, tokens),
         )
-
-
-def as_pattern(result: InfluencePattern | Attribution) -> InfluencePattern:
-    """An attribution as an influence pattern of one row."""
-    if isinstance(result, InfluencePattern):
-        return result
-    shared = {f.name for f in fields(InfluencePattern)} - {"scores", "positions", "targets", "stderr"}
-    return InfluencePattern(
-        scores=result.scores.unsqueeze(0),
-        positions=(result.position,),
-        targets=(result.prediction.target,),
-        stderr=None if result.stderr is None else result.stderr.unsqueeze(0),
-        **{name: getattr(result, name) for name in shared},
-    )
 
 
 def _positions(positions: Any, n_tokens: int) -> list[int]:

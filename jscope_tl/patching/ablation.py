@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,25 +115,30 @@ def ablate(
     )
     explained = time.perf_counter()
     tokens, hooks = to_tokens(view, result.tokens), list(fwd_hooks)
-    ablated = _logits(view, tokens, put, result.position, hooks, batch_size, progress)
-    base = _logits(view, tokens, None, result.position, hooks, batch_size, False)
-    target, after = result.prediction.target.token, result.position + 1
+    runs = partial(
+        _logits, view, tokens, position=result.position, hooks=hooks, batch_size=batch_size, progress=progress
+    )
+    effects = _effects(runs(None), runs(put), result.prediction.target.token, len(tokens))
+    costs = {
+        "scope": Cost(1 + result.provenance.n_backward, explained - start),
+        "ablation": Cost(result.position + 2, time.perf_counter() - explained),
+    }
+    named = replacement if replacement in ("zero", "mean") else f"token {replacement!r}"
+    return Ablation(scope=result, **effects, replacement=named, costs=costs)
+
+
+def _effects(
+    base: Float[Tensor, "1 d_vocab"], ablated: Float[Tensor, "n d_vocab"], target: int, pos: int
+) -> dict[str, Float[Tensor, "pos"]]:
+    """On the target's logit and log-probability, and on the distribution; 0 after the explained position."""
     log_p, log_q = base.log_softmax(-1), ablated.log_softmax(-1)
     effects = {
         "logit": ablated[:, target] - base[0, target],
         "log_prob": log_q[:, target] - log_p[0, target],
         "kl": (log_p.exp() * (log_p - log_q)).sum(-1),
     }
-    rest = torch.zeros(len(tokens) - after, dtype=torch.float64)
-    return Ablation(
-        scope=result,
-        **{name: torch.cat([values, rest]) for name, values in effects.items()},
-        replacement=replacement if replacement in ("zero", "mean") else f"token {replacement!r}",
-        costs={
-            "scope": Cost(1 + result.provenance.n_backward, explained - start),
-            "ablation": Cost(after + 1, time.perf_counter() - explained),
-        },
-    )
+    later = torch.zeros(pos - len(ablated), dtype=torch.float64, device="cpu")
+    return {name: torch.cat([values, later]) for name, values in effects.items()}
 
 
 def _replacement(view: ModelView, replacement: Any) -> str | int:

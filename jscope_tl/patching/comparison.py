@@ -1,7 +1,7 @@
 """`compare`: does a scope agree with activation patching, and what does each cost?"""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.forward import FwdHooks, run
 from jscope_tl.model import ModelView
 from jscope_tl.patching.first_order import explained_and_predicted
-from jscope_tl.patching.pairs import Pair, source_activations, to_pair, watched_output
-from jscope_tl.patching.sweep import Cells, Effect, bar, patched_run, sweep
+from jscope_tl.patching.pairs import source_activations, to_pair
+from jscope_tl.patching.sweep import Cells, Patches
 from jscope_tl.prompts import prompt_warnings, to_position, to_str_tokens
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
@@ -195,32 +195,43 @@ def compare(
     source = source_activations(view, pair, points, hooks, cache)
     with run(view, pair.base, [position], points, hooks) as forward:
         puller = Puller(forward.xs, forward.y, [position], check_chunk_size(chunk_size), progress)
-        activations = [source[name] for name in points]
-        result, predicted = explained_and_predicted(forward, scope, puller, points, activations, warnings)
-        explained = time.perf_counter()
-        effect = partial(scope.effect, forward.state())
+        result, predicted = explained_and_predicted(forward, scope, puller, points, list(source.values()), warnings)
+        seconds = time.perf_counter() - start
+        patches = Patches(view, pair, source, position, partial(scope.effect, forward.state()), hooks, progress)
         cells = _cells(result, predicted, only_top, rank_by)
-        values = sweep(view, pair, source, cells, position, effect, hooks, progress)
-        joint = None if only_top is None else _joint(view, pair, source, cells, position, effect, hooks, progress)
-        total = _effect_of(view, partial(view.model, pair.source.unsqueeze(0)), position, effect, hooks)
+        measured = _measured(patches, cells, joint=only_top is not None)
     effects = torch.full(predicted.shape, torch.nan, dtype=torch.float64)
-    effects[tuple(torch.tensor(cells).T)] = values
-    own_runs = len(cells) + (0 if joint is None else len(points)) + 1
+    effects[tuple(torch.tensor(cells, device="cpu").T)] = measured.each
     return Comparison(
         scope=result,
         effects=effects,
         predicted=predicted,
-        total=total,
-        joint=joint,
+        total=measured.total,
+        joint=measured.joint,
         effect_unit=scope.effect_unit,
         direction=direction,
         str_tokens=result.str_tokens,
         source_str_tokens=to_str_tokens(view, pair.source.tolist()),
-        costs={
-            "scope": Cost(2 + puller.n_backward, explained - start),
-            "patching": Cost(own_runs, time.perf_counter() - explained),
-        },
+        costs={"scope": Cost(2 + puller.n_backward, seconds), "patching": measured.cost},
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Effects of the chosen cells, of all cells of a hook point together, and of the whole source run."""
+
+    each: Float[Tensor, "cells"]
+    joint: Float[Tensor, "layer"] | None
+    total: float
+    cost: Cost
+
+
+def _measured(patches: Patches, cells: Cells, joint: bool) -> _Measured:
+    start = time.perf_counter()
+    each, total = patches.each(cells), patches.whole()
+    together = patches.together(cells) if joint else None
+    n_runs = len(cells) + 1 + (0 if together is None else len(together))
+    return _Measured(each, together, total, Cost(n_runs, time.perf_counter() - start))
 
 
 def _overlap(a: Float[Tensor, "n"], b: Float[Tensor, "n"], k: int) -> float:
@@ -256,22 +267,3 @@ def _cells(
     ranking[:, list(result.bos_positions)] = -1
     best = ranking.topk(min(only_top, n), dim=1).indices.tolist()
     return [(layer, t) for layer, row in enumerate(best) for t in sorted(row)]
-
-
-def _joint(
-    view: ModelView, pair: Pair, source: Any, cells: Cells, position: int, effect: Effect, hooks: Any, progress: Any
-) -> Float[Tensor, "layer"]:
-    """The effect of all chosen cells of a hook point together."""
-    values = []
-    for layer, name in bar(list(enumerate(source)), progress):
-        places = [(name, t) for at, t in cells if at == layer]
-        values.append(_effect_of(view, partial(patched_run, view, pair, source, places), position, effect, hooks))
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _effect_of(
-    view: ModelView, forward: Callable[[], Tensor], position: int, effect: Effect, hooks: Iterable[Any]
-) -> float:
-    with torch.no_grad(), view.model.hooks(fwd_hooks=list(hooks)), watched_output(view, position) as seen:
-        logits = forward()
-        return float(effect(seen[-1][0], logits[0, position]))

@@ -1,7 +1,5 @@
 """A base run and the run that activations are patched in from."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +68,3 @@ def source_activations(
                 f"{len(pair.base)}]. Cache the source prompt by itself."
             )
     return found
-
-
-@contextmanager
-def watched_output(view: ModelView, position: int) -> Iterator[list[Tensor]]:
-    """A list that holds the final hidden state at ``position`` of every forward pass inside."""
-    seen: list[Tensor] = []
-    handle = view.model.unembed.register_forward_pre_hook(lambda module, args: seen.append(args[0][:, position]))
-    try:
-        yield seen
-    finally:
-        handle.remove()

@@ -1,7 +1,8 @@
-"""The patching sweep: one forward pass for each (hook point, position), by `transformer_lens.patching` where it can."""
+"""Patched runs: one forward pass for each (hook point, position), by `transformer_lens.patching` where it can."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,40 +11,80 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.model import ModelView
-from jscope_tl.patching.pairs import Pair, watched_output
+from jscope_tl.patching.pairs import Pair
 
 Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 """What a run that ended in ``y`` and ``logits`` differs by from the base run: `Scope.effect`."""
 Cells = Sequence[tuple[int, int]]
 
 
-def sweep(
-    view: ModelView,
-    pair: Pair,
-    source: dict[str, Float[Tensor, "1 pos d_in"]],
-    cells: Cells,
-    position: int,
-    effect: Effect,
-    fwd_hooks: list[Any],
-    progress: bool | None,
-) -> Float[Tensor, "cells"]:
-    """The effect of patching each ``(layer, position)`` cell by itself."""
-    with torch.no_grad(), view.model.hooks(fwd_hooks=fwd_hooks), watched_output(view, position) as seen:
-        metric = partial(_metric, seen, position, effect)
-        name = _activation_name(view, list(source))
-        if name is not None:
-            return _by_transformer_lens(view, pair, source, cells, metric, name, progress).double().cpu()
-        points = list(source)
-        runs = (patched_run(view, pair, source, [(points[layer], t)]) for layer, t in bar(cells, progress))
-        return torch.stack([metric(logits).cpu() for logits in runs])
+@dataclass(frozen=True)
+class Patches:
+    """The base run of a pair with activations of the source run, and what that does to the prediction at ``position``."""
 
+    view: ModelView
+    pair: Pair
+    source: dict[str, Float[Tensor, "1 pos d_in"]]
+    position: int
+    effect: Effect
+    fwd_hooks: list[Any]
+    progress: bool | None
 
-def patched_run(
-    view: ModelView, pair: Pair, source: dict[str, Float[Tensor, "1 pos d_in"]], places: Sequence[tuple[str, int]]
-) -> Float[Tensor, "1 pos d_vocab"]:
-    """Logits of the base run with all ``(hook point, position)`` places taken from the source run."""
-    hooks = [(name, partial(put, source[name], t)) for name, t in places]
-    return view.model.run_with_hooks(pair.base.unsqueeze(0), fwd_hooks=hooks, return_type="logits")
+    def each(self, cells: Cells) -> Float[Tensor, "cells"]:
+        """The effect of patching each ``(layer, position)`` cell by itself."""
+        with self._watched() as metric:
+            name = _activation_name(self.view, list(self.source))
+            if name is not None:
+                return self._by_transformer_lens(cells, metric, name)
+            points = list(self.source)
+            runs = (self._run([(points[layer], t)]) for layer, t in bar(cells, self.progress))
+            return torch.stack([metric(logits) for logits in runs])
+
+    def together(self, cells: Cells) -> Float[Tensor, "layer"]:
+        """The effect of all chosen cells of a hook point in one run."""
+        with self._watched() as metric:
+            places = [[(name, t) for at, t in cells if at == layer] for layer, name in enumerate(self.source)]
+            return torch.stack([metric(self._run(of_one)) for of_one in bar(places, self.progress)])
+
+    def whole(self) -> float:
+        """The effect of the whole source run."""
+        with self._watched() as metric:
+            return float(metric(self.view.model(self.pair.source.unsqueeze(0), return_type="logits")))
+
+    def _run(self, places: Sequence[tuple[str, int]]) -> Float[Tensor, "1 pos d_vocab"]:
+        hooks = [(name, partial(put, self.source[name], t)) for name, t in places]
+        return self.view.model.run_with_hooks(self.pair.base.unsqueeze(0), fwd_hooks=hooks, return_type="logits")
+
+    @contextmanager
+    def _watched(self) -> Iterator[Callable[[Tensor], Float[Tensor, ""]]]:
+        """The effect of the run that has just given its logits; the unembedding is watched for its ``y``."""
+        seen: list[Tensor] = []
+
+        def watch(module: Any, args: tuple[Tensor, ...]) -> None:
+            seen[:] = [args[0][0, self.position]]
+
+        handle = self.view.model.unembed.register_forward_pre_hook(watch)
+        try:
+            with torch.no_grad(), self.view.model.hooks(fwd_hooks=self.fwd_hooks):
+                yield lambda logits: self.effect(seen[0], logits[0, self.position]).double().cpu()
+        finally:
+            handle.remove()
+
+    def _by_transformer_lens(self, cells: Cells, metric: Any, name: str) -> Float[Tensor, "cells"]:
+        import pandas as pd
+        from transformer_lens import patching
+
+        values: list[Tensor] = []  # in double precision, which transformer_lens would round
+
+        def keep(logits: Tensor) -> Tensor:
+            values.append(metric(logits))
+            return values[-1]
+
+        sweep: Any = patching.generic_activation_patch
+        index = pd.DataFrame(cells, columns=["layer", "pos"])
+        with _own_bar(patching, self.progress):
+            sweep(self.view.model, self.pair.base.unsqueeze(0), self.source, keep, _put_cell, name, index_df=index)
+        return torch.stack(values)
 
 
 def put(source: Tensor, t: int, activation: Tensor, hook: Any) -> Tensor:
@@ -53,10 +94,9 @@ def put(source: Tensor, t: int, activation: Tensor, hook: Any) -> Tensor:
     return patched
 
 
-def _metric(seen: list[Tensor], position: int, effect: Effect, logits: Tensor) -> Float[Tensor, ""]:
-    y = seen[-1][0]
-    seen.clear()
-    return effect(y, logits[0, position]).double()
+def _put_cell(activation: Tensor, index: Sequence[int], source: Tensor) -> Tensor:
+    """`put` as transformer_lens' sweep calls it."""
+    return put(source, index[1], activation, None)
 
 
 def _activation_name(view: ModelView, points: list[str]) -> str | None:
@@ -64,24 +104,6 @@ def _activation_name(view: ModelView, points: list[str]) -> str | None:
     name = points[0].rpartition("hook_")[2]
     every = [f"blocks.{layer}.hook_{name}" for layer in range(int(view.cfg.n_layers))]
     return name if points == every else None
-
-
-def _by_transformer_lens(
-    view: ModelView, pair: Pair, source: Any, cells: Cells, metric: Any, name: str, progress: bool | None
-) -> Float[Tensor, "cells"]:
-    import pandas as pd
-    from transformer_lens import patching
-
-    with _own_bar(patching, progress):
-        return patching.generic_activation_patch(
-            view.model,
-            pair.base.unsqueeze(0),
-            source,
-            lambda logits: metric(logits).to(logits.device),
-            patching.layer_pos_patch_setter,
-            name,
-            index_df=pd.DataFrame(cells, columns=["layer", "pos"]),
-        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -52,8 +53,9 @@ class Scope(ABC):
         Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
         logits return its actual change.
         """
-        moved = checked_cotangents(self.cotangents(base), base, self.label) @ (y - base.y.detach()).to(base.dtype)
-        return self.predicted(moved)
+        with torch.enable_grad():
+            rows = checked_cotangents(self.cotangents(base), base, self.label)
+        return self.predicted(rows.to(base.dtype) @ (y - base.y.detach()).to(base.dtype))
 
     def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
         """`effect` to leading order, from how far each row of ``C`` moves."""
@@ -62,7 +64,7 @@ class Scope(ABC):
     @property
     def effect_unit(self) -> str:
         """Unit of `effect`."""
-        return self.unit.partition(" per ")[0]
+        return self.unit.partition(" per ")[0].rstrip(",")
 
     @property
     def label(self) -> str:
@@ -114,8 +116,9 @@ class FunctionScope(Scope):
         Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
         logits return its actual change.
         """
-        moved = checked_cotangents(self.cotangents(base), base, self.label) @ (y - base.y.detach()).to(base.dtype)
-        return self.predicted(moved)
+        with torch.enable_grad():
+            rows = checked_cotangents(self.cotangents(base), base, self.label)
+        return self.predicted(rows.to(base.dtype) @ (y - base.y.detach()).to(base.dtype))
 
     def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
         """`effect` to leading order, from how far each row of ``C`` moves."""
@@ -124,7 +127,7 @@ class FunctionScope(Scope):
     @property
     def effect_unit(self) -> str:
         """Unit of `effect`."""
-        return self.unit.partition(" per ")[0]
+        return self.unit.partition(" per ")[0].rstrip(",")
 
     @property
     def label(self) -> str:

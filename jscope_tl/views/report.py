@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
-from jscope_tl.influence import InfluencePattern
-from jscope_tl.result import Attribution, PredictedToken
+from jscope_tl.result import Attribution, InfluencePattern, PredictedToken
 from jscope_tl.storage import check_target
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuits import script

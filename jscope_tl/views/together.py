@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
-from jscope_tl.influence import InfluencePattern
-from jscope_tl.result import Attribution
+from jscope_tl.result import Attribution, InfluencePattern
 from jscope_tl.views.text import visible
 
 Result = Attribution | InfluencePattern

@@ -172,6 +172,18 @@ def test_one_row_of_a_scope_of_ones_own(llama: Any) -> None:
     assert result.total == pytest.approx(float(0.5 * (seen[1] - seen[0]).square().sum()), rel=1e-4)
 
 
+def test_a_gradient_of_ones_own(llama: Any) -> None:
+    """A function that differentiates, as the log-probability does: to first order in y the same effect."""
+
+    def own(state: js.State) -> torch.Tensor:
+        return state.gradient(lambda logits: logits.log_softmax(-1)[3])
+
+    mine = js.patching.compare(llama, TOKENS, CORRUPTED, own)
+    known = js.patching.compare(llama, TOKENS, CORRUPTED, "log_prob", target=3)
+    torch.testing.assert_close(mine.predicted, known.predicted, rtol=1e-4, atol=1e-6)
+    assert mine.effect_unit == "unit of the cotangents"
+
+
 def test_only_the_first_cells(llama: Any) -> None:
     whole = js.patching.compare(llama, TOKENS, CORRUPTED, "semantic", target=3)
     for rank_by in ("score", "predicted"):
