@@ -127,12 +127,17 @@ class Comparison:
             f"{name} {cost.forward_equivalents} forward passes, {cost.seconds:.2f} s"
             for name, cost in self.costs.items()
         )
-        return (
+        lines = [
             f"Comparison: {self.scope.scope} scope and {self.direction} patching of {overall.n} cells, effects in "
-            f"{self.effect_unit} (whole source run: {self.total:.4g})\n"
+            f"{self.effect_unit} (whole source run: {self.total:.4g})",
             f"  rank correlation with the effect: score {overall.score:.2f}, predicted {overall.predicted:.2f}; of the "
-            f"{overall.k} highest: {overall.top_score:.0%}, {overall.top_predicted:.0%}\n  cost: {costs}"
-        )
+            f"{overall.k} highest: {overall.top_score:.0%}, {overall.top_predicted:.0%}",
+            f"  cost: {costs}",
+        ]
+        if self.held is not None:
+            shares = ", ".join(f"{share:.0%}" for share in self.held.tolist())
+            lines.append(f"  share of the whole effect that the patched cells of a hook point hold together: {shares}")
+        return "\n".join(lines)
 
 
 def compare(
