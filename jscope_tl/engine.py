@@ -4,7 +4,7 @@ The engine knows neither scopes nor scores. One backward pass gives the row of a
 they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may start at different explained positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ class Puller:
 
     ``xs`` are the activations ``[1, pos, d_in]`` at the hook points, ``y [n, d_model]`` the final hidden state at the ``n``
     explained ``positions``. The ``of`` of a row says which of them it starts at: a number for all rows, or one for each.
-    With several hook points rows and energies have an axis ``layer`` of them; one backward pass serves all.
+    With several hook points rows and energies have an axis ``layer`` of them; one backward pass serves all. ``watch_rows``
+    sees the rows of every chunk, one tensor for each hook point.
     """
 
     xs: Sequence[Float[Tensor, "1 pos d_in"]]
@@ -45,6 +46,7 @@ class Puller:
     positions: Sequence[int]
     chunk_size: int | None = None
     progress: bool | None = None
+    watch_rows: Callable[[list[Tensor]], None] | None = None
     n_backward: int = 0
     notes: list[str] = field(default_factory=list)
     _released: bool = False
@@ -79,23 +81,26 @@ class Puller:
             self._released = not keep
             scale = _power_of_two(chunk)
             pulled = self._pull(self._placed((chunk / scale).to(self.y.dtype), starts[i]), keep)
-            yield [rows[:, 0].to(self.dtype) * scale.to(rows.device).unsqueeze(-1) for rows in pulled]
+            finished = [rows[:, 0].to(self.dtype) * scale.to(rows.device).unsqueeze(-1) for rows in pulled]
+            if self.watch_rows is not None:
+                self.watch_rows(finished)
+            yield finished
             self.n_backward += len(chunk)
 
     def energies(
         self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
-        squares = [self._squares(rows) for rows in self._rows(cotangents, of, more_to_come)]
+        # x lives elsewhere than y where a model is spread over devices.
+        squares = [
+            torch.stack([row.square().sum(-1).to(self.y.device) for row in rows], 1)
+            for rows in self._rows(cotangents, of, more_to_come)
+        ]
         energies = squares[0] if len(squares) == 1 else torch.cat(squares)
         last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
         later = torch.arange(energies.shape[-1], device="cpu") > last.unsqueeze(-1)
-        return energies.masked_fill((later if len(self.xs) == 1 else later.unsqueeze(1)).to(energies.device), 0)
-
-    def _squares(self, rows: list[Float[Tensor, "chunk pos d_in"]]) -> Float[Tensor, "chunk *layer pos"]:
-        # x lives elsewhere than y where a model is spread over devices.
-        squares = [row.square().sum(-1).to(self.y.device) for row in rows]
-        return squares[0] if len(squares) == 1 else torch.stack(squares, 1)
+        masked = energies.masked_fill(later.unsqueeze(1).to(energies.device), 0)
+        return masked[:, 0] if len(self.xs) == 1 else masked
 
     def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
         return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")

@@ -20,7 +20,7 @@ from jscope_tl.state import State
 OWN_LEVEL = 1000
 ONE_AT_A_TIME = RLock()
 """Hooks and frozen parameters belong to the model, which threads share: their forward passes take turns."""
-FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]]
+FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]] | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run(
     tokens: Int[Tensor, "pos"],
     positions: Sequence[int],
     at: Sequence[str],
-    fwd_hooks: Iterable[Any] = (),
+    fwd_hooks: FwdHooks = (),
 ) -> Iterator[Run]:
     """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
@@ -106,6 +106,21 @@ def run(
             stack.enter_context(_inference_tensors_named())
             output = view.model(tokens.clone().unsqueeze(0), return_type="logits")
         yield _run(view, tokens, at, cuts, output)
+
+
+@contextmanager
+def undisturbed(view: ModelView, hooks: list[Any]) -> Iterator[None]:
+    """For runs without gradients: the model's own dtype, one thread at a time, with hooks that leave the user's in place."""
+    view.check_hook_names(hooks)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _full_precision(view),
+        ONE_AT_A_TIME,
+        _own_hook_level(view.model),
+        view.model.hooks(fwd_hooks=hooks),
+    ):
+        yield
 
 
 @dataclass

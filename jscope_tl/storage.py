@@ -108,6 +108,8 @@ def _restored(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) ->
     )
     if not tensors["scores"].shape[-1] == len(tensors["tokens"]) == len(rest["str_tokens"]) > rest["position"]:
         raise ValueError("scores and tokens differ in number")
+    if list(tensors["scores"].shape[:-1]) != ([len(rest["hook_points"])] if rest.get("hook_points") else []):
+        raise ValueError("scores and hook points differ in number")
     return Attribution(
         scores=tensors["scores"],
         tokens=tensors["tokens"],

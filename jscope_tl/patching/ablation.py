@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.agreement import spearman
-from jscope_tl.attribute import Prompt, attribute
+from jscope_tl.attribute import attribute
 from jscope_tl.errors import InputError, whole
-from jscope_tl.forward import FwdHooks
+from jscope_tl.forward import FwdHooks, undisturbed
 from jscope_tl.model import ModelView
 from jscope_tl.patching.comparison import Cost
 from jscope_tl.patching.sweep import bar
-from jscope_tl.prompts import to_id, to_tokens
+from jscope_tl.prompts import Prompt, to_id, to_str_tokens, to_tokens
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
 
@@ -67,6 +67,7 @@ class Ablation:
         return f"Ablation by {self.replacement}: rank correlation of {self.scope.scope} scores with |effect|: {said}"
 
 
+@torch.inference_mode(False)
 def ablate(
     model: Any,
     prompt: Prompt,
@@ -85,8 +86,9 @@ def ablate(
     Args:
         model, prompt, scope, position, prepend_bos, fwd_hooks, options: see `attribute`. The effects on logit and
             log-probability are those of the token that the scope explains.
-        replacement: ``"zero"``; ``"mean"``, the mean embedding of the vocabulary; or a token (a string or an id).
-        batch_size: ablated prompts in one forward pass.
+        replacement: ``"zero"``; ``"mean"``, the mean embedding of the vocabulary; or a token, a string or an id (the words
+            "zero" and "mean" by their ids).
+        batch_size: ablated prompts in one forward pass; where hooks are active, one at a time all the same.
         progress: see `attribute`.
 
     Raises:
@@ -100,8 +102,8 @@ def ablate(
     """
     if (whole(batch_size) or 0) < 1:
         raise InputError(f"batch_size is how many ablated prompts to run at once, 1 or more; got {batch_size!r}.")
-    view = ModelView(model)
-    put = _replacement(view, replacement)
+    view, hooks = ModelView(model), list(fwd_hooks or ())
+    put, named = _replacement(view, replacement)
     start = time.perf_counter()
     result = attribute(
         model,
@@ -114,7 +116,9 @@ def ablate(
         **options,
     )
     explained = time.perf_counter()
-    tokens, hooks = to_tokens(view, result.tokens), list(fwd_hooks)
+    tokens = to_tokens(view, result.tokens)
+    if hooks or any(point.fwd_hooks for point in view.model.hook_dict.values()):
+        batch_size = 1  # hooks may count on one prompt in the batch
     runs = partial(
         _logits, view, tokens, position=result.position, hooks=hooks, batch_size=batch_size, progress=progress
     )
@@ -123,7 +127,6 @@ def ablate(
         "scope": Cost(1 + result.provenance.n_backward, explained - start),
         "ablation": Cost(result.position + 2, time.perf_counter() - explained),
     }
-    named = replacement if replacement in ("zero", "mean") else f"token {replacement!r}"
     return Ablation(scope=result, **effects, replacement=named, costs=costs)
 
 
@@ -141,8 +144,12 @@ def _effects(
     return {name: torch.cat([values, later]) for name, values in effects.items()}
 
 
-def _replacement(view: ModelView, replacement: Any) -> str | int:
-    return replacement if replacement in ("zero", "mean") else to_id(view, replacement, view.d_vocab)
+def _replacement(view: ModelView, replacement: Any) -> tuple[str | int, str]:
+    """What takes an embedding's place, and its name."""
+    if isinstance(replacement, str) and replacement in ("zero", "mean"):
+        return replacement, replacement
+    token = to_id(view, replacement, view.d_vocab)
+    return token, f"token {to_str_tokens(view, [token])[0]!r}"
 
 
 def _logits(
@@ -156,34 +163,33 @@ def _logits(
 ) -> Float[Tensor, "n d_vocab"]:
     """Logits at ``position`` with each token up to it replaced, one row each; one row of the prompt itself for None."""
     places = torch.arange(1 if replacement is None else position + 1, device="cpu").split(batch_size)
+    value = _embedding(view, tokens, replacement) if isinstance(replacement, str) else None
     found = []
     for batch in bar(places, progress):
         rows = tokens.repeat(len(batch), 1)
-        own = list(hooks)
         if isinstance(replacement, int):
-            rows[torch.arange(len(batch)), batch] = replacement
-        elif replacement is not None:
-            own.append(("hook_embed", _blank(view, tokens, batch, replacement)))
-        with torch.no_grad(), view.model.hooks(fwd_hooks=own):
+            rows[torch.arange(len(batch), device="cpu"), batch] = replacement
+        own = [] if value is None else [("hook_embed", partial(_blank, batch, value))]
+        with undisturbed(view, [*hooks, *own]):
             found.append(view.model(rows, return_type="logits")[:, position].double().cpu())
     return torch.cat(found)
 
 
 def _blank(
-    view: ModelView, tokens: Int[Tensor, "pos"], batch: Int[Tensor, "b"], replacement: str
-) -> Callable[..., Tensor]:
-    def blank(embedded: Tensor, hook: Any) -> Tensor:
-        blanked = embedded.clone()
-        rows = torch.arange(len(batch), device="cpu")
-        blanked[rows, batch] = 0 if replacement == "zero" else _mean_embedding(view, tokens, embedded)
-        return blanked
-
-    return blank
+    batch: Int[Tensor, "b"], value: Float[Tensor, "d_model"], embedded: Float[Tensor, "b pos d_model"], hook: Any
+) -> Float[Tensor, "b pos d_model"]:
+    """In each row of the batch another position is replaced, in what the user's hooks leave at ``hook_embed``."""
+    blanked = embedded.clone()
+    blanked[torch.arange(len(batch), device="cpu"), batch] = value.to(embedded)
+    return blanked
 
 
-def _mean_embedding(view: ModelView, tokens: Int[Tensor, "pos"], embedded: Tensor) -> Float[Tensor, "d_model"]:
-    """The vocabulary's mean, scaled as the model scales its embeddings (Gemma multiplies them)."""
-    table = view.model.W_E.detach()
-    own = table[tokens.to(table.device)].float()
-    scale = (own * embedded[0].to(own)).sum() / own.square().sum()
-    return (table.float().mean(0) * scale).to(embedded)
+def _embedding(view: ModelView, tokens: Int[Tensor, "pos"], replacement: str) -> Float[Tensor, "d_model"]:
+    """Zero, or the vocabulary's mean, scaled as the model scales its embeddings (Gemma multiplies them)."""
+    table = view.model.W_E.detach().float()
+    if replacement == "zero":
+        return torch.zeros_like(table[0])
+    with undisturbed(view, []):
+        _, cache = view.model.run_with_cache(tokens.unsqueeze(0), names_filter=lambda name: name == "hook_embed")
+    own = table[tokens.to(table.device)]
+    return table.mean(0) * (own * cache["hook_embed"][0].to(own)).sum() / own.square().sum().clamp_min(1e-30)

@@ -1,5 +1,6 @@
 """A base run and the run that activations are patched in from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError
+from jscope_tl.forward import undisturbed
 from jscope_tl.model import ModelView
 from jscope_tl.patterns import need_same_prompt
-from jscope_tl.prompts import to_tokens
+from jscope_tl.prompts import to_position, to_tokens
 
 DIRECTIONS = ("noising", "denoising")
 
@@ -23,11 +25,15 @@ class Pair:
     source: Int[Tensor, "pos"]
 
 
-def to_pair(view: ModelView, clean: Any, corrupted: Any, direction: Any, prepend_bos: bool | None) -> Pair:
-    """Two prompts of one length. ``noising`` patches the corrupted run into the clean one, ``denoising`` the reverse.
+def to_pair(
+    view: ModelView, clean: Any, corrupted: Any, direction: Any, prepend_bos: bool | None, position: Any = -1
+) -> tuple[Pair, int]:
+    """Two prompts of one length, and the explained position in them.
+
+    ``noising`` patches the corrupted run into the clean one, ``denoising`` the reverse.
 
     Raises:
-        InputError: the prompts differ in length or not at all, or there is no such direction.
+        InputError: the prompts differ in length, or not at all up to the position, or there is no such direction.
     """
     if direction not in DIRECTIONS:
         raise InputError(f"direction is 'noising' or 'denoising', not {direction!r}.")
@@ -37,9 +43,13 @@ def to_pair(view: ModelView, clean: Any, corrupted: Any, direction: Any, prepend
             f"The clean prompt has {len(first)} tokens, the corrupted one {len(second)}; patching goes position by position, "
             "so they must have the same number. Exchange words for words of as many tokens."
         )
-    if torch.equal(first, second):
-        raise InputError("The clean and the corrupted prompt are the same; there is nothing to patch in.")
-    return Pair(first, second) if direction == "noising" else Pair(second, first)
+    explained = to_position(position, len(first))
+    if torch.equal(first[: explained + 1], second[: explained + 1]):
+        raise InputError(
+            f"The clean and the corrupted prompt are the same up to the explained position {explained}; there is nothing to "
+            "patch in."
+        )
+    return (Pair(first, second) if direction == "noising" else Pair(second, first)), explained
 
 
 def source_activations(
@@ -51,20 +61,31 @@ def source_activations(
         InputError: the cache is of another model or prompt, or lacks a hook point.
     """
     if cache is None:
-        with torch.no_grad(), view.model.hooks(fwd_hooks=fwd_hooks):
+        with undisturbed(view, fwd_hooks):
             _, cache = view.model.run_with_cache(pair.source.unsqueeze(0), names_filter=lambda name: name in points)
+    elif not (isinstance(cache, Mapping) or hasattr(cache, "cache_dict")):
+        raise InputError(
+            f"cache is what model.run_with_cache returns as its second value, or a dict; got a {type(cache).__name__}."
+        )
     elif getattr(cache, "model", view.model) is not view.model:
         raise InputError("This cache is of another model. Cache the source prompt with the model that is patched.")
     else:
         need_same_prompt(cache, dict(cache.items()), pair.source.cpu())
+    return _checked(cache, points, len(pair.base), int(view.cfg.d_model))
+
+
+def _checked(cache: Any, points: list[str], pos: int, d_model: int) -> dict[str, Float[Tensor, "1 pos d_in"]]:
     missing = [name for name in points if name not in cache]
     if missing:
         raise InputError(f"The cache has no {missing[0]!r}; let it pass in names_filter, or give no cache.")
-    found = {name: cache[name].detach() for name in points}
+    found = {name: cache[name] for name in points}
     for name, activation in found.items():
-        if activation.shape[:2] != (1, len(pair.base)):
+        shape = list(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
+        if shape != [1, pos, d_model]:
             raise InputError(
-                f"The cache is of {list(activation.shape[:2])} [batch, pos] at {name!r}, the prompts of [1, "
-                f"{len(pair.base)}]. Cache the source prompt by itself."
+                f"The cache has {shape} at {name!r}, needed is [1, {pos}, {d_model}]. Cache the source prompt by itself, with "
+                "this model."
             )
-    return found
+        if not activation.isfinite().all():
+            raise InputError(f"There are infinite or undefined values in the cache at {name!r}.")
+    return {name: activation.detach() for name, activation in found.items()}

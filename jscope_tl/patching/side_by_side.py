@@ -1,22 +1,23 @@
 """`side_by_side`: one scope of a clean, a corrupted and a patched run."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.attribute import Prompt, attribute
+from jscope_tl.attribute import attribute
 from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks
 from jscope_tl.model import ModelView
 from jscope_tl.patching.pairs import source_activations, to_pair
 from jscope_tl.patching.sweep import put
-from jscope_tl.prompts import to_position
+from jscope_tl.prompts import Prompt, to_position
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
+from jscope_tl.scopes.registry import resolve_scope
 
 Name = Literal["clean", "corrupted", "patched"]
 
@@ -49,7 +50,7 @@ def side_by_side(
     clean: Prompt,
     corrupted: Prompt,
     patch_at: str,
-    patch_positions: Iterable[int],
+    patch_positions: Iterable[int] | int,
     scope: str | Scope | Callable[..., Any] = "semantic",
     *,
     direction: str = "denoising",
@@ -65,7 +66,8 @@ def side_by_side(
         patch_at, patch_positions: the hook point and the positions that the patched run takes from the other run.
         direction: ``"denoising"``: clean activations in the corrupted run; ``"noising"``: the reverse.
         at: hook point of the scores; below the patch it sees only what the patch leaves to it.
-        model, scope, prepend_bos, fwd_hooks, options: see `attribute`. Give a ``target``, so that all three explain the same.
+        model, scope, prepend_bos, fwd_hooks, options: see `attribute`. Without a ``target`` all
+            three explain that of the clean run.
 
     Raises:
         InputError: as `attribute`; prompts of different length or the same; positions outside the prompt.
@@ -79,24 +81,29 @@ def side_by_side(
         True
     """
     view = ModelView(model)
-    pair = to_pair(view, clean, corrupted, direction, prepend_bos)
+    pair, _ = to_pair(view, clean, corrupted, direction, prepend_bos)
     point = view.hook_point(patch_at)
     if view.reads_beside(point):
         raise InputError(
             f"On a TransformerBridge a patch at {point!r} would not reach the stream. Patch at 'hook_resid_pre'."
         )
-    positions = tuple(to_position(position, len(pair.base)) for position in patch_positions)
-    hooks = list(fwd_hooks)
+    positions = _positions(patch_positions, len(pair.base))
+    hooks = list(fwd_hooks or ())
     source = source_activations(view, pair, [point], hooks)
     patches = [(point, partial(put, source[point], t)) for t in positions]
-    explain = partial(_explain, model, scope, at, options)
-    base, other = explain(pair.base, hooks), explain(pair.source, hooks)
-    patched = explain(pair.base, [*hooks, *patches])
-    clean_run, corrupted_run = (other, base) if direction == "denoising" else (base, other)
+    scope = resolve_scope(scope, options)
+    prompts = (pair.source, pair.base) if direction == "denoising" else (pair.base, pair.source)
+    clean_run = attribute(model, prompts[0], scope, at=at, fwd_hooks=hooks)
+    if getattr(scope, "target", "") is None:  # all three explain the token of the clean run
+        scope = replace(scope, target=clean_run.prediction.target.token)  # type: ignore[type-var]
+    corrupted_run = attribute(model, prompts[1], scope, at=at, fwd_hooks=hooks)
+    patched = attribute(model, pair.base, scope, at=at, fwd_hooks=[*hooks, *patches])
     return SideBySide(clean_run, corrupted_run, patched, (point, positions))
 
 
-def _explain(
-    model: Any, scope: Any, at: Any, options: dict[str, Any], prompt: Prompt, fwd_hooks: list[Any]
-) -> Attribution:
-    return attribute(model, prompt, scope, at=at, fwd_hooks=fwd_hooks, **options)
+def _positions(positions: Any, n_tokens: int) -> tuple[int, ...]:
+    given = list(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else [positions]
+    places = tuple(dict.fromkeys(to_position(position, n_tokens) for position in given))
+    if not places:
+        raise InputError("patch_positions are the positions to take from the other run, one or more; got none.")
+    return places

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.forward import undisturbed
 from jscope_tl.model import ModelView
 from jscope_tl.patching.pairs import Pair
+from jscope_tl.scopes.base import Effect
 
-Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
-"""What a run that ended in ``y`` and ``logits`` differs by from the base run: `Scope.effect`."""
 Cells = Sequence[tuple[int, int]]
 
 
@@ -30,60 +30,80 @@ class Patches:
     fwd_hooks: list[Any]
     progress: bool | None
 
-    def each(self, cells: Cells) -> Float[Tensor, "cells"]:
-        """The effect of patching each ``(layer, position)`` cell by itself."""
-        with self._watched() as metric:
-            name = _activation_name(self.view, list(self.source))
-            if name is not None:
-                return self._by_transformer_lens(cells, metric, name)
-            points = list(self.source)
-            runs = (self._run([(points[layer], t)]) for layer, t in bar(cells, self.progress))
-            return torch.stack([metric(logits) for logits in runs])
-
-    def together(self, cells: Cells) -> Float[Tensor, "layer"]:
-        """The effect of all chosen cells of a hook point in one run."""
-        with self._watched() as metric:
-            places = [[(name, t) for at, t in cells if at == layer] for layer, name in enumerate(self.source)]
-            return torch.stack([metric(self._run(of_one)) for of_one in bar(places, self.progress)])
-
-    def whole(self) -> float:
-        """The effect of the whole source run."""
-        with self._watched() as metric:
-            return float(metric(self.view.model(self.pair.source.unsqueeze(0), return_type="logits")))
-
-    def _run(self, places: Sequence[tuple[str, int]]) -> Float[Tensor, "1 pos d_vocab"]:
-        hooks = [(name, partial(put, self.source[name], t)) for name, t in places]
-        return self.view.model.run_with_hooks(self.pair.base.unsqueeze(0), fwd_hooks=hooks, return_type="logits")
-
     @contextmanager
-    def _watched(self) -> Iterator[Callable[[Tensor], Float[Tensor, ""]]]:
-        """The effect of the run that has just given its logits; the unembedding is watched for its ``y``."""
+    def measuring(self) -> Iterator["Sweep"]:
+        """One base run, against which every patched run is then measured."""
         seen: list[Tensor] = []
 
         def watch(module: Any, args: tuple[Tensor, ...]) -> None:
             seen[:] = [args[0][0, self.position]]
 
-        handle = self.view.model.unembed.register_forward_pre_hook(watch)
-        try:
-            with torch.no_grad(), self.view.model.hooks(fwd_hooks=self.fwd_hooks):
-                yield lambda logits: self.effect(seen[0], logits[0, self.position]).double().cpu()
-        finally:
-            handle.remove()
+        def measure(logits: Tensor) -> Float[Tensor, ""]:
+            return self.effect(seen[0], logits[0, self.position]).double().cpu()
 
-    def _by_transformer_lens(self, cells: Cells, metric: Any, name: str) -> Float[Tensor, "cells"]:
+        with undisturbed(self.view, self.fwd_hooks):
+            handle = self.view.model.unembed.register_forward_pre_hook(watch)
+            try:
+                # In the setting of the patched runs, so that a patch that changes nothing has no effect at all.
+                unpatched = measure(self.view.model(self.pair.base.unsqueeze(0), return_type="logits"))
+                yield Sweep(self, lambda logits: measure(logits) - unpatched)
+            finally:
+                handle.remove()
+
+    def run(self, places: Sequence[tuple[str, int]]) -> Float[Tensor, "1 pos d_vocab"]:
+        """Logits of the base run with the source's activations at these (hook point, position) places."""
+        hooks = [(name, partial(put, self.source[name], t)) for name, t in places]
+        return self.view.model.run_with_hooks(self.pair.base.unsqueeze(0), fwd_hooks=hooks, return_type="logits")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Patched runs and their ``metric``: how far the run that has just given its logits is from the base run."""
+
+    patches: Patches
+    metric: Callable[[Tensor], Float[Tensor, ""]]
+
+    def each(self, cells: Cells) -> Float[Tensor, "cells"]:
+        """The effect of patching each ``(layer, position)`` cell by itself."""
+        points = list(self.patches.source)
+        name = _activation_name(self.patches.view, points)
+        if name is not None:
+            return self._by_transformer_lens(cells, name)
+        runs = (self.patches.run([(points[layer], t)]) for layer, t in bar(cells, self.patches.progress))
+        return torch.stack([self.metric(logits) for logits in runs])
+
+    def together(self, cells: Cells) -> Float[Tensor, "layer"]:
+        """The effect of all chosen cells of a hook point in one run."""
+        places = [[(name, t) for at, t in cells if at == layer] for layer, name in enumerate(self.patches.source)]
+        return torch.stack([self.metric(self.patches.run(of_one)) for of_one in bar(places, self.patches.progress)])
+
+    def whole(self) -> float:
+        """The effect of the whole source run."""
+        return float(self.metric(self.patches.view.model(self.patches.pair.source.unsqueeze(0), return_type="logits")))
+
+    def _by_transformer_lens(self, cells: Cells, name: str) -> Float[Tensor, "cells"]:
         import pandas as pd
         from transformer_lens import patching
 
         values: list[Tensor] = []  # in double precision, which transformer_lens would round
 
         def keep(logits: Tensor) -> Tensor:
-            values.append(metric(logits))
+            values.append(self.metric(logits))
             return values[-1]
 
         sweep: Any = patching.generic_activation_patch
         index = pd.DataFrame(cells, columns=["layer", "pos"])
-        with _own_bar(patching, self.progress):
-            sweep(self.view.model, self.pair.base.unsqueeze(0), self.source, keep, _put_cell, name, index_df=index)
+        patches = self.patches
+        with _own_bar(patching, patches.progress):
+            sweep(
+                patches.view.model,
+                patches.pair.base.unsqueeze(0),
+                patches.source,
+                keep,
+                _put_cell,
+                name,
+                index_df=index,
+            )
         return torch.stack(values)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,6 +14,10 @@ from jscope_tl.state import Basis, State
 
 Energies = Callable[..., Float[Tensor, "k *layer pos"]]
 """`jscope_tl.engine.Puller.energies`: cotangents ``[k, d_model]`` in, ``‖C_i J_t‖²`` for every row and position out."""
+
+
+Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
+"""From the ``y`` and the logits that a run ended in to how far it is from the base run."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,23 @@ class Scope(ABC):
         rows = checked_cotangents(self.cotangents(state), state, self.label)
         return Score(energies(rows).sum(0).sqrt())
 
-    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
-        """How far what the scope explains is from the run ``base`` in another run, which ended in ``y`` and ``logits``.
+    def effect_from(self, base: State) -> Effect:
+        """How far what the scope explains is from the run ``base`` in another run: a function of its ``y`` and logits.
 
         Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
-        logits return its actual change.
+        logits give its actual change.
         """
-        with torch.enable_grad():
-            rows = checked_cotangents(self.cotangents(base), base, self.label)
-        return self.predicted(rows.to(base.dtype) @ (y - base.y.detach()).to(base.dtype))
+        rows = checked_cotangents(self.cotangents(base), base, self.label).to(base.dtype)
+        before = base.y.detach().to(base.dtype)
+        return lambda y, logits: _to_leading_order(rows @ (y.to(before) - before))
 
-    def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
-        """`effect` to leading order, from how far each row of ``C`` moves."""
-        return moved[0] if len(moved) == 1 else 0.5 * moved.square().sum(0)
+    def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
+        """The effect to leading order, from how far each row that was pulled for ``score`` moves."""
+        return _to_leading_order(moved)
 
     @property
     def effect_unit(self) -> str:
-        """Unit of `effect`."""
+        """Unit of the effect."""
         return self.unit.partition(" per ")[0].rstrip(",")
 
     @property
@@ -78,6 +81,10 @@ class Scope(ABC):
     def explained_token(self, state: State) -> int:
         """Id of the token whose probability is reported beside the scores."""
         return state.to_id(None)
+
+
+def _to_leading_order(moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
+    return moved[0] if len(moved) == 1 else 0.5 * moved.square().sum(0)
 
 
 def checked_cotangents(rows: Any, state: State, name: str) -> Float[Tensor, "k d_model"]:
@@ -109,25 +116,6 @@ class FunctionScope(Scope):
             raise InputError(
                 f"Scope {self.label!r} cannot be called with the state and {self.options or 'no options'}: {error}."
             ) from error
-
-    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
-        """How far what the scope explains is from the run ``base`` in another run, which ended in ``y`` and ``logits``.
-
-        Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
-        logits return its actual change.
-        """
-        with torch.enable_grad():
-            rows = checked_cotangents(self.cotangents(base), base, self.label)
-        return self.predicted(rows.to(base.dtype) @ (y - base.y.detach()).to(base.dtype))
-
-    def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
-        """`effect` to leading order, from how far each row of ``C`` moves."""
-        return moved[0] if len(moved) == 1 else 0.5 * moved.square().sum(0)
-
-    @property
-    def effect_unit(self) -> str:
-        """Unit of `effect`."""
-        return self.unit.partition(" per ")[0].rstrip(",")
 
     @property
     def label(self) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.scopes.base import Scope
+from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.state import Basis, State
 
@@ -26,10 +26,11 @@ class QuantityScope(Scope):
         """Gradient of the quantity with respect to ``y``."""
         return state.gradient(self.quantity(state)).unsqueeze(0)
 
-    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+    def effect_from(self, base: State) -> Effect:
         """Change of the quantity."""
         quantity = self.quantity(base)
-        return quantity(logits.to(base.logits)) - quantity(base.logits.detach())
+        before = quantity(base.logits.detach())
+        return lambda y, logits: quantity(logits.to(before)) - before
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,10 @@ class TemperatureScope(Scope):
         y = state.y.detach().to(state.dtype)
         return (y / y.norm()).unsqueeze(0)
 
-    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+    def effect_from(self, base: State) -> Effect:
         """Change of ``‖y‖``."""
-        return y.to(base.dtype).norm() - base.y.detach().to(base.dtype).norm()
+        before = base.y.detach().to(base.dtype).norm()
+        return lambda y, logits: y.to(before).norm() - before
 
     def check(self, basis: Basis) -> list[str]:
         """Refuse where ``‖y‖`` cannot change."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, nearest, whole
-from jscope_tl.scopes.base import Energies, Scope, Score
+from jscope_tl.scopes.base import Effect, Energies, Scope, Score
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.state import Basis, State
 
@@ -88,14 +88,20 @@ class FisherScope(Scope):
             return _sampled(factor, rank, self.probes, self.seed, energies)
         return _auto(factor, rank, self.rtol, self.seed, energies)
 
-    def effect(self, base: State, y: Float[Tensor, "d_model"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+    def effect_from(self, base: State) -> Effect:
         """``KL(p_base ‖ p)`` of the two next-token distributions."""
         log_p = base.log_probs.detach()
-        return (log_p.exp() * (log_p - logits.to(log_p).log_softmax(-1))).sum()
+        return lambda y, logits: (log_p.exp() * (log_p - logits.to(log_p).log_softmax(-1))).sum()
 
-    def predicted(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
-        """``½ δ^T J_t^T F_u J_t δ``, the second-order prediction of the KL divergence."""
-        return 0.5 * moved.square().sum(0)
+    def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
+        """``½ δ^T J_t^T F_u J_t δ``, the second-order prediction of the KL divergence, from the rows as they were pulled."""
+        squares = 0.5 * moved.square()
+        leading = self._rank(10**9) if self.method == "auto" else score.resolved.get("rank", len(moved))
+        probes = len(moved) - leading if score.stderr is not None else 0
+        given_up = score.resolved.get("probes_given_up", 0)
+        if probes > 0:
+            return squares[:leading].sum(0) + squares[leading:].mean(0)
+        return squares.sum(0) - squares[leading : leading + given_up].sum(0)
 
     @property
     def effect_unit(self) -> str:

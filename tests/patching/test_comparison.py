@@ -271,7 +271,10 @@ def test_data_frame_and_text(llama: Any) -> None:
         ({"rank_by": "luck"}, "'score' or 'predicted'"),
         ({"position": 8}, "outside the prompt"),
         ({"cache": {}}, "has no 'blocks.0"),
-        ({"cache": {f"blocks.{i}.hook_resid_pre": torch.zeros(1, 5, 32) for i in range(3)}}, r"of \[1, 5\]"),
+        (
+            {"cache": {f"blocks.{i}.hook_resid_pre": torch.zeros(1, 5, 32) for i in range(3)}},
+            r"has \[1, 5, 32\] at .* needed is \[1, 8, 32\]",
+        ),
     ],
 )
 def test_bad_input(llama: Any, change: dict[str, Any], cure: str) -> None:
