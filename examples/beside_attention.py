@@ -20,6 +20,7 @@ import jscope_tl as js
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=Path, default=None, help="folder for the pages (default: a temporary one)")
 out = parser.parse_known_args()[0].out or Path(tempfile.mkdtemp())
+out.mkdir(parents=True, exist_ok=True)
 model = js.load_pocket_model()
 
 # %% [markdown]

@@ -18,6 +18,7 @@ from jscope_tl.pocket.words import SINGULAR_TO_PLURAL
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=Path, default=None, help="folder for the pictures (default: a temporary one)")
 out = parser.parse_known_args()[0].out or Path(tempfile.mkdtemp())
+out.mkdir(parents=True, exist_ok=True)
 model = js.load_pocket_model()
 other_number = SINGULAR_TO_PLURAL | {plural: singular for singular, plural in SINGULAR_TO_PLURAL.items()}
 
