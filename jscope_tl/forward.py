@@ -83,7 +83,7 @@ def run(
     tokens: Int[Tensor, "pos"],
     positions: Sequence[int],
     at: Sequence[str],
-    fwd_hooks: FwdHooks = (),
+    fwd_hooks: Iterable[Any] | None = (),
 ) -> Iterator[Run]:
     """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
