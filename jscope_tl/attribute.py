@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine import Puller, check_chunk_size
+from jscope_tl.engine import Pull, Puller, check_chunk_size
 from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, Run, not_finite_cure, run
 from jscope_tl.model import ModelView
@@ -76,7 +76,7 @@ def attribute(
         state = forward.state()
         puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
         scope.explained_token(state)  # a target that cannot be explained is refused before the backward passes
-        score = scope.score(state, puller.energies)
+        score = scope.score(state, Pull(puller))
         return attribution(forward, scope, score, puller, at, warnings)
 
 
@@ -99,7 +99,7 @@ def attribution(forward: Run, scope: Scope, score: Score, puller: Puller, at: An
         prediction=_prediction(state, view, target),
         basis=state.basis,
         provenance=provenance(view, state.x, where, puller.n_backward, score.seed),
-        warnings=[*warnings, *puller.notes, *_underflow(score, state)],
+        warnings=[*warnings, *puller.notes, *score.doubts, *_underflow(score, state)],
         bos_positions=bos_positions(view, tokens),
         hook_points=layers,
     )

@@ -1,4 +1,4 @@
-"""Rows of ``C J``: cotangents pulled back from ``y`` to every position of the hook point, chunk by chunk.
+"""Rows of ``C J``: cotangents pulled back from ``y`` to every position of the hook point, chunk by chunk; and ``J`` itself.
 
 The engine knows neither scopes nor scores. One backward pass gives the row of all positions at once, and rows leave as
 they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may start at different explained positions.
@@ -72,8 +72,7 @@ class Puller:
     ) -> Iterator[list[Float[Tensor, "chunk pos d_in"]]]:
         if self._released:
             raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
-        pos, d_in = self.xs[0].shape[1:]
-        size = self.chunk_size or default_chunk_size(pos, d_in, self.xs[0].element_size(), len(self.xs))
+        size = self._chunk_size()
         chunks = cotangents.to(self.y.device, self.dtype).split(size)
         starts = self._starts(of, len(cotangents)).split(size)
         for i, chunk in enumerate(self._watch(chunks, len(cotangents))):
@@ -101,6 +100,34 @@ class Puller:
         later = torch.arange(energies.shape[-1], device="cpu") > last.unsqueeze(-1)
         masked = energies.masked_fill(later.unsqueeze(1).to(energies.device), 0)
         return masked[:, 0] if len(self.xs) == 1 else masked
+
+    def push(self, tangents: Float[Tensor, "m pos d_in"], of: int = 0) -> Float[Tensor, "m d_model"] | None:
+        """``Σ_t J_t δ_t`` for each tangent ``δ`` of the first hook point; None where the model cannot be differentiated twice.
+
+        The derivative of a backward pass by its cotangent: no second forward pass, so no hook of the user's runs again.
+        One product costs about as much as one row, and the pass that they all share as much as two.
+        """
+        if self._released:
+            raise RuntimeError("The graph of this run is gone: push before the last rows.")
+        cotangent = torch.zeros_like(self.y[of]).requires_grad_()
+        scale = _power_of_two(tangents.flatten(1)).unsqueeze(-1)
+        scaled = (tangents / scale).to(self.xs[0]).unsqueeze(1)
+        try:
+            (row,) = torch.autograd.grad(self.y[of], self.xs[0], cotangent, create_graph=True)
+            products = [
+                torch.autograd.grad(row, cotangent, part, retain_graph=True, is_grads_batched=True)[0]
+                for part in scaled.split(self._chunk_size())
+            ]
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0][:200]
+            self.notes.append(f"This model's backward pass has no derivative of its own ({reason}).")
+            return None
+        self.n_backward += len(tangents) + 2
+        return (torch.cat(products).to(self.dtype) * scale[:, 0].to(self.y.device)).detach()
+
+    def _chunk_size(self) -> int:
+        pos, d_in = self.xs[0].shape[1:]
+        return self.chunk_size or default_chunk_size(pos, d_in, self.xs[0].element_size(), len(self.xs))
 
     def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
         return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")
@@ -156,6 +183,45 @@ class Puller:
             for chunk in chunks:
                 yield chunk
                 bar.update(len(chunk))
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What a scope has of the engine: rows, energies and products with ``J`` for the explained position that it scores.
+
+    The graph is freed after a call without ``more_to_come``, where no other explained position needs it.
+    """
+
+    puller: Puller
+    i: int = 0
+
+    def rows(
+        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+    ) -> Float[Tensor, "k *layer pos d_in"]:
+        """``C J_t``, all rows at once: for a few of them. 0 after the explained position."""
+        rows = torch.cat(list(self.puller.rows(cotangents, self._keep(more_to_come), of=self.i)))
+        rows[..., self.position + 1 :, :] = 0
+        return rows
+
+    def energies(
+        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+    ) -> Float[Tensor, "k *layer pos"]:
+        """``‖C_i J_t‖²`` for every row ``i`` and position ``t``; also by calling the object itself."""
+        return self.puller.energies(cotangents, self._keep(more_to_come), of=self.i)
+
+    __call__ = energies
+
+    def push(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_model"] | None:
+        """``Σ_t J_t δ_t``; see `Puller.push`."""
+        return self.puller.push(tangents, self.i)
+
+    @property
+    def position(self) -> int:
+        """The explained position."""
+        return self.puller.positions[self.i]
+
+    def _keep(self, more_to_come: bool) -> bool:
+        return more_to_come or self.i + 1 < len(self.puller.positions)
 
 
 def _power_of_two(rows: Float[Tensor, "k d_model"]) -> Float[Tensor, "k 1"]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribute import finished, options_of, predicted, provenance
-from jscope_tl.engine import Puller, check_chunk_size
+from jscope_tl.engine import Pull, Puller, check_chunk_size
 from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, Run, run
 from jscope_tl.model import ModelView
@@ -78,7 +77,7 @@ def influence_pattern(
             stderr=None if errors is None else finished(errors, forward.y.dtype, view.name),
             basis=view.basis,
             provenance=provenance(view, forward.xs[0], at, puller.n_backward, _seed(scores)),
-            warnings=[*warnings, *puller.notes, *_nothing_moves(values, explained)],
+            warnings=[*warnings, *dict.fromkeys([*puller.notes, *_doubts(scores)]), *_nothing_moves(values, explained)],
             bos_positions=bos_positions(view, tokens),
         )
 
@@ -105,7 +104,7 @@ def _explained(scope: Scope, forward: Run, puller: Puller) -> tuple[list[Predict
             if in_one_batch:
                 rows.append(checked_cotangents(scope.cotangents(state), state, scope.label))
             else:
-                scores.append(scope.score(state, partial(_keeping, puller, i)))
+                scores.append(scope.score(state, Pull(puller, i)))
     return targets, _batched(rows, puller) if in_one_batch else scores
 
 
@@ -142,18 +141,15 @@ def _seed(scores: list[Score]) -> int | None:
     return next((score.seed for score in scores if score.seed is not None), None)
 
 
+def _doubts(scores: list[Score]) -> list[str]:
+    return [doubt for score in scores for doubt in score.doubts]
+
+
 def _nothing_moves(values: Float[Tensor, "dest src"], positions: list[int]) -> list[str]:
     certain = [position for position, row in zip(positions, values, strict=True) if not row.any()]
     if not certain:
         return []
     return [f"Every score is 0 at positions {certain}: their predictions are so certain that nothing moves them."]
-
-
-def _keeping(
-    puller: Puller, i: int, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
-) -> Float[Tensor, "k pos"]:
-    """`Puller.energies` for one position among several: the graph stays for those that follow."""
-    return puller.energies(cotangents, more_to_come or i + 1 < len(puller.positions), of=i)
 
 
 def _watch(positions: Sequence[int], puller: Puller, one_by_one: bool) -> Iterator[int]:

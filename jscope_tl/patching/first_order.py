@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine import Puller
+from jscope_tl.engine import Pull, Puller
 from jscope_tl.forward import Run
 from jscope_tl.scopes.base import Scope, Score
 
@@ -25,7 +25,7 @@ def scored_and_predicted(
         moved.append(torch.stack(products, 1))
 
     puller.watch_rows = watch
-    score = scope.score(forward.state(), puller.energies)
+    score = scope.score(forward.state(), Pull(puller))
     predicted = scope.predicted_from(torch.cat(moved), score)
     predicted[:, forward.positions[0] + 1 :] = 0
     return score, predicted.detach().double().cpu()

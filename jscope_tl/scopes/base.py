@@ -9,12 +9,9 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine import Pull
 from jscope_tl.errors import InputError
 from jscope_tl.state import Basis, State
-
-Energies = Callable[..., Float[Tensor, "k *layer pos"]]
-"""`jscope_tl.engine.Puller.energies`: cotangents ``[k, d_model]`` in, ``‖C_i J_t‖²`` for every row and position out."""
-
 
 Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 """From the ``y`` and the logits that a run ended in to how far it is from the base run."""
@@ -22,13 +19,23 @@ Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Te
 
 @dataclass(frozen=True)
 class Score:
-    """One number per position (and hook point, where there are several), its standard error where it is an estimate, and
-    what was done."""
+    """One number per position (and hook point, where there are several).
+
+    Attributes:
+        values: the scores.
+        stderr: their standard error, where they are estimates.
+        resolved: what was done, where the options left it open.
+        seed: of the random numbers, where there were any.
+        weights: how much the energy of each row counted, in the order in which they were pulled; None is 1 for all.
+        doubts: sentences for the result's warnings.
+    """
 
     values: Float[Tensor, "*layer pos"]
     stderr: Float[Tensor, "*layer pos"] | None = None
     resolved: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    weights: Float[Tensor, "k"] | None = None
+    doubts: list[str] = field(default_factory=list)
 
 
 class Scope(ABC):
@@ -45,10 +52,10 @@ class Scope(ABC):
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """The output directions that are pulled back, as rows."""
 
-    def score(self, state: State, energies: Energies) -> Score:
+    def score(self, state: State, pull: Pull) -> Score:
         """Scores of all positions from the energies of the pulled-back rows."""
         rows = checked_cotangents(self.cotangents(state), state, self.label)
-        return Score(energies(rows).sum(0).sqrt())
+        return Score(pull.energies(rows).sum(0).sqrt())
 
     def effect_from(self, base: State) -> Effect:
         """How far what the scope explains is from the run ``base`` in another run: a function of its ``y`` and logits.

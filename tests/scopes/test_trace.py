@@ -1,0 +1,134 @@
+"""Estimators of ``‖R J_t‖²`` on matrices that are written out."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from jscope_tl.engine import Pull, Puller
+from jscope_tl.scopes import trace
+
+
+def linear(J: torch.Tensor) -> Pull:
+    """The engine on ``y = Σ_t J_t x_t``, with ``J [d_model, pos, d_in]`` at hand."""
+    x = torch.zeros(1, *J.shape[1:]).requires_grad_()
+    y = torch.einsum("dpi,npi->nd", J, x)
+    return Pull(Puller([x], y, [J.shape[1] - 1], progress=False))
+
+
+def trace_of(factor: torch.Tensor, J: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("kd,dpi->kpi", factor, J).square().sum((0, 2))
+
+
+def power_law(d: int, pos: int, decay: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A factor with a slow spectrum, and a Jacobian with a faster one in other directions."""
+    generator = torch.Generator().manual_seed(seed)
+    basis, turned = (torch.linalg.qr(torch.randn(d, d, generator=generator)).Q for _ in range(2))
+    sizes = torch.arange(1, d + 1.0) ** -decay
+    J = (turned * sizes**2) @ torch.randn(d, pos * d, generator=generator)
+    return basis * sizes[:, None], J.view(d, pos, d)
+
+
+def relative_errors(score: Any, factor: torch.Tensor, J: torch.Tensor) -> torch.Tensor:
+    exact = trace_of(factor, J)
+    return (score.values - exact) / exact
+
+
+@pytest.mark.parametrize("images", [0, 5])
+def test_unbiased(images: int) -> None:
+    factor, J = power_law(60, 4, 0.5)
+    errors = torch.stack(
+        [relative_errors(trace.sampled(factor, 8, images, 6, seed, linear(J)), factor, J) for seed in range(400)]
+    )
+    assert (errors.mean(0).abs() < 4 * errors.std(0) / 400**0.5).all()
+    assert errors.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("decay", [0.2, 0.5, 1.0])
+def test_stated_errors_hold(decay: float) -> None:
+    """Two of them hold nine errors in ten, on average over draws; just under, where the rest is nearly of rank one."""
+    factor, J = power_law(80, 6, decay)
+    exact = trace_of(factor, J)
+    within = []
+    for seed in range(80):
+        score = trace.adaptive(factor, 12, 5, 0.1, None, seed, linear(J))
+        within.append((score.values - exact).abs() <= 2 * score.stderr)
+    assert torch.stack(within).float().mean() > (0.9 if decay < 1 else 0.87)
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.6])
+def test_images_halve_the_error(decay: float) -> None:
+    factor, J = power_law(200, 6, decay)
+
+    def error(rank: int, images: int, probes: int) -> tuple[float, int]:
+        pulls = [linear(J) for _ in range(20)]
+        scores = [trace.sampled(factor, rank, images, probes, seed, pull) for seed, pull in enumerate(pulls)]
+        errors = torch.stack([relative_errors(score, factor, J) for score in scores])
+        return float(errors.square().mean().sqrt()), pulls[0].puller.n_backward
+
+    plain, cost = error(32, 0, 32)
+    with_images, same_cost = error(24, 11, 16)
+    assert same_cost <= cost == 64
+    assert with_images < 0.6 * plain
+
+
+@pytest.mark.parametrize(("n", "rtol", "exact"), [(400, 0.2, False), (60, 0.02, True), (400, 0.9, False)])
+def test_adaptive_stops_neither_early_nor_late(n: int, rtol: float, exact: bool) -> None:
+    """J of rank one, without images: each probe is as noisy as it can be, √2 of the score."""
+    generator = torch.Generator().manual_seed(0)
+    factor, v = torch.randn(n, 500, generator=generator), torch.randn(500, 3, 1, generator=generator)
+    pull = linear(v)
+    score = trace.adaptive(factor, 2, 0, rtol, None, 0, pull)
+    wanted = trace_of(factor, v)
+    if exact:
+        torch.testing.assert_close(score.values, wanted)
+        assert score.stderr is None
+        assert score.resolved["method"] == "exact"
+    else:
+        assert score.stderr is not None
+        assert (score.stderr <= rtol * score.values).all()
+        assert score.resolved["probes"] <= 8 / rtol**2 + 16
+        assert ((score.values - wanted).abs() < 5 * score.stderr).all()
+
+
+def test_giving_up_is_exact_and_costs_each_direction_once() -> None:
+    factor, J = power_law(60, 4, 0.1)
+    pull = linear(J)
+    score = trace.adaptive(factor, 4, 3, 0.001, None, 0, pull)
+    torch.testing.assert_close(score.values, trace_of(factor, J), rtol=1e-4, atol=0)
+    assert score.stderr is None
+    products, shared = 3, 2
+    assert pull.puller.n_backward == 60 + products + shared + score.resolved["probes_given_up"]
+    assert score.weights is not None
+    assert float(score.weights.sum()) == 60
+
+
+def test_weights_are_those_of_the_pulled_rows() -> None:
+    """The score is the weighted sum of the energies of all rows, in the order in which they were pulled."""
+    factor, J = power_law(60, 4, 0.4)
+    for estimate in (
+        lambda pull: trace.sampled(factor, 6, 3, 10, 1, pull),
+        lambda pull: trace.adaptive(factor, 4, 3, 0.001, None, 1, pull),
+    ):
+        pull = linear(J)
+        seen: list[torch.Tensor] = []
+        pull.puller.watch_rows = lambda rows, seen=seen: seen.append(rows[0])
+        score = estimate(pull)
+        assert score.weights is not None
+        energies = torch.cat(seen).square().sum(-1)
+        torch.testing.assert_close(score.weights @ energies, score.values, rtol=1e-4, atol=0)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    factor, J = power_law(40, 3, 0.5)
+    one, same, other = (trace.sampled(factor, 4, 2, 6, seed, linear(J)).values for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_positions_without_influence() -> None:
+    factor, J = power_law(40, 3, 0.5)
+    J[:, 1] = 0
+    score = trace.adaptive(factor, 4, 2, 0.2, None, 0, linear(J))
+    assert score.values[1] == 0
+    assert score.values[[0, 2]].all()
