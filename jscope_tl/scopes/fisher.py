@@ -81,22 +81,23 @@ class FisherScope(Scope):
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose energies sum to the exact score."""
-        return fisher_factor(logit_jacobian(state), state.log_probs.detach().exp().to(state.dtype))
+        S = _centred(state)
+        return trace.principal_rows(S.T @ S)
 
     def score(self, state: State, pull: Pull) -> Score:
         """The trace by the chosen method."""
-        factor = self.cotangents(state)
+        S = _centred(state)
         rank = self._rank(state.y.shape[0])
         images = max(0, rank // 2 - 1) if self.images is None else self.images
         if self.method == "exact":
-            return trace.exact(factor, pull)
+            return trace.exact(S, pull)
         if self.method == "low_rank":
-            return trace.low_rank(factor, rank, pull)
+            return trace.low_rank(S, rank, pull)
         if self.method == "sampled":
-            return trace.sampled(factor, rank, 0, self.probes or 16, self.seed, pull)
+            return trace.sampled(S, rank, 0, self.probes or 16, self.seed, pull)
         if self.method == "krylov":
-            return trace.sampled(factor, rank, images, self.probes or 8, self.seed, pull)
-        return trace.adaptive(factor, rank, images, self.rtol, self.max_rows, self.seed, pull)
+            return trace.sampled(S, rank, images, self.probes or 8, self.seed, pull)
+        return trace.adaptive(S, rank, images, self.rtol, self.max_rows, self.seed, pull)
 
     def effect_from(self, base: State) -> Effect:
         """``KL(p_base ‖ p)`` of the two next-token distributions."""
@@ -149,13 +150,10 @@ def logit_jacobian(state: State) -> Float[Tensor, "d_vocab d_model"]:
     return (state.W_U.to(state.dtype) * state.slope).T
 
 
-def fisher_factor(D: Float[Tensor, "d_vocab d_model"], p: Float[Tensor, "d_vocab"]) -> Float[Tensor, "rank d_model"]:
-    """``R`` with ``R^T R = F_u = Σ_v p_v (d_v - μ)(d_v - μ)^T``: rows ``λ_i^{1/2} u_i^T``, falling, zeros left out."""
-    p = p.detach()
-    centred = (D - p @ D) * p.sqrt().unsqueeze(-1)
-    eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred)
-    # Not the usual d * eps: F_u's spectrum has a long tail, and J may be large along it.
-    kept = eigenvalues > eigenvalues[-1].clamp_min(0) * torch.finfo(D.dtype).eps
-    if not kept.any():  # p is one token for certain: nothing moves it
-        return torch.zeros_like(D[:1])
-    return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).T.flip(0)
+def centred(D: Float[Tensor, "d_vocab d_model"], p: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_vocab d_model"]:
+    """``S`` with ``S^T S = F_u = Σ_v p_v (d_v - μ)(d_v - μ)^T``: the rows of ``D``, centred, times ``p_v^{1/2}``."""
+    return (D - p @ D).mul_(p.sqrt().unsqueeze(-1))
+
+
+def _centred(state: State) -> Float[Tensor, "d_vocab d_model"]:
+    return centred(logit_jacobian(state), state.log_probs.detach().exp().to(state.dtype))

@@ -1,9 +1,10 @@
-"""``‖R J_t‖²`` for every position from fewer rows than ``R`` has: exactly, from below, or estimated with an error.
+"""``‖S J_t‖²`` for every position from fewer rows than ``S`` has directions: exactly, from below, or estimated with an error.
 
-An estimate has three parts. The leading rows of ``R`` are pulled back exactly. They are also *sent round*: ``J`` times what
-came back shows into which other directions the model carries them (one block-Krylov step on the pulled-back matrix
-``Σ_t w_t R J_t J_t^T R^T``, whose spectrum falls faster than that of ``R R^T``), and these are pulled back exactly too. What
-is left is measured with random signs (Hutchinson's estimator): unbiased, because no random number chose the directions.
+An estimate has three parts. The leading directions of ``S`` are pulled back exactly. They are also *sent round*: ``J`` times
+what came back shows into which other directions the model carries them (one block-Krylov step on the pulled-back matrix
+``Σ_t w_t S J_t J_t^T S^T``, whose spectrum falls faster than that of ``S S^T``), and these are pulled back exactly too. What
+is left is measured with random signs (Hutchinson's estimator): unbiased, because no random number of the probes chose the
+directions. Directions are orthonormal combinations of the rows of ``S [n, d_model]``, so that no ``d x d`` matrix is needed.
 """
 
 from dataclasses import dataclass
@@ -21,92 +22,106 @@ BLOCK = 8
 """Probes pulled at once, and the fewest that `adaptive` draws."""
 
 
-def exact(factor: Float[Tensor, "k d_model"], pull: Pull) -> Score:
-    """All rows."""
-    return Score(pull.energies(factor).sum(0))
+def exact(S: Float[Tensor, "n d_model"], pull: Pull) -> Score:
+    """All directions."""
+    return Score(pull.energies(principal_rows(S.T @ S)).sum(0))
 
 
-def low_rank(factor: Float[Tensor, "k d_model"], rank: int, pull: Pull) -> Score:
-    """The leading rows only: a lower bound."""
-    share = factor[:rank].square().sum() / factor.square().sum().clamp_min(torch.finfo(factor.dtype).tiny)
-    resolved = {"rank": min(rank, len(factor)), "share_of_trace_F_u": round(float(share), 4)}
-    return Score(pull.energies(factor[:rank]).sum(0), resolved=resolved)
+def low_rank(S: Float[Tensor, "n d_model"], rank: int, pull: Pull) -> Score:
+    """The leading directions only: a lower bound."""
+    rows = principal_rows(S.T @ S)
+    share = rows[:rank].square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
+    resolved = {"rank": min(rank, len(rows)), "share_of_trace_F_u": round(float(share), 4)}
+    return Score(pull.energies(rows[:rank]).sum(0), resolved=resolved)
 
 
-def sampled(factor: Float[Tensor, "k d_model"], rank: int, images: int, probes: int, seed: int, pull: Pull) -> Score:
-    """Leading rows, their images, and a fixed number of probes of the rest."""
-    known = _known(factor, rank, images, pull) if rank + images < len(factor) else None
-    if known is None:
-        return _all_rows(factor, pull)
-    found = _Probes(known, torch.Generator("cpu").manual_seed(seed), pull)
+def sampled(S: Float[Tensor, "n d_model"], rank: int, images: int, probes: int, seed: int, pull: Pull) -> Score:
+    """Leading directions, their images, and a fixed number of probes of the rest."""
+    if rank + images >= min(S.shape):
+        return _all_rows(S, pull)
+    found = _Probes(_known(S, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
     found.draw(probes, more_to_come=False)
     return found.score(seed)
 
 
 def adaptive(
-    factor: Float[Tensor, "k d_model"], rank: int, images: int, rtol: float, max_rows: int | None, seed: int, pull: Pull
+    S: Float[Tensor, "n d_model"], rank: int, images: int, rtol: float, max_rows: int | None, seed: int, pull: Pull
 ) -> Score:
     """Probes until every position's standard error is below ``rtol``; all rows as soon as that is expected to cost no more."""
-    if len(factor) <= rank + (2 * images + 2 if images else 0) + BLOCK:  # 2 for the pass that all products share
-        return _all_rows(factor, pull)
-    known = _known(factor, rank, images, pull)
+    if min(S.shape) <= rank + (2 * images + 2 if images else 0) + BLOCK:  # 2 for the pass that all products share
+        return _all_rows(S, pull)
+    known = _known(S, rank, images, pull)
     found = _Probes(known, torch.Generator("cpu").manual_seed(seed), pull)
+    unknown = min(S.shape) - len(known.directions)
     wanted = BLOCK
-    while True:
-        found.draw(wanted)
-        worst, drawn = found.worst(), found.n
-        wanted = ceil(drawn * (worst / rtol) ** 2) - drawn if isfinite(worst) else 0
-        if wanted <= 0:  # what is not finite is refused with the finished scores
-            return found.score(seed)
-        if wanted >= len(known.rest) - len(known.images):
-            break
-        wanted = min(max(wanted, 2), drawn)
-        if max_rows is not None and pull.puller.n_backward + wanted > max_rows:
+    while wanted > 0:
+        if max_rows is not None and found.n and pull.puller.n_backward + wanted > max_rows:
             return found.score(seed, doubt=f"rtol={rtol} was not met within max_rows={max_rows}")
-    if max_rows is not None and pull.puller.n_backward + len(known.rest) - len(known.images) > max_rows:
-        return found.score(seed, doubt=f"rtol={rtol} was not met within max_rows={max_rows}")
-    return _given_up(factor, known, found, pull)
+        if wanted >= unknown:
+            return _given_up(known, found, pull)
+        found.draw(min(wanted, found.n or BLOCK))
+        worst = found.worst()
+        # What is not finite is refused with the finished scores.
+        wanted = ceil(found.n * (worst / rtol) ** 2) - found.n if isfinite(worst) else 0
+    return found.score(seed)
 
 
-def _all_rows(factor: Float[Tensor, "k d_model"], pull: Pull) -> Score:
-    return Score(pull.energies(factor).sum(0), resolved={"method": "exact", "rank": len(factor)})
+def principal_rows(F: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "rank d_model"]:
+    """``R`` with ``R^T R = F``: rows ``λ_i^{1/2} u_i^T``, falling, zeros left out."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(F)
+    # Not the usual d * eps: F_u's spectrum has a long tail, and J may be large along it.
+    kept = eigenvalues > eigenvalues[-1].clamp_min(0) * torch.finfo(F.dtype).eps
+    if not kept.any():  # p is one token for certain: nothing moves it
+        return torch.zeros_like(F[:1])
+    return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).T.flip(0)
+
+
+def leading_directions(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 3) -> Float[Tensor, "rank n"]:
+    """Left singular vectors of ``S``, by subspace iteration: products with ``S`` only. Approximate ones do as well."""
+    wide = min(rank + 8, *S.shape)
+    start = torch.randn(wide, S.shape[1], generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(S)
+    for _ in range(rounds):
+        start = torch.linalg.qr((start @ S.T @ S).T).Q.T
+    left, _, _ = torch.linalg.svd(S @ start.T, full_matrices=False)
+    return left[:, :rank].T
+
+
+def _all_rows(S: Float[Tensor, "n d_model"], pull: Pull) -> Score:
+    rows = principal_rows(S.T @ S)
+    return Score(pull.energies(rows).sum(0), resolved={"method": "exact", "rank": len(rows)})
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What was pulled back exactly (its energy and number of rows), and what is left: orthonormal combinations ``images`` of
-    the rows ``rest`` are known, all others are not."""
+    """The energy of the ``directions`` of ``S`` that were pulled back; the first ``rank`` are leading ones, then images."""
 
+    S: Float[Tensor, "n d_model"]
     energy: Float[Tensor, "*layer pos"]
+    directions: Float[Tensor, "known n"]
     rank: int
-    rest: Float[Tensor, "rest d_model"]
-    images: Float[Tensor, "image rest"]
 
 
-def _known(factor: Float[Tensor, "k d_model"], rank: int, images: int, pull: Pull) -> _Known:
-    leading, rest = factor[:rank], factor[rank:]
-    sent = min(images, rank, len(rest))
+def _known(S: Float[Tensor, "n d_model"], rank: int, images: int, pull: Pull) -> _Known:
+    leading = leading_directions(S, rank)
+    cotangents, sent = leading @ S, min(images, rank)
     if not sent:
-        return _Known(pull.energies(leading, more_to_come=True).sum(0), rank, rest, rest.new_zeros(0, len(rest)))
-    rows = pull.rows(leading[:sent], more_to_come=True)
-    energy = rows.square().sum(-1).sum(0)
+        return _Known(S, pull.energies(cotangents, more_to_come=True).sum(0), leading, rank)
+    rows = pull.rows(cotangents[:sent], more_to_come=True)
+    energy = rows.square().sum(-1).sum(0).to(cotangents.device)
     if rank > sent:
-        energy = energy + pull.energies(leading[sent:], more_to_come=True).sum(0)
-    directions = _carried_to(
-        rows if rows.ndim == 3 else rows[:, 0], energy if rows.ndim == 3 else energy[0], rest, pull
-    )
-    if len(directions):
-        energy = energy + pull.energies(directions @ rest, more_to_come=True).sum(0)
-    return _Known(energy, rank, rest, directions)
+        energy = energy + pull.energies(cotangents[sent:], more_to_come=True).sum(0)
+    first = slice(None) if rows.ndim == 3 else 0
+    carried = _carried(rows[:, first] if rows.ndim == 4 else rows, energy[first], pull)
+    found = _new_directions(carried, S, leading)
+    if len(found):
+        energy = energy + pull.energies(found @ S, more_to_come=True).sum(0)
+    return _Known(S, energy, torch.cat([leading, found]), rank)
 
 
-def _carried_to(
-    rows: Float[Tensor, "m pos d_in"],
-    energy: Float[Tensor, "pos"],
-    rest: Float[Tensor, "rest d_model"],
-    pull: Pull,
-) -> Float[Tensor, "image rest"]:
-    """Orthonormal directions in the space of ``rest`` that ``Σ_t R J_t J_t^T R^T / energy_t`` couples to these rows.
+def _carried(
+    rows: Float[Tensor, "m pos d_in"], energy: Float[Tensor, "pos"], pull: Pull
+) -> Float[Tensor, "image d_model"]:
+    """``Σ_t J_t J_t^T c / energy_t`` for the cotangent ``c`` of each row; none where the model cannot give it.
 
     Dividing by the energy makes each position count by its own size: the relative error matters, and the first token of a
     prompt often has most of the energy.
@@ -114,13 +129,23 @@ def _carried_to(
     weights = torch.where(energy > 0, energy, torch.inf).reciprocal().to(rows.device)
     carried = pull.push(rows * weights.unsqueeze(-1))
     if carried is None or not carried.isfinite().all():
-        return rest.new_zeros(0, len(rest))
-    _, sizes, directions = torch.linalg.svd(carried.to(rest) @ rest.T, full_matrices=False)
-    return directions[sizes > sizes[0] * 1e-6]
+        return rows.new_zeros(0, pull.puller.y.shape[-1])
+    return carried
+
+
+def _new_directions(
+    carried: Float[Tensor, "image d_model"], S: Float[Tensor, "n d_model"], known: Float[Tensor, "known n"]
+) -> Float[Tensor, "new n"]:
+    """Orthonormal directions of ``S`` along which these vectors of the output space lie, without those that are known."""
+    along = carried.to(S) @ S.T
+    for _ in range(2):  # once more for what rounding left
+        along = along - (along @ known.T) @ known
+    _, sizes, directions = torch.linalg.svd(along, full_matrices=False)
+    return directions[sizes > sizes.sum() * 1e-6]
 
 
 class _Probes:
-    """Random signs over the unknown rows: energies, and how much they scatter."""
+    """Random signs over the rows of ``S`` without the known directions: energies, and how much they scatter."""
 
     def __init__(self, known: _Known, generator: torch.Generator, pull: Pull) -> None:
         self.known, self.generator, self.pull = known, generator, pull
@@ -133,13 +158,13 @@ class _Probes:
         return sum(len(block) for block in self.energies)
 
     def draw(self, n: int, more_to_come: bool = True) -> None:
-        blocks = random_signs(n, len(self.known.rest), self.generator).split(BLOCK)
+        blocks = random_signs(n, len(self.known.S), self.generator).split(BLOCK)
         for i, block in enumerate(blocks):
-            self._pull(block.to(self.known.rest), more_to_come or i + 1 < len(blocks))
+            self._pull(block.to(self.known.S), more_to_come or i + 1 < len(blocks))
 
-    def _pull(self, signs: Float[Tensor, "m rest"], more_to_come: bool) -> None:
-        unknown = signs - (signs @ self.known.images.T) @ self.known.images
-        rows = self.pull.rows(unknown @ self.known.rest, more_to_come)
+    def _pull(self, signs: Float[Tensor, "m n"], more_to_come: bool) -> None:
+        unknown = signs - (signs @ self.known.directions.T) @ self.known.directions
+        rows = self.pull.rows(unknown @ self.known.S, more_to_come)
         grams = torch.einsum("m...d,n...d->mn...", rows, rows)
         energies = grams.diagonal().movedim(-1, 0)
         self.energies.append(energies.to(self.known.energy))
@@ -163,9 +188,10 @@ class _Probes:
         return float((self.stderr() / self.values().clamp_min(torch.finfo(self.products.dtype).tiny)).max())
 
     def score(self, seed: int, doubt: str | None = None) -> Score:
-        done = {"rank": self.known.rank, "images": len(self.known.images), "probes": self.n}
+        n_known = len(self.known.directions)
+        done = {"rank": self.known.rank, "images": n_known - self.known.rank, "probes": self.n}
         worst = round(self.worst(), 4)
-        ones = torch.ones(self.known.rank + len(self.known.images), device="cpu")
+        ones = torch.ones(n_known, device="cpu")
         return Score(
             self.values(),
             self.stderr(),
@@ -176,14 +202,15 @@ class _Probes:
         )
 
 
-def _given_up(factor: Float[Tensor, "k d_model"], known: _Known, found: _Probes, pull: Pull) -> Score:
-    """The exact score after all, from what is known and the rest of the directions; the probes do not count."""
-    n = len(known.images)
-    others = torch.linalg.qr(known.images.T, mode="complete").Q[:, n:].T if n else torch.eye(len(known.rest)).to(factor)
-    values = known.energy + pull.energies(others @ known.rest).sum(0)
-    exact_rows, dropped = torch.ones(known.rank + n, device="cpu"), torch.zeros(found.n, device="cpu")
-    weights = torch.cat([exact_rows, dropped, torch.ones(len(others), device="cpu")])
-    resolved = {"method": "exact", "rank": len(factor), "probes_given_up": found.n}
+def _given_up(known: _Known, found: _Probes, pull: Pull) -> Score:
+    """The exact score after all, from what is known and the directions of the rest; the probes do not count."""
+    cotangents = known.directions @ known.S
+    n_left = min(known.S.shape) - len(cotangents)  # the others are rounding
+    others = principal_rows(known.S.T @ known.S - cotangents.T @ cotangents)[:n_left]
+    values = known.energy + pull.energies(others).sum(0)
+    counts = [(len(cotangents), 1.0), (found.n, 0.0), (len(others), 1.0)]
+    weights = torch.cat([torch.full((n,), weight, device="cpu") for n, weight in counts])
+    resolved = {"method": "exact", "rank": len(cotangents) + len(others), "probes_given_up": found.n}
     return Score(values, resolved=resolved, weights=weights)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.scopes.fisher import fisher_factor
+from jscope_tl.scopes.fisher import centred
+from jscope_tl.scopes.trace import principal_rows
 from tests import models, oracles
 from tests.conftest import dense
 from tests.models import D_MODEL, TOKENS
@@ -42,6 +43,11 @@ def test_exact_costs_at_most_d_model_backward_passes(llama: Any) -> None:
     assert result.provenance.n_backward <= D_MODEL
     assert result.stderr is None
     assert result.provenance.seed is None
+
+
+def fisher_factor(D: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    S = centred(D, p)
+    return principal_rows(S.T @ S)
 
 
 def test_factor_is_the_matrix() -> None:
