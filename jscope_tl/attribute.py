@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.devices import check_matmul_precision
 from jscope_tl.engine import Pull, Puller, check_chunk_size
 from jscope_tl.errors import InputError
 from jscope_tl.forward import FwdHooks, Run, not_finite_cure, run
@@ -30,6 +31,7 @@ def attribute(
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
     chunk_size: int | None = None,
+    matmul_precision: str | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> Attribution:
@@ -47,7 +49,10 @@ def attribute(
             ``scores [layer, pos]`` at the cost of one hook point.
         prepend_bos: overrides the model's default for strings.
         fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model.
-        chunk_size: backward rows computed at once; more is faster and takes more memory.
+        chunk_size: backward rows computed at once; by default what the memory that the first row took leaves room for. Where
+            memory runs out, half as many are tried, and the result says so.
+        matmul_precision: ``"high"`` (TF32) or ``"medium"`` (bfloat16) matrix products for the backward rows of a float32
+            model, on devices that have them; the result's warnings say what it cost in accuracy. None: as torch is set.
         progress: a progress bar always (True), never (False), or where the wait is over a second (None).
 
     Returns:
@@ -70,11 +75,11 @@ def attribute(
     tokens = to_tokens(view, prompt, prepend_bos)
     position = to_position(position, len(tokens))
     points = view.hook_points(at)
-    chunk_size = check_chunk_size(chunk_size)
+    chunk_size, fast = check_chunk_size(chunk_size), check_matmul_precision(matmul_precision)
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
     with run(view, tokens, [position], points, fwd_hooks) as forward:
         state = forward.state()
-        puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
+        puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress, matmul_precision=fast)
         scope.explained_token(state)  # a target that cannot be explained is refused before the backward passes
         score = scope.score(state, Pull(puller))
         return attribution(forward, scope, score, puller, at, warnings)

@@ -1,5 +1,7 @@
 """Devices and dtypes by name, refused before anything is loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,3 +33,29 @@ def to_device(device: Any) -> torch.device:
     if where.type == "meta":
         raise InputError("Device 'meta' holds no data, so nothing can be computed on it; use 'cpu' or an accelerator.")
     return where
+
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
+
+def check_matmul_precision(name: Any) -> str | None:
+    """A precision of float32 matrix products by torch's names, or a refusal."""
+    if name is None or name in MATMUL_PRECISIONS:
+        return name
+    raise InputError(
+        f"There is no matmul_precision {name!r}.{nearest(name, MATMUL_PRECISIONS)} Use 'highest', 'high' (TF32 where the "
+        "device has it), 'medium' (bfloat16), or None for what torch is set to."
+    )
+
+
+@contextmanager
+def matmul_precision(name: str | None) -> Iterator[None]:
+    """`torch.set_float32_matmul_precision` inside, and what was set before again afterwards; None changes nothing."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if name is not None:
+            torch.set_float32_matmul_precision(name)
+        yield
+    finally:
+        if name is not None:
+            torch.set_float32_matmul_precision(before)

@@ -5,22 +5,21 @@ they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may st
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jscope_tl.devices import matmul_precision
 from jscope_tl.errors import InputError, whole
+from jscope_tl.memory import LiveBytes, chunk_budget, is_out_of_memory
 
-CHUNK_BYTES = 256 * 2**20
-"""Memory that one chunk of backward rows may take by default (an estimate; ``chunk_size`` overrides it)."""
-
-
-def default_chunk_size(pos: int, d_model: int, element_size: int, n_points: int = 1) -> int:
-    """Rows per chunk within `CHUNK_BYTES`, at about 16 live tensors of ``[pos, d_model]`` a row in a backward pass."""
-    return max(1, min(64, CHUNK_BYTES // ((15 + n_points) * pos * d_model * element_size)))
+MOST_ROWS = 64
+"""In one chunk, however small they are."""
 
 
 def check_chunk_size(chunk_size: Any) -> int | None:
@@ -38,7 +37,8 @@ class Puller:
     ``xs`` are the activations ``[1, pos, d_in]`` at the hook points, ``y [n, d_model]`` the final hidden state at the ``n``
     explained ``positions``. The ``of`` of a row says which of them it starts at: a number for all rows, or one for each.
     With several hook points rows and energies have an axis ``layer`` of them; one backward pass serves all. ``watch_rows``
-    sees the rows of every chunk, one tensor for each hook point.
+    sees the rows of every chunk, one tensor for each hook point. ``matmul_precision``: see
+    `jscope_tl.devices.matmul_precision`; the ``rounding`` that it causes is measured on the first row.
     """
 
     xs: Sequence[Float[Tensor, "1 pos d_in"]]
@@ -47,9 +47,13 @@ class Puller:
     chunk_size: int | None = None
     progress: bool | None = None
     watch_rows: Callable[[list[Tensor]], None] | None = None
+    matmul_precision: str | None = None
     n_backward: int = 0
+    rounding: float | None = None
     notes: list[str] = field(default_factory=list)
     _released: bool = False
+    _row_bytes: int = 0  # measured
+    _proven: int = 0  # rows at once that were no trouble
     _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
 
     @property
@@ -72,19 +76,69 @@ class Puller:
     ) -> Iterator[list[Float[Tensor, "chunk pos d_in"]]]:
         if self._released:
             raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
-        size = self._chunk_size()
-        chunks = cotangents.to(self.y.device, self.dtype).split(size)
-        starts = self._starts(of, len(cotangents)).split(size)
-        for i, chunk in enumerate(self._watch(chunks, len(cotangents))):
-            keep = more_to_come or i + 1 < len(chunks)
-            self._released = not keep
-            scale = _power_of_two(chunk)
-            pulled = self._pull(self._placed((chunk / scale).to(self.y.dtype), starts[i]), keep)
-            finished = [rows[:, 0].to(self.dtype) * scale.to(rows.device).unsqueeze(-1) for rows in pulled]
-            if self.watch_rows is not None:
-                self.watch_rows(finished)
-            yield finished
-            self.n_backward += len(chunk)
+        rest, starts = cotangents.to(self.y.device, self.dtype), self._starts(of, len(cotangents))
+        if self.matmul_precision is not None and self.rounding is None:
+            self._state_rounding(rest[:1], starts[:1])
+        with self._bar(len(cotangents)) as bar:
+            while len(rest):
+                size = min(len(rest), self._chunk_size())
+                # What may still run out of memory needs the graph for another try.
+                keep = more_to_come or size < len(rest) or size > max(self._proven, 1)
+                try:
+                    rows = self._pull_scaled(rest[:size], starts[:size], keep)
+                except (RuntimeError, MemoryError) as error:
+                    if size == 1 or not is_out_of_memory(error):
+                        raise
+                    self._fewer(size)
+                    continue
+                self._released = not (more_to_come or size < len(rest))
+                self._proven = max(self._proven, size)
+                if self.watch_rows is not None:
+                    self.watch_rows(rows)
+                yield rows
+                self.n_backward += size
+                rest, starts = rest[size:], starts[size:]
+                bar.update(size)
+
+    def _pull_scaled(
+        self, chunk: Float[Tensor, "chunk d_model"], starts: Int[Tensor, "chunk"], keep: bool
+    ) -> list[Float[Tensor, "chunk pos d_in"]]:
+        """One chunk; where more follow, the first tells how much memory a row takes."""
+        scale = _power_of_two(chunk)
+        placed = self._placed((chunk / scale).to(self.y.dtype), starts)
+        measured = not keep or self._row_bytes or self.chunk_size is not None
+        with nullcontext() if measured else LiveBytes() as meter, matmul_precision(self.matmul_precision):
+            pulled = self._pull(placed, keep)
+        if meter is not None:
+            self._row_bytes = max(1, meter.peak // len(chunk))
+        return [rows[:, 0].to(self.dtype) * scale.to(rows.device).unsqueeze(-1) for rows in pulled]
+
+    def _state_rounding(self, row: Float[Tensor, "1 d_model"], start: Int[Tensor, "1"]) -> None:
+        """Pull the first row in full precision too, and say how far the faster one is from it."""
+        fast, self.matmul_precision = self.matmul_precision, None
+        full = torch.cat([part.flatten() for part in self._pull_scaled(row, start, True)])
+        self.matmul_precision = fast
+        rounded = torch.cat([part.flatten() for part in self._pull_scaled(row, start, True)])
+        self.n_backward += 2
+        self.rounding = float((rounded - full).norm() / full.norm().clamp_min(torch.finfo(full.dtype).tiny))
+        self.notes.append(
+            f"Backward rows were computed with matmul_precision={fast!r}: the first differs by {self.rounding:.1e} of its norm "
+            "from full precision."
+        )
+
+    def _chunk_size(self) -> int:
+        """Rows at once: as asked, or what fits the memory; the first one alone, which is measured."""
+        if self.chunk_size is not None:
+            return self.chunk_size
+        if not self._row_bytes:
+            return 1
+        return max(1, min(MOST_ROWS, chunk_budget(self.y.device) // self._row_bytes))
+
+    def _fewer(self, size: int) -> None:
+        self.chunk_size = size // 2
+        self.notes.append(f"Memory ran out with {size} backward rows at once; {size // 2} were taken instead.")
+        if self.y.is_cuda:
+            torch.cuda.empty_cache()
 
     def energies(
         self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
@@ -125,10 +179,6 @@ class Puller:
         self.n_backward += len(tangents) + 2
         return (torch.cat(products).to(self.dtype) * scale[:, 0].to(self.y.device)).detach()
 
-    def _chunk_size(self) -> int:
-        pos, d_in = self.xs[0].shape[1:]
-        return self.chunk_size or default_chunk_size(pos, d_in, self.xs[0].element_size(), len(self.xs))
-
     def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
         return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")
 
@@ -150,7 +200,7 @@ class Puller:
                 self._batched = True
                 return rows
             except RuntimeError as error:
-                if self._batched:
+                if self._batched or is_out_of_memory(error):
                     raise
                 self._batched = False
                 reason = str(error).partition("\n")[0][:200]
@@ -172,17 +222,13 @@ class Puller:
         chunk = cotangents.shape[:-2]
         return [x.new_zeros(*chunk, *x.shape) if row is None else row for row, x in zip(rows, self.xs, strict=True)]
 
-    def _watch(self, chunks: tuple[Tensor, ...], k: int) -> Iterator[Tensor]:
-        """The chunks, with a progress bar that appears by itself only where the wait is over a second."""
-        if self.progress is False or (self.progress is None and len(chunks) == 1):
-            yield from chunks
-            return
+    def _bar(self, k: int) -> Any:
+        """A progress bar that appears by itself only where the wait is over a second."""
+        if self.progress is False or (self.progress is None and k == 1):
+            return nullcontext(SimpleNamespace(update=lambda n: None))
         from tqdm.auto import tqdm  # warns on import in notebooks without ipywidgets: not before a bar is needed
 
-        with tqdm(total=k, desc="backward passes", unit="row", delay=0 if self.progress else 1, leave=False) as bar:
-            for chunk in chunks:
-                yield chunk
-                bar.update(len(chunk))
+        return tqdm(total=k, desc="backward passes", unit="row", delay=0 if self.progress else 1, leave=False)
 
 
 @dataclass(frozen=True)

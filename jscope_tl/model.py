@@ -127,11 +127,8 @@ class ModelView:
         return uniform and (bias is None or not bias.any())
 
     def _centered(self) -> bool:
-        W_U = self.W_U
-        precise = torch.promote_types(W_U.dtype, torch.float32)
-        mean = W_U.mean(1, dtype=precise)
-        if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
-        return bool(mean.norm() < CENTERED * if_random)
+        # A few rows tell most models apart: reading all of W_U would cost as much as a layer.
+        return _has_no_mean(self.W_U[:16]) and _has_no_mean(self.W_U)
 
     def hook_points(self, at: Any) -> list[str]:
         """Residual-stream hook points by name: one, several, or ``"resid_pre"`` and its like for all layers.
@@ -218,3 +215,10 @@ def _first_tensor(module: Any, names: tuple[str, ...]) -> Tensor | None:
         if isinstance(value, Tensor):
             return value.detach()
     return None
+
+
+def _has_no_mean(W_U: Float[Tensor, "some_d d_vocab"]) -> bool:
+    precise = torch.promote_types(W_U.dtype, torch.float32)
+    mean = W_U.mean(1, dtype=precise)
+    if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
+    return bool(mean.norm() < CENTERED * if_random)

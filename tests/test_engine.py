@@ -1,6 +1,7 @@
 """Rows of C J: chunked, counted, and with the graph gone at the end."""
 
 import gc
+import inspect
 import weakref
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.engine import Puller, default_chunk_size
+from jscope_tl import engine
+from jscope_tl.engine import Pull, Puller
 from jscope_tl.forward import run
+from jscope_tl.memory import LiveBytes
 from jscope_tl.model import ModelView
 from tests.conftest import shared_tiny
 from tests.models import D_MODEL, TOKENS
@@ -63,10 +66,104 @@ def test_nothing_outlives_the_run(llama: Any) -> None:
     assert alive() is None
 
 
-def test_default_chunks_shrink_with_the_prompt() -> None:
-    assert default_chunk_size(8, 32, 4) == 64
-    assert default_chunk_size(10**6, 4096, 4) == 1
-    assert default_chunk_size(1000, 2048, 4) == 2
+def test_default_chunks_fill_the_memory_that_was_measured(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row is pulled alone and measured; the others share what there is, 64 at most."""
+    for budget, expected in ((10**12, [1, 31]), (0, [1] * 32)):
+        monkeypatch.setattr(engine, "chunk_budget", lambda device, budget=budget: budget)
+        with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
+            puller = Puller(forward.xs, forward.y, forward.positions)
+            assert [len(rows) for rows in puller.rows(torch.eye(D_MODEL))] == expected
+    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
+        puller = Puller(forward.xs, forward.y, forward.positions)
+        list(puller.rows(torch.eye(D_MODEL)[:2], more_to_come=True))
+        one = puller._row_bytes
+        with LiveBytes() as meter:
+            puller._grad(torch.eye(D_MODEL)[:8].unsqueeze(1), True, is_grads_batched=True)
+    assert 4 * one < meter.peak < 12 * one
+
+
+def test_long_prompts_take_more_memory(llama: Any) -> None:
+    sizes = []
+    for tokens in (TOKENS, TOKENS.repeat(4)):
+        with run(ModelView(llama), tokens, [7], ["hook_embed"]) as forward:
+            puller = Puller(forward.xs, forward.y, forward.positions)
+            list(puller.rows(torch.eye(D_MODEL)[:2]))
+            sizes.append(puller._row_bytes)
+    assert 3 < sizes[1] / sizes[0] < 17
+
+
+class Narrow(Puller):
+    """As if the device had room for three rows."""
+
+    def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
+        if how and len(cotangents) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return super()._grad(cotangents, keep, **how)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 32, 5])
+def test_out_of_memory_halves_the_chunk(llama: Any, chunk_size: int | None) -> None:
+    C = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(0))
+    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
+        wanted = Puller(forward.xs, forward.y, forward.positions).energies(C, more_to_come=True)
+        narrow = Narrow(forward.xs, forward.y, forward.positions, chunk_size)
+        torch.testing.assert_close(narrow.energies(C), wanted)
+    assert narrow.n_backward == 20
+    assert all("Memory ran out" in note for note in narrow.notes)
+    assert len(narrow.notes) >= 1
+
+
+def test_out_of_memory_for_one_row_is_an_error(llama: Any) -> None:
+    class Full(Puller):
+        def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward, pytest.raises(torch.OutOfMemoryError):
+        Full(forward.xs, forward.y, forward.positions).energies(torch.eye(D_MODEL)[:4])
+
+
+def test_matmul_precision_is_stated_and_put_back(llama: Any) -> None:
+    before = torch.get_float32_matmul_precision()
+    plain = js.attribute(llama, TOKENS, "fisher", method="exact")
+    fast = js.attribute(llama, TOKENS, "fisher", method="exact", matmul_precision="medium")
+    assert torch.get_float32_matmul_precision() == before
+    torch.testing.assert_close(fast.scores, plain.scores, rtol=0.05, atol=0)
+    assert any("matmul_precision='medium'" in warning and "of its norm" in warning for warning in fast.warnings)
+    assert plain.warnings == []
+    with pytest.raises(js.InputError, match="Did you mean 'medium'"):
+        inspect.unwrap(js.attribute)(llama, TOKENS, matmul_precision="medum")
+
+
+def test_pushing_is_the_product_with_the_jacobian(llama: Any) -> None:
+    tangents = torch.randn(3, len(TOKENS), D_MODEL, generator=torch.Generator().manual_seed(0))
+    J = js.jacobian(llama, TOKENS)
+    for size in (None, 2):
+        with run(ModelView(llama), TOKENS, [5, 7], ["hook_embed"]) as forward:
+            puller = Puller(forward.xs, forward.y, forward.positions, size)
+            pushed = puller.push(tangents * torch.tensor([1.0, 1e-20, 1e20])[:, None, None], of=1)
+    assert pushed is not None
+    wanted = torch.einsum("dpi,mpi->md", J, tangents)
+    torch.testing.assert_close(pushed / torch.tensor([1.0, 1e-20, 1e20])[:, None], wanted, rtol=1e-3, atol=1e-4)
+    assert puller.n_backward == 5
+
+
+@pytest.mark.parametrize("n_points", [1, 2])
+def test_models_spread_over_devices(n_points: int) -> None:
+    """Placement only, on devices that need not be there: what lies on two of them is never combined."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    class Placed(Puller):  # autograd brings each row to the device of its hook point
+        def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
+            assert cotangents.device == self.y.device
+            chunk = cotangents.shape[:-2]
+            return [torch.empty(*chunk, *x.shape, device=x.device) for x in self.xs]
+
+    with FakeTensorMode():
+        xs = [torch.empty(1, 5, 8, device=device) for device in ("cpu", "meta")[:n_points]]
+        pull = Pull(Placed(xs, torch.empty(1, 8, device="meta"), [4], chunk_size=2))
+        C = torch.empty(4, 8, device="cpu")
+        assert pull.energies(C, more_to_come=True).device.type == "meta"
+        assert pull.rows(C, more_to_come=True).device.type == "cpu"
 
 
 def test_progress_bar(llama: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Fisher Scope: sensitivity of the whole predictive distribution, ``tr(J_t^T F_u J_t)`` (Eqs. 4-6 of the paper)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from jscope_tl.scopes.base import Effect, Scope, Score
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.state import Basis, State
 
+VOCAB_BLOCK = 8192
+"""Tokens whose unembedding is copied at once, where the whole is not needed."""
 METHODS = ("auto", "exact", "low_rank", "sampled", "krylov")
 
 
@@ -81,20 +84,21 @@ class FisherScope(Scope):
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose energies sum to the exact score."""
-        S = _centred(state)
-        return trace.principal_rows(S.T @ S)
+        p = _probabilities(state)
+        F = sum((S.T @ S for S in root(state.W_U, state.slope, p, VOCAB_BLOCK)), p.new_zeros(()))
+        return trace.principal_rows(F)
 
     def score(self, state: State, pull: Pull) -> Score:
         """The trace by the chosen method."""
-        S = _centred(state)
         rank = self._rank(state.y.shape[0])
-        images = max(0, rank // 2 - 1) if self.images is None else self.images
         if self.method == "exact":
-            return trace.exact(S, pull)
+            return trace.exact(self.cotangents(state), pull)
         if self.method == "low_rank":
-            return trace.low_rank(S, rank, pull)
+            return trace.low_rank(self.cotangents(state), rank, pull)
+        (S,) = root(state.W_U, state.slope, _probabilities(state), len(state.logits))
         if self.method == "sampled":
             return trace.sampled(S, rank, 0, self.probes or 16, self.seed, pull)
+        images = max(0, rank // 2 - 1) if self.images is None else self.images
         if self.method == "krylov":
             return trace.sampled(S, rank, images, self.probes or 8, self.seed, pull)
         return trace.adaptive(S, rank, images, self.rtol, self.max_rows, self.seed, pull)
@@ -140,20 +144,27 @@ def _need_count(name: str, value: object, least: int) -> None:
         raise InputError(f"{name} is a whole number, {least} or more; got {value!r}.")
 
 
-def logit_jacobian(state: State) -> Float[Tensor, "d_vocab d_model"]:
-    """``D = ∂z/∂y``: the unembedding's rows, each scaled by what soft-cap and logit scale do to its logit."""
+def _probabilities(state: State) -> Float[Tensor, "d_vocab"]:
     if not state.is_linear():
         raise InputError(
             "Fisher Scope needs logits that are W_U^T y, each by itself biased, scaled or capped; what this model (or a "
             "hook) does after the unembedding is more than that. The scopes with one direction work on it."
         )
-    return (state.W_U.to(state.dtype) * state.slope).T
+    return state.log_probs.detach().exp().to(state.dtype)
 
 
-def centred(D: Float[Tensor, "d_vocab d_model"], p: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_vocab d_model"]:
-    """``S`` with ``S^T S = F_u = Σ_v p_v (d_v - μ)(d_v - μ)^T``: the rows of ``D``, centred, times ``p_v^{1/2}``."""
-    return (D - p @ D).mul_(p.sqrt().unsqueeze(-1))
+def root(
+    W_U: Float[Tensor, "d_model d_vocab"], slope: Float[Tensor, "d_vocab"], p: Float[Tensor, "d_vocab"], block: int
+) -> Iterator[Float[Tensor, "n d_model"]]:
+    """Rows of ``S``, ``block`` tokens at a time: ``S^T S = F_u = Σ_v p_v (d_v - μ)(d_v - μ)^T``, ``μ = Σ_v p_v d_v``.
 
-
-def _centred(state: State) -> Float[Tensor, "d_vocab d_model"]:
-    return centred(logit_jacobian(state), state.log_probs.detach().exp().to(state.dtype))
+    ``d_v``, a row of ``D = ∂z/∂y``, is a token's unembedding times what soft-cap and logit scale do to its logit (``slope``).
+    Centred before they are multiplied, the rows do not cancel for peaked ``p``.
+    """
+    slope = slope.to(p)
+    tokens = torch.arange(len(p), device="cpu").split(block)
+    parts = [slice(int(some[0]), int(some[-1]) + 1) for some in tokens]
+    mean = sum((W_U[:, part].to(p) @ (p * slope)[part] for part in parts), p.new_zeros(()))
+    for part in parts:
+        D = W_U[:, part].T.to(p) * slope[part].unsqueeze(-1)
+        yield D.sub_(mean).mul_(p[part].sqrt().unsqueeze(-1))

@@ -22,14 +22,13 @@ BLOCK = 8
 """Probes pulled at once, and the fewest that `adaptive` draws."""
 
 
-def exact(S: Float[Tensor, "n d_model"], pull: Pull) -> Score:
+def exact(rows: Float[Tensor, "k d_model"], pull: Pull) -> Score:
     """All directions."""
-    return Score(pull.energies(principal_rows(S.T @ S)).sum(0))
+    return Score(pull.energies(rows).sum(0))
 
 
-def low_rank(S: Float[Tensor, "n d_model"], rank: int, pull: Pull) -> Score:
+def low_rank(rows: Float[Tensor, "k d_model"], rank: int, pull: Pull) -> Score:
     """The leading directions only: a lower bound."""
-    rows = principal_rows(S.T @ S)
     share = rows[:rank].square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
     resolved = {"rank": min(rank, len(rows)), "share_of_trace_F_u": round(float(share), 4)}
     return Score(pull.energies(rows[:rank]).sum(0), resolved=resolved)
