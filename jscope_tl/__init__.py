@@ -3,6 +3,7 @@
 from jscope_tl import patching, views
 from jscope_tl.agreement import HeadAgreement, head_agreement
 from jscope_tl.attribute import attribute
+from jscope_tl.batch import attribute_batch
 from jscope_tl.errors import InputError
 from jscope_tl.influence import influence_pattern
 from jscope_tl.jacobian import jacobian
@@ -39,6 +40,7 @@ __all__ = [
     "State",
     "TemperatureScope",
     "attribute",
+    "attribute_batch",
     "available_scopes",
     "get_scope",
     "head_agreement",

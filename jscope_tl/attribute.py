@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -85,9 +86,12 @@ def attribute(
         return attribution(forward, scope, score, puller, at, warnings)
 
 
-def attribution(forward: Run, scope: Scope, score: Score, puller: Puller, at: Any, warnings: list[str]) -> Attribution:
-    """The result of a run, with everything that it says about itself."""
-    view, tokens, state = forward.view, forward.tokens, forward.state()
+def attribution(
+    forward: Run, scope: Scope, score: Score, puller: Puller, at: Any, warnings: list[str], i: int = 0
+) -> Attribution:
+    """The result at the ``i``-th explained position of a run, with everything that it says about itself."""
+    view, state = forward.view, forward.state(i)
+    tokens = state.tokens
     layers = () if isinstance(at, str) and len(forward.at) == 1 and forward.at[0] == at else tuple(forward.at)
     shape = (*([len(layers)] if layers else []), len(tokens))
     target = scope.explained_token(state)
@@ -175,6 +179,7 @@ def provenance(
     )
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -36,6 +36,7 @@ class Puller:
 
     ``xs`` are the activations ``[1, pos, d_in]`` at the hook points, ``y [n, d_model]`` the final hidden state at the ``n``
     explained ``positions``. The ``of`` of a row says which of them it starts at: a number for all rows, or one for each.
+    Cotangents ``[k, n, d_model]`` start at all of them together.
     With several hook points rows and energies have an axis ``layer`` of them; one backward pass serves all. ``watch_rows``
     sees the rows of every chunk, one tensor for each hook point. ``matmul_precision``: see
     `jscope_tl.devices.matmul_precision`; the ``rounding`` that it causes is measured on the first row.
@@ -62,7 +63,7 @@ class Puller:
         return torch.promote_types(self.y.dtype, torch.float32)
 
     def rows(
-        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
+        self, cotangents: Float[Tensor, "k *n d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Iterator[Float[Tensor, "chunk *layer pos d_in"]]:
         """Yield ``C_chunk J`` in order, in float32 at least.
 
@@ -72,7 +73,7 @@ class Puller:
             yield rows[0] if len(rows) == 1 else torch.stack([row.to(rows[0].device) for row in rows], 1)
 
     def _rows(
-        self, cotangents: Float[Tensor, "k d_model"], of: int | Int[Tensor, "k"], more_to_come: bool
+        self, cotangents: Float[Tensor, "k *n d_model"], of: int | Int[Tensor, "k"], more_to_come: bool
     ) -> Iterator[list[Float[Tensor, "chunk pos d_in"]]]:
         if self._released:
             raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
@@ -101,19 +102,19 @@ class Puller:
                 bar.update(size)
 
     def _pull_scaled(
-        self, chunk: Float[Tensor, "chunk d_model"], starts: Int[Tensor, "chunk"], keep: bool
+        self, chunk: Float[Tensor, "chunk *n d_model"], starts: Int[Tensor, "chunk"], keep: bool
     ) -> list[Float[Tensor, "chunk pos d_in"]]:
         """One chunk; where more follow, the first tells how much memory a row takes."""
         scale = _power_of_two(chunk)
-        placed = self._placed((chunk / scale).to(self.y.dtype), starts)
+        placed = self._placed((chunk / _beside(scale, chunk)).to(self.y.dtype), starts)
         measured = not keep or self._row_bytes or self.chunk_size is not None
         with nullcontext() if measured else LiveBytes() as meter, matmul_precision(self.matmul_precision):
             pulled = self._pull(placed, keep)
         if meter is not None:
             self._row_bytes = max(1, meter.peak // len(chunk))
-        return [rows[:, 0].to(self.dtype) * scale.to(rows.device).unsqueeze(-1) for rows in pulled]
+        return [rows[:, 0].to(self.dtype) * _beside(scale, rows[:, 0]) for rows in pulled]
 
-    def _state_rounding(self, row: Float[Tensor, "1 d_model"], start: Int[Tensor, "1"]) -> None:
+    def _state_rounding(self, row: Float[Tensor, "1 *n d_model"], start: Int[Tensor, "1"]) -> None:
         """Pull the first row in full precision too, and say how far the faster one is from it."""
         fast, self.matmul_precision = self.matmul_precision, None
         full = torch.cat([part.flatten() for part in self._pull_scaled(row, start, True)])
@@ -141,7 +142,7 @@ class Puller:
             torch.cuda.empty_cache()
 
     def energies(
-        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
+        self, cotangents: Float[Tensor, "k *n d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
         # x lives elsewhere than y where a model is spread over devices.
@@ -150,6 +151,8 @@ class Puller:
             for rows in self._rows(cotangents, of, more_to_come)
         ]
         energies = squares[0] if len(squares) == 1 else torch.cat(squares)
+        if cotangents.ndim == 3:  # rows that start at several positions: what comes after, whoever placed them knows
+            return energies[:, 0] if len(self.xs) == 1 else energies
         last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
         later = torch.arange(energies.shape[-1], device="cpu") > last.unsqueeze(-1)
         masked = energies.masked_fill(later.unsqueeze(1).to(energies.device), 0)
@@ -164,8 +167,8 @@ class Puller:
         if self._released:
             raise RuntimeError("The graph of this run is gone: push before the last rows.")
         cotangent = torch.zeros_like(self.y[of]).requires_grad_()
-        scale = _power_of_two(tangents.flatten(1)).unsqueeze(-1)
-        scaled = (tangents / scale).to(self.xs[0]).unsqueeze(1)
+        scale = _power_of_two(tangents)
+        scaled = (tangents / _beside(scale, tangents)).to(self.xs[0]).unsqueeze(1)
         try:
             (row,) = torch.autograd.grad(self.y[of], self.xs[0], cotangent, create_graph=True)
             products = [
@@ -177,15 +180,18 @@ class Puller:
             self.notes.append(f"This model's backward pass has no derivative of its own ({reason}).")
             return None
         self.n_backward += len(tangents) + 2
-        return (torch.cat(products).to(self.dtype) * scale[:, 0].to(self.y.device)).detach()
+        pushed = torch.cat(products).to(self.dtype)
+        return (pushed * _beside(scale, pushed)).detach()
 
     def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
         return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")
 
     def _placed(
-        self, chunk: Float[Tensor, "chunk d_model"], starts: Int[Tensor, "chunk"]
+        self, chunk: Float[Tensor, "chunk *starts d_model"], starts: Int[Tensor, "chunk"]
     ) -> Float[Tensor, "chunk n d_model"]:
         """Each row at the explained position where it starts, nothing at the others."""
+        if chunk.ndim == 3:
+            return chunk
         if len(self.y) == 1:
             return chunk.unsqueeze(1)
         placed = chunk.new_zeros(len(chunk), *self.y.shape)
@@ -242,7 +248,7 @@ class Pull:
     i: int = 0
 
     def rows(
-        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+        self, cotangents: Float[Tensor, "k *n d_model"], more_to_come: bool = False
     ) -> Float[Tensor, "k *layer pos d_in"]:
         """``C J_t``, all rows at once: for a few of them. 0 after the explained position."""
         rows = torch.cat(list(self.puller.rows(cotangents, self._keep(more_to_come), of=self.i)))
@@ -250,7 +256,7 @@ class Pull:
         return rows
 
     def energies(
-        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+        self, cotangents: Float[Tensor, "k *n d_model"], more_to_come: bool = False
     ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``; also by calling the object itself."""
         return self.puller.energies(cotangents, self._keep(more_to_come), of=self.i)
@@ -270,7 +276,12 @@ class Pull:
         return more_to_come or self.i + 1 < len(self.puller.positions)
 
 
-def _power_of_two(rows: Float[Tensor, "k d_model"]) -> Float[Tensor, "k 1"]:
+def _power_of_two(rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k"]:
     """The size of each row, to be taken out and put back without rounding: half precision has no room for small rows."""
-    largest = rows.abs().amax(1, keepdim=True)
+    largest = rows.abs().flatten(1).amax(1)
     return torch.where(largest > 0, torch.exp2(largest.log2().floor()), torch.ones_like(largest))
+
+
+def _beside(scale: Float[Tensor, "k"], rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k *ones"]:
+    """One factor for each row, on its device."""
+    return scale.to(rows.device).view(-1, *[1] * (rows.ndim - 1))

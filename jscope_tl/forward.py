@@ -1,9 +1,8 @@
 """One forward pass, cut at the hook point and at the unembedding; everything of the user's is left as it was."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import RLock
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from jscope_tl.cuts import Cuts
 from jscope_tl.errors import InputError
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import to_id
@@ -28,14 +28,18 @@ class Run:
     """One forward pass, cut at the hook points and at the unembedding, with ``n`` explained positions.
 
     Attributes:
-        xs: the activations at the hook points, ``[1, pos, d_in]`` each, that Jacobians are taken with respect to.
-        y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
+        prompts: the tokens of one prompt, or of several that were run side by side.
+        rows: in which of the prompts each explained position is.
         positions: the explained positions, not negative.
         at: the names of the hook points.
+        xs: the activations at the hook points, ``[1, pos, d_in]`` each, that Jacobians are taken with respect to; several
+            prompts one after the other, each filled up to the longest.
+        y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
     """
 
     view: ModelView
-    tokens: Int[Tensor, "pos"]
+    prompts: Sequence[Int[Tensor, "_"]]
+    rows: Sequence[int]
     positions: Sequence[int]
     at: Sequence[str]
     xs: list[Float[Tensor, "1 pos d_in"]]
@@ -44,22 +48,32 @@ class Run:
     _logits: Float[Tensor, "n d_vocab"]
     _slope: Float[Tensor, "n d_vocab"]
 
+    @property
+    def tokens(self) -> Int[Tensor, "pos"]:
+        """Of the first prompt."""
+        return self.prompts[0]
+
+    def part(self, i: int) -> slice:
+        """Where the prompt of the ``i``-th explained position lies in ``xs``."""
+        start = self.rows[i] * (self.xs[0].shape[1] // len(self.prompts))
+        return slice(start, start + len(self.prompts[self.rows[i]]))
+
     def state(self, i: int = 0) -> State:
         """What a scope may look at, at the ``i``-th explained position."""
         return self._state(i, self._products_do)
 
     def _state(self, i: int, by_product: bool) -> State:
-        position, at_position = self.positions[i], self._logits[i]
+        position, at_position, tokens = self.positions[i], self._logits[i], self.prompts[self.rows[i]]
         precise = (
             torch.float32 if at_position.device.type == "mps" else torch.float64
         )  # confident p: 1 - p would cancel
         logits = at_position.detach().to(precise).requires_grad_()
-        following = int(self.tokens[position + 1]) if position + 1 < len(self.tokens) else len(logits)
+        following = int(tokens[position + 1]) if position + 1 < len(tokens) else len(logits)
         default = following if following < len(logits) else int(logits.argmax())
         return State(
-            tokens=self.tokens,
+            tokens=tokens,
             position=position,
-            x=self.xs[0][0],
+            x=self.xs[0][0, self.part(i)],
             y=self.y[i],
             logits=logits,
             W_U=self.view.W_U,
@@ -90,12 +104,38 @@ def run(
     Raises:
         InputError: a hook point does not run, the prediction depends on none, or activations are not finite.
     """
-    hooks = list(fwd_hooks or ())
+    with _forward(view, [tokens], [0] * len(positions), positions, at, list(fwd_hooks or ())) as forward:
+        yield forward
+
+
+@contextmanager
+def run_together(
+    view: ModelView, prompts: Sequence[Int[Tensor, "_"]], positions: Sequence[int], at: Sequence[str]
+) -> Iterator[Run]:
+    """`run` for several prompts in one forward pass, with one explained position in each.
+
+    Shorter prompts are filled up behind their end with their last token: a causal model does not look there.
+    """
+    with _forward(view, prompts, range(len(prompts)), positions, at, []) as forward:
+        yield forward
+
+
+@contextmanager
+def _forward(
+    view: ModelView,
+    prompts: Sequence[Int[Tensor, "_"]],
+    rows: Sequence[int],
+    positions: Sequence[int],
+    at: Sequence[str],
+    hooks: list[Any],
+) -> Iterator[Run]:
     view.check_hook_names(hooks)
+    longest = max(map(len, prompts))
+    tokens = torch.stack([torch.cat([prompt, prompt[-1:].expand(longest - len(prompt))]) for prompt in prompts])
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
         with ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
-            cuts = _Cuts(positions, narrow=not view.unembedding_is_hooked(hooks))
+            cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks))
             stack.enter_context(_frozen(view.model))
             stack.enter_context(_own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
@@ -104,8 +144,8 @@ def run(
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
-            output = view.model(tokens.clone().unsqueeze(0), return_type="logits")
-        yield _run(view, tokens, at, cuts, output)
+            output = view.model(tokens.clone(), return_type="logits")
+        yield _run(view, prompts, at, cuts, output)
 
 
 @contextmanager
@@ -121,60 +161,6 @@ def undisturbed(view: ModelView, hooks: list[Any]) -> Iterator[None]:
         view.model.hooks(fwd_hooks=hooks),
     ):
         yield
-
-
-@dataclass
-class _Cuts:
-    """Where the graph is cut: the activation at each hook point, and copies of the explained positions at the unembedding.
-
-    The first hook point in the model's order is a leaf, with nothing before it; later ones stay attached to it.
-    """
-
-    positions: Sequence[int]
-    narrow: bool
-    xs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    y: list[Tensor] = field(default_factory=list)
-    y_cuts: list[list[Tensor]] = field(default_factory=list)
-    unembedded: list[Tensor] = field(default_factory=list)
-
-    def attach(self, unembed: nn.Module) -> Iterator[Any]:
-        """Plain torch hooks: TransformerLens 2 has no hook point at the unembedding."""
-        yield unembed.register_forward_pre_hook(self._cut_output)
-        yield unembed.register_forward_hook(self._keep_unembedded)
-
-    def cut_input(self, name: str) -> Callable[..., Float[Tensor, "1 pos d_in"]]:
-        """A hook that keeps the activation and passes its copy on, which later hooks may write to."""
-
-        def cut(activation: Float[Tensor, "1 pos d_in"], hook: Any) -> Float[Tensor, "1 pos d_in"]:
-            self.xs[name].append(activation.clone() if activation.requires_grad else _leaf(activation))
-            return self.xs[name][-1].clone()
-
-        return cut
-
-    def read_input(self, name: str) -> Callable[..., None]:
-        """A hook for a branch of the stream: keeps the tensor that branch and stream share, so that both count."""
-
-        def read(activation: Float[Tensor, "1 pos d_in"], hook: Any) -> None:
-            self.xs[name].append(activation if activation.requires_grad else activation.requires_grad_())
-
-        return read
-
-    def _cut_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self.y.append(args[0][0, list(self.positions)])
-        self.y_cuts.append([y.detach().clone().requires_grad_() for y in self.y[-1]])
-        cut = torch.stack(self.y_cuts[-1])
-        if self.narrow:  # unembedding the other positions would cost a [pos, d_vocab] tensor
-            return (cut.unsqueeze(0), *args[1:])
-        everywhere = args[0].detach().clone()
-        everywhere[0, list(self.positions)] = cut
-        return (everywhere, *args[1:])
-
-    def _keep_unembedded(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.unembedded.append(output)
-
-
-def _leaf(activation: Float[Tensor, "1 pos d_in"]) -> Float[Tensor, "1 pos d_in"]:
-    return activation.detach().clone().requires_grad_()
 
 
 @contextmanager
@@ -224,7 +210,7 @@ def _own_hook_level(model: Any) -> Iterator[None]:
         model.context_level = level
 
 
-def _run(view: ModelView, tokens: Int[Tensor, "pos"], at: Sequence[str], cuts: _Cuts, output: Tensor) -> Run:
+def _run(view: ModelView, prompts: Sequence[Int[Tensor, "_"]], at: Sequence[str], cuts: Cuts, output: Tensor) -> Run:
     for name, times in [(name, len(cuts.xs[name])) for name in at] + [("The unembedding", len(cuts.y))]:
         if times != 1:
             raise InputError(
@@ -243,10 +229,10 @@ def _run(view: ModelView, tokens: Int[Tensor, "pos"], at: Sequence[str], cuts: _
         raise InputError(
             f"The prediction does not depend on {at[-1]!r}: a hook between them replaces or detaches everything."
         )
-    explained = slice(None) if cuts.narrow else list(cuts.positions)
-    logits = output[0][explained]
-    slope = _slope(logits, unembedded)[0][explained]
-    return Run(view, tokens, cuts.positions, at, xs, y, y_cuts, logits, slope)
+    explained = (0, slice(None)) if cuts.narrow else (list(cuts.rows), list(cuts.positions))
+    logits = output[explained]
+    slope = _slope(logits, unembedded)[explained]
+    return Run(view, prompts, cuts.rows, cuts.positions, at, xs, y, y_cuts, logits, slope)
 
 
 def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int:
@@ -254,8 +240,8 @@ def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int
 
 
 def _slope(
-    logits: Float[Tensor, "n d_vocab"], unembedded: Float[Tensor, "1 pos d_vocab"]
-) -> Float[Tensor, "1 pos d_vocab"]:
+    logits: Float[Tensor, "n d_vocab"], unembedded: Float[Tensor, "batch pos d_vocab"]
+) -> Float[Tensor, "batch pos d_vocab"]:
     """Soft-cap and logit scale act on each logit by itself, so one backward pass gives all their derivatives."""
     (slope,) = torch.autograd.grad(logits.sum(), unembedded, retain_graph=True)
     return slope.to(torch.promote_types(slope.dtype, torch.float32))
