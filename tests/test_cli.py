@@ -72,7 +72,7 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list-scopes"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in js.available_scopes())
-    assert "method, rank, probes" in out
+    assert "method, rank, images, probes" in out
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def run_with(environment: dict[str, str], *arguments: str, **how: object) -> sub
 
 def test_terminals_without_unicode() -> None:
     done = run_with(
-        {"PYTHONIOENCODING": "ascii"}, "german : der hund schläft . english : the", "--scope", "fisher", "--json"
+        {"PYTHONIOENCODING": "ascii"}, "german : der hund schläft . english : the", "--scope", "entropy", "--json"
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert " schläft" in json.loads(done.stdout)["str_tokens"]
