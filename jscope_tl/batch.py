@@ -138,7 +138,7 @@ class _Together:
 
     def possible(self, fwd_hooks: Any) -> bool:
         """Hooks may count on one prompt; scopes with a score of their own ask for rows as they go."""
-        hooked = fwd_hooks or any(point.fwd_hooks for point in self.view.model.hook_dict.values())
+        hooked = fwd_hooks or any(point.fwd_hooks for point in self.view.points.values())
         beside = any(self.view.reads_beside(name) for name in self.points)
         plain = type(self.scope).score is Scope.score
         return plain and not (hooked or beside or self.view.unembedding_is_hooked([]))

@@ -105,6 +105,11 @@ class ModelView:
         """The model's tokenizer, or None."""
         return getattr(self.model, "tokenizer", None)
 
+    @cached_property
+    def points(self) -> dict[str, nn.Module]:
+        """The hook points by name; bridges know some by several, and take a while to list them."""
+        return self.model.hook_dict
+
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding matrix, in TransformerLens' orientation."""
@@ -142,9 +147,8 @@ class ModelView:
             names = list(at)
         else:
             names = [at]
-        points: dict[str, nn.Module] = self.model.hook_dict
         for name in names:
-            self._check_hook_point(name, points)
+            self._check_hook_point(name, self.points)
         if len(set(names)) < len(names):
             raise InputError(f"Each hook point once; got {names}.")
         return names
@@ -179,21 +183,21 @@ class ModelView:
 
     def reads_beside(self, name: str) -> bool:
         """Whether the point is beside the stream: on a bridge ``hook_resid_mid`` is what the MLP reads of it."""
-        points = self.model.hook_dict  # bridges know each point by several names
+        points = self.points  # bridges know each point by several names
         mids = [points[n] for n in points if n.endswith("hook_resid_mid")]
         return self._inner is not self.model and any(points[name] is mid for mid in mids)
 
     def unembedding_is_hooked(self, fwd_hooks: list[Any]) -> bool:
         """Whether any hook sits at or behind the unembedding, where it may count positions."""
         inside = dict(self.model.unembed.named_modules())
-        names = [name for name, point in self.model.hook_dict.items() if any(point is m for m in inside.values())]
+        names = [name for name, point in self.points.items() if any(point is m for m in inside.values())]
         asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         return asked or any(getattr(module, kind) for module in inside.values() for kind in kinds)
 
     def check_hook_names(self, fwd_hooks: list[Any]) -> None:
         """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""
-        points = self.model.hook_dict
+        points = self.points
         for hook in fwd_hooks:
             pair = isinstance(hook, tuple | list) and len(hook) == 2
             if not (pair and (isinstance(hook[0], str) or callable(hook[0])) and callable(hook[1])):

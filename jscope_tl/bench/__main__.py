@@ -11,7 +11,7 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.bench import engine
-from jscope_tl.bench.estimators import Measured, field, linear
+from jscope_tl.bench.estimators import BUDGETS, Measured, field, linear
 from jscope_tl.bench.shapes import SHAPES, build
 
 
@@ -64,16 +64,24 @@ def draw(measured: list[Measured], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(m.model for m in measured))
-    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    marks = dict(zip(dict.fromkeys(m.method for m in measured if m.error), "vxs^o", strict=False))
+    methods = dict.fromkeys(m.method for m in measured if m.error)
+    styles = dict(
+        zip(methods, zip("vxs^o", ("#999999", "#56B4E9", "#009E73", "#E69F00", "#D55E00"), strict=True), strict=True)
+    )
+    figure = Figure(figsize=(3.6 * len(names) + 1, 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for method, mark in marks.items():
+        for method, (marker, color) in styles.items():
             points = [m for m in measured if m.model == name and m.method == method]
             label = method.replace("`", "")
-            axes.loglog([m.cost for m in points], [100 * m.error for m in points], marker=mark, label=label)
-        axes.set(title=name, xlabel="backward passes", ylabel="mean relative error per position (%)")
-        axes.grid(alpha=0.3, which="both")
-    figure.axes[0].legend(fontsize=7)
+            axes.loglog(
+                [m.cost for m in points], [100 * m.error for m in points], marker=marker, color=color, label=label
+            )
+        axes.set(title=name, xlabel="backward passes", xticks=BUDGETS, xticklabels=BUDGETS)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("mean relative error per position (%)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

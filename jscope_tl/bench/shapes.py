@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 
 from jscope_tl.pocket.load import has_bridge, load_pocket_model
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "gpt2-small": dict(d_model=768, n_layers=12, n_heads=12, d_vocab=50257),
+    "gpt2-small-flat": dict(d_model=768, n_layers=12, n_heads=12, d_vocab=50257, unembed_decay=0.0),
     "gpt2-medium": dict(d_model=1024, n_layers=24, n_heads=16, d_vocab=50257),
     "llama-1b-wide": dict(d_model=2048, n_layers=16, n_heads=32, d_vocab=128256),
 }
@@ -25,11 +28,13 @@ def build(name: str, device: str, seed: int) -> Any:
     if name == "pocket":
         return load_pocket_model(device=device)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        model = (_bridge if has_bridge() else _hooked)(seed=seed, **SHAPES[name])
+        shape = dict(SHAPES[name])
+        decay = shape.pop("unembed_decay", UNEMBED_DECAY)
+        model = (_bridge if has_bridge() else _hooked)(fill=partial(_fill, decay, seed), **shape)
         return model.to(device).eval()
 
 
-def _bridge(d_model: int, n_layers: int, n_heads: int, d_vocab: int, seed: int) -> Any:
+def _bridge(d_model: int, n_layers: int, n_heads: int, d_vocab: int, fill: Callable[[nn.Module], None]) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -41,12 +46,12 @@ def _bridge(d_model: int, n_layers: int, n_heads: int, d_vocab: int, seed: int) 
     )  # fmt: skip
     config._attn_implementation = "eager"
     hf_model = GPT2LMHeadModel(config)
-    _fill(hf_model, seed)
+    fill(hf_model)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(pocket_folder())
     return TransformerBridge.boot_transformers("bench", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
 
 
-def _hooked(d_model: int, n_layers: int, n_heads: int, d_vocab: int, seed: int) -> Any:
+def _hooked(d_model: int, n_layers: int, n_heads: int, d_vocab: int, fill: Callable[[nn.Module], None]) -> Any:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     cfg = HookedTransformerConfig(
@@ -54,12 +59,12 @@ def _hooked(d_model: int, n_layers: int, n_heads: int, d_vocab: int, seed: int) 
         d_vocab=d_vocab, act_fn="gelu_new", normalization_type="LN", device="cpu", model_name="bench",
     )  # fmt: skip
     model = HookedTransformer(cfg, move_to_device=False)
-    _fill(model, seed)
+    fill(model)
     return model
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, seed: int) -> None:
+def _fill(unembed_decay: float, seed: int, model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
@@ -67,14 +72,16 @@ def _fill(model: nn.Module, seed: int) -> None:
         if any(part in name for part in ("wte", "wpe", "embed.W_E", "pos_embed")):
             parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
         elif "lm_head" in name or "W_U" in name:
-            W = _unembedding(max(parameter.shape), min(parameter.shape), generator)
+            W = _unembedding(unembed_decay, max(parameter.shape), min(parameter.shape), generator)
             parameter.copy_(W if parameter.shape[0] > parameter.shape[1] else W.T)
         else:
             parameter.copy_(_matrix(parameter.shape, generator))
 
 
-def _unembedding(d_vocab: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "d_vocab d_model"]:
-    sizes = torch.arange(1.0, d_model + 1) ** -UNEMBED_DECAY
+def _unembedding(
+    decay: float, d_vocab: int, d_model: int, generator: torch.Generator
+) -> Float[Tensor, "d_vocab d_model"]:
+    sizes = torch.arange(1.0, d_model + 1) ** -decay
     turned = torch.linalg.qr(torch.randn(d_model, d_model, generator=generator)).Q
     return SHARPNESS * (torch.randn(d_vocab, d_model, generator=generator) * sizes / sizes.norm()) @ turned
 

@@ -117,7 +117,7 @@ def ablate(
     )
     explained = time.perf_counter()
     tokens = to_tokens(view, result.tokens)
-    if hooks or any(point.fwd_hooks for point in view.model.hook_dict.values()):
+    if hooks or any(point.fwd_hooks for point in view.points.values()):
         batch_size = 1  # hooks may count on one prompt in the batch
     runs = partial(
         _logits, view, tokens, position=result.position, hooks=hooks, batch_size=batch_size, progress=progress
