@@ -1,10 +1,10 @@
 """`attribute_batch`: many prompts, several in one forward and backward pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
 from jscope_tl.scopes.registry import resolve_scope
 from jscope_tl.state import State
+
+MOST_PROMPTS = 10**6
+"""Side by side; more would be all of them."""
 
 
 def attribute_batch(
@@ -55,7 +58,7 @@ def attribute_batch(
         A generator of `Attribution`; a prompt is explained when its batch is reached.
 
     Raises:
-        InputError: as `attribute`, with the number of the prompt.
+        InputError: as `attribute`, with the number of the prompt, counted from 0.
 
     Example:
         >>> import jscope_tl as js
@@ -66,18 +69,24 @@ def attribute_batch(
     """
     if (whole(batch_size) or 0) < 1:
         raise InputError(f"batch_size is how many prompts to run at once, 1 or more; got {batch_size!r}.")
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+    single = isinstance(prompts, str | Mapping) or (isinstance(prompts, Tensor) and prompts.ndim < 2)
+    if single or not isinstance(prompts, Iterable):
         raise InputError(f"prompts are several prompts; for one, use js.attribute. Got {prompts!r}.")
     view, scope = ModelView(model), resolve_scope(scope, options)
     alone = partial(
         attribute, model, scope=scope, at=at, fwd_hooks=list(fwd_hooks or ()), chunk_size=chunk_size, progress=False
     )
     together = _Together(view, scope, at, view.hook_points(at), check_chunk_size(chunk_size))
-    batches = _batches(view, _watched(prompts, progress), batch_size, position, prepend_bos)
-    return chain.from_iterable(
-        together.explained(batch) if len(batch) > 1 and together.possible(fwd_hooks) else _one_by_one(alone, batch)
-        for batch in batches
-    )
+
+    def results() -> Iterator[Attribution]:
+        size = min(batch_size, MOST_PROMPTS)
+        for batch in _batches(view, _watched(prompts, progress), size, position, prepend_bos):
+            if len(batch) > 1 and together.possible(fwd_hooks):
+                yield from together.explained(batch)
+            else:
+                yield from _one_by_one(alone, batch)
+
+    return results()
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class _Together:
 
     def possible(self, fwd_hooks: Any) -> bool:
         """Hooks may count on one prompt; scopes with a score of their own ask for rows as they go."""
-        hooked = fwd_hooks or any(point.fwd_hooks for point in self.view.points.values())
+        hooked = fwd_hooks or any(point.fwd_hooks for point in self.view.points.values()) or self.view.has_torch_hooks()
         beside = any(self.view.reads_beside(name) for name in self.points)
         plain = type(self.scope).score is Scope.score
         return plain and not (hooked or beside or self.view.unembedding_is_hooked([]))
@@ -156,7 +165,8 @@ class _Together:
             found = []
             for i, (prompt, score) in enumerate(zip(batch, scores, strict=True)):
                 own = [*warnings, *prompt_warnings(self.view, prompt.tokens)]
-                found.append(attribution(forward, self.scope, score, puller, self.at, own, i))
+                with _named(prompt.n):
+                    found.append(attribution(forward, self.scope, score, puller, self.at, own, i))
             return found
 
     def _rows(self, state: State) -> Float[Tensor, "k d_model"]:

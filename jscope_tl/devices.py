@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def to_device(device: Any) -> torch.device:
 
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
+ONE_PRECISION = RLock()
+"""The setting is the process's: threads that change it take turns."""
 
 
 def check_matmul_precision(name: Any) -> str | None:
@@ -51,11 +54,19 @@ def check_matmul_precision(name: Any) -> str | None:
 @contextmanager
 def matmul_precision(name: str | None) -> Iterator[None]:
     """`torch.set_float32_matmul_precision` inside, and what was set before again afterwards; None changes nothing."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        if name is not None:
-            torch.set_float32_matmul_precision(name)
+    if name is None:
         yield
-    finally:
-        if name is not None:
+        return
+    with ONE_PRECISION:
+        try:
+            before = torch.get_float32_matmul_precision()
+        except RuntimeError as error:
+            raise InputError(
+                "matmul_precision is set by torch.set_float32_matmul_precision, which torch refuses after its newer settings "
+                "(torch.backends...fp32_precision) were used. Leave one of the two."
+            ) from error
+        try:
+            torch.set_float32_matmul_precision(name)
+            yield
+        finally:
             torch.set_float32_matmul_precision(before)

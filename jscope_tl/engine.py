@@ -166,22 +166,35 @@ class Puller:
         """
         if self._released:
             raise RuntimeError("The graph of this run is gone: push before the last rows.")
-        cotangent = torch.zeros_like(self.y[of]).requires_grad_()
         scale = _power_of_two(tangents)
         scaled = (tangents / _beside(scale, tangents)).to(self.xs[0]).unsqueeze(1)
         try:
-            (row,) = torch.autograd.grad(self.y[of], self.xs[0], cotangent, create_graph=True)
-            products = [
-                torch.autograd.grad(row, cotangent, part, retain_graph=True, is_grads_batched=True)[0]
-                for part in scaled.split(self._chunk_size())
-            ]
+            products = self._products(scaled, of)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).partition("\n")[0][:200]
-            self.notes.append(f"This model's backward pass has no derivative of its own ({reason}).")
+            self.notes.append(f"Products with J were not available ({reason}); probes alone did the work.")
             return None
         self.n_backward += len(tangents) + 2
         pushed = torch.cat(products).to(self.dtype)
         return (pushed * _beside(scale, pushed)).detach()
+
+    def _products(self, tangents: Float[Tensor, "m 1 pos d_in"], of: int) -> list[Float[Tensor, "chunk d_model"]]:
+        cotangent = torch.zeros_like(self.y[of]).requires_grad_()
+        (row,) = torch.autograd.grad(self.y[of], self.xs[0], cotangent, create_graph=True)
+        found: list[Tensor] = []
+        while len(tangents):
+            size = min(len(tangents), self._chunk_size())
+            try:
+                found += torch.autograd.grad(row, cotangent, tangents[:size], retain_graph=True, is_grads_batched=True)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                self._fewer(size)
+                continue
+            tangents = tangents[size:]
+        return found
 
     def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
         return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")

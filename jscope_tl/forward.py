@@ -114,7 +114,7 @@ def run_together(
 ) -> Iterator[Run]:
     """`run` for several prompts in one forward pass, with one explained position in each.
 
-    Shorter prompts are filled up behind their end with their last token: a causal model does not look there.
+    Shorter prompts are filled up behind their end, where a causal model does not look.
     """
     with _forward(view, prompts, range(len(prompts)), positions, at, []) as forward:
         yield forward
@@ -130,8 +130,7 @@ def _forward(
     hooks: list[Any],
 ) -> Iterator[Run]:
     view.check_hook_names(hooks)
-    longest = max(map(len, prompts))
-    tokens = torch.stack([torch.cat([prompt, prompt[-1:].expand(longest - len(prompt))]) for prompt in prompts])
+    tokens = _filled(prompts, view.tokenizer)
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
         with ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
@@ -146,6 +145,14 @@ def _forward(
             stack.enter_context(_inference_tensors_named())
             output = view.model(tokens.clone(), return_type="logits")
         yield _run(view, prompts, at, cuts, output)
+
+
+def _filled(prompts: Sequence[Int[Tensor, "_"]], tokenizer: Any) -> Int[Tensor, "batch pos"]:
+    """All as long as the longest, with a token that no model takes for padding or for a beginning."""
+    special = {getattr(tokenizer, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    filler = next(token for token in range(len(special) + 1) if token not in special)
+    longest = max(map(len, prompts))
+    return torch.stack([nn.functional.pad(prompt, (0, longest - len(prompt)), value=filler) for prompt in prompts])
 
 
 @contextmanager

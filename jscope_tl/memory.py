@@ -31,9 +31,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        given = {_storage(x) for x in (*args, *(kwargs or {}).values()) if isinstance(x, torch.Tensor)}
+        given = {_storage(x) for x in (*args, *(kwargs or {}).values()) if _has_storage(x)}
         for made in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(made, torch.Tensor) and _storage(made) not in given | self._seen:
+            if _has_storage(made) and _storage(made) not in given | self._seen:
                 self._count(made)
         return output
 
@@ -49,6 +49,10 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+def _has_storage(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.layout == torch.strided
+
+
 def _storage(x: torch.Tensor) -> int:
     return x.untyped_storage()._cdata
 
@@ -61,6 +65,7 @@ def chunk_budget(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device."""
+    """Whether an allocation failed: torch has an error of its own for it on some devices, and a sentence on others."""
     said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said
+    sentences = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sentence in said for sentence in sentences)

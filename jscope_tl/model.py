@@ -23,6 +23,7 @@ REFUSED = {
     "HookedEncoderDecoder": "is an encoder-decoder; its prediction has two inputs",
 }
 CURE = "Use a HookedTransformer or a TransformerBridge of a causal (decoder-only) language model."
+LIBRARIES = ("transformer_lens", "transformers", "torch", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,12 @@ class ModelView:
         asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         return asked or any(getattr(module, kind) for module in inside.values() for kind in kinds)
+
+    def has_torch_hooks(self) -> bool:
+        """Whether any module has plain torch hooks of the user's; libraries leave some of their own."""
+        kinds = ("_forward_hooks", "_forward_pre_hooks")
+        hooks = [hook for module in self.model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+        return any(not (getattr(hook, "__module__", None) or "").startswith(LIBRARIES) for hook in hooks)
 
     def check_hook_names(self, fwd_hooks: list[Any]) -> None:
         """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.model import ModelView
 from tests import models, oracles
 from tests.conftest import shared_tiny
 from tests.models import TOKENS, Tiny, snapshot
@@ -99,6 +100,48 @@ def test_hooks_see_one_prompt_at_a_time(llama: Any) -> None:
         assert torch.equal(alone.scores, other.scores)
 
 
+def test_torch_hooks_see_one_prompt_at_a_time(kind: str) -> None:
+    model = models.tiny(kind, "llama").model
+    model.run_with_cache(TOKENS[None])  # leaves hooks of TransformerLens' own, which change nothing
+    assert not ModelView(model).has_torch_hooks()
+
+    def first_row(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0.5 * output[:1], output[1:]])
+
+    model.blocks[1].mlp.register_forward_hook(first_row)
+    for prompt, result in zip(PROMPTS, js.attribute_batch(model, PROMPTS, "semantic"), strict=True):
+        assert torch.equal(js.attribute(model, prompt, "semantic").scores, result.scores)
+
+
+def test_rows_of_any_dtype(llama: Any) -> None:
+    for dtype in (torch.int64, torch.float16):
+
+        def own(state: js.State, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.arange(len(state.y)).to(dtype)
+
+        for prompt, result in zip(PROMPTS, js.attribute_batch(llama, PROMPTS, own), strict=True):
+            torch.testing.assert_close(result.scores, js.attribute(llama, prompt, own).scores, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_on_the_left_is_not_seen(kind: str) -> None:
+    model = models.tiny(kind, "llama").model
+    before = model.tokenizer.padding_side, model.tokenizer.pad_token
+    try:
+        model.tokenizer.padding_side, model.tokenizer.pad_token = "left", model.tokenizer.bos_token
+        prompts = [torch.tensor([0, 0, 5]), TOKENS, torch.tensor([0, 7])]
+        for prompt, result in zip(prompts, js.attribute_batch(model, prompts, "semantic", target=3), strict=True):
+            same(js.attribute(model, prompt, "semantic", target=3), result)
+    finally:
+        model.tokenizer.padding_side, model.tokenizer.pad_token = before
+
+
+def test_it_can_be_closed(llama: Any) -> None:
+    results = js.attribute_batch(llama, PROMPTS, "semantic", batch_size=2, progress=False)
+    next(results)
+    results.close()
+    assert list(results) == []
+
+
 def test_prompts_are_read_as_they_are_needed(llama: Any) -> None:
     read = 0
 
@@ -137,6 +180,10 @@ def test_the_model_is_left_as_it_was(kind: str) -> None:
 def test_bad_input(llama: Any) -> None:
     with pytest.raises(js.InputError, match="for one, use js.attribute"):
         attribute_batch(llama, "one prompt")
+    for given in ({"a": 1}, TOKENS):
+        with pytest.raises(js.InputError, match="for one, use js.attribute"):
+            attribute_batch(llama, given)
+    assert len(list(attribute_batch(llama, PROMPTS[:2], batch_size=2**70))) == 2
     for size in (0, True, "3"):
         with pytest.raises(js.InputError, match="batch_size"):
             attribute_batch(llama, PROMPTS, batch_size=size)

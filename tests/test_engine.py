@@ -2,7 +2,10 @@
 
 import gc
 import inspect
+import subprocess
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,9 +13,10 @@ import torch
 
 import jscope_tl as js
 from jscope_tl import engine
+from jscope_tl.devices import matmul_precision
 from jscope_tl.engine import Pull, Puller
 from jscope_tl.forward import run
-from jscope_tl.memory import LiveBytes
+from jscope_tl.memory import LiveBytes, is_out_of_memory
 from jscope_tl.model import ModelView
 from tests.conftest import shared_tiny
 from tests.models import D_MODEL, TOKENS
@@ -132,6 +136,42 @@ def test_matmul_precision_is_stated_and_put_back(llama: Any) -> None:
     assert plain.warnings == []
     with pytest.raises(js.InputError, match="Did you mean 'medium'"):
         inspect.unwrap(js.attribute)(llama, TOKENS, matmul_precision="medum")
+
+
+def test_torchs_newer_precision_settings_are_left_alone(llama: Any) -> None:
+    code = (
+        "import torch, jscope_tl as js; torch.backends.fp32_precision = 'ieee'; m = js.load_pocket_model(); "
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'; js.attribute(m, 'the keys', 'fisher')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_put_the_precision_back() -> None:
+    before = torch.get_float32_matmul_precision()
+
+    def often(name: str) -> None:
+        for _ in range(200):
+            with matmul_precision(name):
+                assert torch.get_float32_matmul_precision() == name
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(often, ["high", "medium", "highest"]))
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_sparse_hooks_do_not_disturb_the_measurement(llama: Any) -> None:
+    eye = torch.eye(D_MODEL).to_sparse()
+    hooks = [("blocks.1.hook_resid_pre", lambda resid, hook: torch.sparse.mm(eye, resid[0].T).T[None])]
+    plain = js.attribute(llama, TOKENS, "fisher", method="exact")
+    sparse = js.attribute(llama, TOKENS, "fisher", method="exact", fwd_hooks=hooks)
+    torch.testing.assert_close(sparse.scores, plain.scores, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "DefaultCPUAllocator: not enough memory: you tried"])
+def test_what_is_out_of_memory(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_pushing_is_the_product_with_the_jacobian(llama: Any) -> None:

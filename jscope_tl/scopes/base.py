@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -36,6 +36,12 @@ class Score:
     seed: int | None = None
     weights: Float[Tensor, "k"] | None = None
     doubts: list[str] = field(default_factory=list)
+
+    def times(self, factor: float) -> "Score":
+        """In other units: rows were pulled at another size than they count."""
+        weights = None if self.weights is None else self.weights * factor
+        stderr = None if self.stderr is None else self.stderr * factor
+        return replace(self, values=self.values * factor, stderr=stderr, weights=weights)
 
 
 class Scope(ABC):
@@ -104,7 +110,7 @@ def checked_cotangents(rows: Any, state: State, name: str) -> Float[Tensor, "k d
         )
     if rows.is_complex() or not rows.isfinite().all():
         raise InputError(f"Cotangents are real, finite numbers; those of {name} are not finite, or complex.")
-    return rows.detach().reshape(-1, d_model).to(state.y.device)
+    return rows.detach().reshape(-1, d_model).to(state.y.device, state.dtype)
 
 
 @dataclass(frozen=True)

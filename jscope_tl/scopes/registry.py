@@ -22,7 +22,11 @@ class Entry:
 
 
 _ENTRIES: dict[str, Entry] = {}
-RESERVED = {"model", "prompt", "scope", "position", "at", "prepend_bos", "fwd_hooks", "chunk_size", "progress"}
+RESERVED = {"model", "prompt", "scope", "position", "at", "prepend_bos", "fwd_hooks", "chunk_size", "progress"} | {
+    "matmul_precision",
+    "batch_size",
+    "prompts",
+}
 
 
 def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:

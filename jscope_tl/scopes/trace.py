@@ -3,12 +3,12 @@
 An estimate has three parts. The leading directions of ``S`` are pulled back exactly. They are also *sent round*: ``J`` times
 what came back shows into which other directions the model carries them (one block-Krylov step on the pulled-back matrix
 ``Σ_t w_t S J_t J_t^T S^T``, whose spectrum falls faster than that of ``S S^T``), and these are pulled back exactly too. What
-is left is measured with random signs (Hutchinson's estimator): unbiased, because no random number of the probes chose the
+is left is measured with random signs (Hutchinson's estimator): unbiased, because the signs had no part in choosing the
 directions. Directions are orthonormal combinations of the rows of ``S [n, d_model]``, so that no ``d x d`` matrix is needed.
 """
 
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, inf
 
 import torch
 from jaxtyping import Float
@@ -16,10 +16,13 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from jscope_tl.engine import Pull
+from jscope_tl.errors import InputError
 from jscope_tl.scopes.base import Score
 
 BLOCK = 8
 """Probes pulled at once, and the fewest that `adaptive` draws."""
+ROUNDING = 32
+"""Relative error of a score in units of the precision that it is computed in, as seen against float64."""
 
 
 def exact(rows: Float[Tensor, "k d_model"], pull: Pull) -> Score:
@@ -35,34 +38,55 @@ def low_rank(rows: Float[Tensor, "k d_model"], rank: int, pull: Pull) -> Score:
 
 
 def sampled(S: Float[Tensor, "n d_model"], rank: int, images: int, probes: int, seed: int, pull: Pull) -> Score:
-    """Leading directions, their images, and a fixed number of probes of the rest."""
+    """Leading directions, their images (of ``rank`` at most), and a fixed number of probes of the rest."""
+    size, images = _size(S), min(images, rank)
     if rank + images >= min(S.shape):
-        return _all_rows(S, pull)
-    found = _Probes(_known(S, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
+        return _all_rows(S / size, pull).times(size**2)
+    found = _Probes(_known(S / size, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
     found.draw(probes, more_to_come=False)
-    return found.score(seed)
+    return found.score(seed).times(size**2)
 
 
 def adaptive(
     S: Float[Tensor, "n d_model"], rank: int, images: int, rtol: float, max_rows: int | None, seed: int, pull: Pull
 ) -> Score:
-    """Probes until every position's standard error is below ``rtol``; all rows as soon as that is expected to cost no more."""
-    if min(S.shape) <= rank + (2 * images + 2 if images else 0) + BLOCK:  # 2 for the pass that all products share
-        return _all_rows(S, pull)
-    known = _known(S, rank, images, pull)
-    found = _Probes(known, torch.Generator("cpu").manual_seed(seed), pull)
-    unknown = min(S.shape) - len(known.directions)
-    wanted = BLOCK
-    while wanted > 0:
-        if max_rows is not None and found.n and pull.puller.n_backward + wanted > max_rows:
-            return found.score(seed, doubt=f"rtol={rtol} was not met within max_rows={max_rows}")
-        if wanted >= unknown:
-            return _given_up(known, found, pull)
-        found.draw(min(wanted, found.n or BLOCK))
-        worst = found.worst()
-        # What is not finite is refused with the finished scores.
-        wanted = ceil(found.n * (worst / rtol) ** 2) - found.n if isfinite(worst) else 0
+    """Probes until every position's standard error is below ``rtol``; all rows as soon as that is expected to cost no more.
+
+    To stop where the stated error happens to be small makes the mean slightly too small: by up to a fifth of ``rtol`` where
+    many blocks are drawn, unnoticeably where the first is enough.
+    """
+    size, images = _size(S), min(images, rank)
+    least = rank + (2 * images + 2 if images else 0) + BLOCK  # 2 for the pass that all products share
+    n_directions = min(S.shape)
+    if max_rows is not None and max_rows < min(least, n_directions):
+        raise InputError(
+            f"max_rows={max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Lower them, or "
+            "raise max_rows."
+        )
+    if n_directions <= least:
+        return _all_rows(S / size, pull).times(size**2)
+    end = inf if max_rows is None else float(pull.puller.n_backward + max_rows)
+    found = _Probes(_known(S / size, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
+    return _refined(found, rtol, end, seed, pull).times(size**2)
+
+
+def _refined(found: "_Probes", rtol: float, end: float, seed: int, pull: Pull) -> Score:
+    unknown = min(found.known.S.shape) - len(found.known.directions)
+    found.draw(BLOCK)
+    while (worst := found.worst()) > rtol:  # what is not finite is refused with the finished scores
+        wanted, left = ceil(found.n * (worst / rtol) ** 2) - found.n, end - pull.puller.n_backward
+        if wanted >= unknown and unknown <= left:
+            return _given_up(found.known, found, pull)
+        more = int(min(max(wanted, 2), found.n, left))
+        if more < 2:
+            return found.score(seed, doubt=f"rtol={rtol} was not met within max_rows")
+        found.draw(more)
     return found.score(seed)
+
+
+def _size(S: Float[Tensor, "n d_model"]) -> float:
+    """To be taken out before anything is squared: certain predictions have a tiny ``S``."""
+    return float(S.abs().max()) or 1.0
 
 
 def principal_rows(F: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "rank d_model"]:
@@ -78,7 +102,7 @@ def principal_rows(F: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "rank d
 def leading_directions(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 3) -> Float[Tensor, "rank n"]:
     """Left singular vectors of ``S``, by subspace iteration: products with ``S`` only. Approximate ones do as well."""
     wide = min(rank + 8, *S.shape)
-    start = torch.randn(wide, S.shape[1], generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(S)
+    start = torch.randn(wide, S.shape[1], generator=torch.Generator("cpu").manual_seed(2**40), device="cpu").to(S)
     for _ in range(rounds):
         start = torch.linalg.qr((start @ S.T @ S).T).Q.T
     left, _, _ = torch.linalg.svd(S @ start.T, full_matrices=False)
@@ -87,7 +111,8 @@ def leading_directions(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 3
 
 def _all_rows(S: Float[Tensor, "n d_model"], pull: Pull) -> Score:
     rows = principal_rows(S.T @ S)
-    return Score(pull.energies(rows).sum(0), resolved={"method": "exact", "rank": len(rows)})
+    done = {"method": "exact", "rank": len(rows)}
+    return Score(pull.energies(rows).sum(0), resolved=done, weights=torch.ones(len(rows), device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -137,10 +162,15 @@ def _new_directions(
 ) -> Float[Tensor, "new n"]:
     """Orthonormal directions of ``S`` along which these vectors of the output space lie, without those that are known."""
     along = carried.to(S) @ S.T
-    for _ in range(2):  # once more for what rounding left
-        along = along - (along @ known.T) @ known
+    along = _without(along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(S.dtype).tiny), known)
     _, sizes, directions = torch.linalg.svd(along, full_matrices=False)
-    return directions[sizes > sizes.sum() * 1e-6]
+    # What rounding made of a direction that was known loses most of itself when the known are taken out once more.
+    new = _without(directions[sizes > sizes.sum() * 1e-6], known)
+    return torch.linalg.qr(new[new.norm(dim=1) > 0.5].T).Q.T
+
+
+def _without(vectors: Float[Tensor, "m n"], known: Float[Tensor, "known n"]) -> Float[Tensor, "m n"]:
+    return vectors - (vectors @ known.T) @ known
 
 
 class _Probes:
@@ -149,7 +179,7 @@ class _Probes:
     def __init__(self, known: _Known, generator: torch.Generator, pull: Pull) -> None:
         self.known, self.generator, self.pull = known, generator, pull
         self.energies: list[Float[Tensor, "m *layer pos"]] = []
-        self.products = torch.zeros_like(known.energy)
+        self.products = torch.zeros_like(known.energy, dtype=torch.float64, device="cpu")
         self.pairs = 0
 
     @property
@@ -162,34 +192,37 @@ class _Probes:
             self._pull(block.to(self.known.S), more_to_come or i + 1 < len(blocks))
 
     def _pull(self, signs: Float[Tensor, "m n"], more_to_come: bool) -> None:
-        unknown = signs - (signs @ self.known.directions.T) @ self.known.directions
-        rows = self.pull.rows(unknown @ self.known.S, more_to_come)
+        rows = self.pull.rows(_without(signs, self.known.directions) @ self.known.S, more_to_come)
         grams = torch.einsum("m...d,n...d->mn...", rows, rows)
         energies = grams.diagonal().movedim(-1, 0)
         self.energies.append(energies.to(self.known.energy))
-        self.products += (grams.square().sum((0, 1)) - energies.square().sum(0)).to(self.products) / 2
+        precise = grams.detach().cpu().double()
+        self.products += (precise.square().sum((0, 1)) - precise.diagonal().square().sum(-1)) / 2
         self.pairs += len(signs) * (len(signs) - 1) // 2
 
     def stderr(self) -> Float[Tensor, "*layer pos"]:
         """From the products of all pairs of probes: ``E (ω M ω')² = ‖M‖_F²``, and a probe's variance is at most ``2 ‖M‖_F²``.
 
         The many pairs scatter less than the few energies themselves. Widened as Student's t is for few probes, so that two
-        of it hold 95 % of the errors.
+        of it hold 95 % of the errors; and never below what the rounding of the rows leaves.
         """
+        values = self.values()
         widened = float(stdtrit(self.n - 1, 0.975)) / 1.96
-        return (2 * self.products / max(self.pairs, 1) / self.n).sqrt() * widened
+        drawn = (2 * self.products / max(self.pairs, 1) / self.n).sqrt().to(values) * widened
+        return torch.hypot(drawn, ROUNDING * torch.finfo(values.dtype).eps * values)
 
     def values(self) -> Float[Tensor, "*layer pos"]:
         return self.known.energy + torch.cat(self.energies).mean(0)
 
     def worst(self) -> float:
         """The largest standard error relative to its score."""
-        return float((self.stderr() / self.values().clamp_min(torch.finfo(self.products.dtype).tiny)).max())
+        values = self.values()
+        return float((self.stderr() / values.clamp_min(torch.finfo(values.dtype).tiny)).max())
 
     def score(self, seed: int, doubt: str | None = None) -> Score:
         n_known = len(self.known.directions)
         done = {"rank": self.known.rank, "images": n_known - self.known.rank, "probes": self.n}
-        worst = round(self.worst(), 4)
+        worst = float(f"{self.worst():.3g}")
         ones = torch.ones(n_known, device="cpu")
         return Score(
             self.values(),

@@ -199,17 +199,49 @@ def test_auto_meets_its_tolerance(pocket: Any, rtol: float) -> None:
     assert result.warnings == []
 
 
-def test_auto_says_what_it_could_not_meet(pocket: Any) -> None:
-    result = js.attribute(pocket, "the keys to the cabinet near the doors", "fisher", rtol=1e-6, max_rows=60)
-    assert result.provenance.n_backward <= 60
+@pytest.mark.parametrize("max_rows", [32, 33, 60, 100])
+def test_auto_says_what_it_could_not_meet(pocket: Any, max_rows: int) -> None:
+    result = js.attribute(
+        pocket, "the keys to the cabinet near the doors", "fisher", rtol=1e-4, rank=12, max_rows=max_rows
+    )
+    assert max_rows - 1 <= result.provenance.n_backward <= max_rows
     assert result.stderr is not None
-    assert any("rtol=1e-06 was not met within max_rows=60" in warning for warning in result.warnings)
+    assert any("rtol=0.0001 was not met within max_rows" in warning for warning in result.warnings)
+
+
+def test_auto_is_exact_where_the_rows_allow_it(pocket: Any) -> None:
+    prompt = "the keys to the cabinet near the doors"
+    for max_rows in (None, 200):
+        result = js.attribute(pocket, prompt, "fisher", rtol=1e-6, max_rows=max_rows)
+        assert result.stderr is None
+        assert result.warnings == []
+    with pytest.raises(js.InputError, match="max_rows=20 is too few"):
+        js.attribute(pocket, prompt, "fisher", max_rows=20)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 3.0, 10.0, 30.0, 100.0])
+@pytest.mark.parametrize("rtol", [0.05, 1e-3])
+def test_estimates_of_certain_predictions(sharpness: float, rtol: float) -> None:
+    """Peaked distributions have a tiny F_u of few directions: nothing is counted twice, nothing vanishes when squared."""
+    prompt = "the keys to the cabinet near the doors"
+    model = js.load_pocket_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "unembed" in name or "lm_head" in name:
+                parameter *= sharpness
+    exact = js.attribute(model, prompt, "fisher", method="exact").scores
+    result = js.attribute(model, prompt, "fisher", rtol=rtol)
+    assert (result.prediction.top[0].probability > 0.999) == (sharpness > 1)
+    error = (result.scores - exact).abs()
+    allowed = 1e-4 * exact if result.stderr is None else 4 * result.stderr + 1e-4 * exact
+    assert (error <= allowed).all()
 
 
 def test_influence_patterns_pass_the_doubts_on(pocket: Any) -> None:
-    options = {"rtol": 1e-6, "max_rows": 60}
+    options = {"rtol": 1e-4, "max_rows": 40, "rank": 12}
     pattern = js.influence_pattern(pocket, "the keys to the cabinet", "fisher", [2, 4], **options)
     assert sum("was not met" in warning for warning in pattern.warnings) >= 1
+    assert pattern.provenance.n_backward <= 80
 
 
 def test_images_of_the_leading_directions(pocket: Any) -> None:
@@ -255,7 +287,7 @@ def test_models_without_second_derivatives(kind: str) -> None:
     )
     exact = js.attribute(model, TOKENS, "fisher", method="exact")
     assert with_hook.options["resolved"]["images"] == 0
-    assert any("no derivative of its own" in warning for warning in with_hook.warnings)
+    assert any("Products with J were not available" in warning for warning in with_hook.warnings)
     assert with_hook.stderr is not None
     assert ((with_hook.scores - exact.scores).abs() < 5 * with_hook.stderr).all()
 
