@@ -15,24 +15,25 @@ from jscope_tl.scopes import trace
 from jscope_tl.scopes.fisher import root
 
 
-def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
-    """The fastest of several times, after one for warming up."""
-    best = float("inf")
-    for i in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if i:
-            best = min(best, time.perf_counter() - start)
-    return best
+def seconds(*works: Callable[[], Any], repeats: int = 5) -> list[float]:
+    """The fastest of several times of each, taken in turns, after one for warming up."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats + 1):
+        for work, of_one in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            of_one.append(time.perf_counter() - start)
+    return [min(of_one[1:]) for of_one in times]
 
 
 def single_cotangent(model: Any, tokens: torch.Tensor) -> dict[str, float]:
     """A scope with one cotangent against a plain forward pass without gradients."""
-    with torch.no_grad():
-        forward = seconds(lambda: model(tokens[None], return_type="logits"))
-    scope = seconds(lambda: js.attribute(model, tokens, "semantic", target=0, progress=False))
+    plain = torch.no_grad()(lambda: model(tokens[None], return_type="logits"))
+    forward, scope = seconds(
+        plain, lambda: js.attribute(model, tokens, "semantic", target=0, progress=False), repeats=10
+    )
     return {"forward_s": forward, "semantic_s": scope, "semantic / forward": scope / forward}
 
 
@@ -43,10 +44,12 @@ def row_throughput(model: Any, tokens: torch.Tensor, n_rows: int = 24) -> dict[s
         puller = Puller(forward.xs, forward.y, forward.positions, progress=False)
         C = torch.randn(n_rows, int(view.cfg.d_model), device=forward.y.device)
         puller.energies(C, more_to_come=True)
-        row = seconds(lambda: puller.energies(C, more_to_come=True), 3) / n_rows
         chunk = puller._chunk_size()
-    bare = seconds(lambda: _products(view, chunk, len(tokens)), 3) / chunk
-    return {"row_s": row, "rows at once": chunk, "bare products / row": bare / row}
+        rows, bare = seconds(
+            lambda: puller.energies(C, more_to_come=True), lambda: _products(view, chunk, len(tokens)), repeats=4
+        )
+    row = rows / n_rows
+    return {"row_s": row, "rows at once": chunk, "bare products / row": bare / chunk / row}
 
 
 def _products(view: ModelView, chunk: int, pos: int) -> None:
@@ -80,10 +83,9 @@ def preparation(model: Any, tokens: torch.Tensor, n_rows: int = 32) -> dict[str,
             signs = trace.random_signs(8, len(S), torch.Generator()).to(S)
             (signs - (signs @ leading.T) @ leading) @ S
 
-        prepared = seconds(prepare, 1)
         puller = Puller(forward.xs, forward.y, forward.positions, progress=False)
         C = torch.randn(n_rows, int(view.cfg.d_model), device=state.y.device)
-        rows = seconds(lambda: puller.energies(C, more_to_come=True), 1)
+        prepared, rows = seconds(prepare, lambda: puller.energies(C, more_to_come=True), repeats=2)
     return {"preparation / 32 rows": prepared / rows}
 
 
@@ -109,6 +111,8 @@ def batch_throughput(n_prompts: int = 64) -> dict[str, float]:
     model = js.load_pocket_model()
     texts = [p.text for task in js.pocket_tasks() for p in js.pocket_prompts(task, 24) if len(p.text.split()) < 20]
     texts = texts[:n_prompts]
-    one = seconds(lambda: [js.attribute(model, text, progress=False) for text in texts], 3)
-    many = seconds(lambda: list(js.attribute_batch(model, texts, batch_size=32, progress=False)), 3)
+    one, many = seconds(
+        lambda: [js.attribute(model, text, progress=False) for text in texts],
+        lambda: list(js.attribute_batch(model, texts, batch_size=32, progress=False)),
+    )
     return {"one by one_s": one, "batch_s": many, "one by one / batch": one / many}
