@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 
 import torch
@@ -43,7 +44,7 @@ class FisherScope(Scope):
             score; all directions instead where that is no dearer. The result's ``options["resolved"]`` tells. Stopping where
             the stated error is small makes the mean slightly too small, by a fifth of ``rtol`` at worst.
         rank: leading directions; by default 1 for ``low_rank``, 16 for ``sampled``, 12 for ``krylov`` and ``auto`` (24 for
-            an ``rtol`` below 0.02).
+            an ``rtol`` below 0.02, fewer where ``max_rows`` asks for it).
         images: of ``krylov`` and ``auto``; at most as many as ``rank``, by default one less than half of it.
         probes: random probes of ``sampled`` and ``krylov``, at least 2; by default 16 and 8.
         rtol: relative standard error that ``auto`` stops at.
@@ -98,6 +99,9 @@ class FisherScope(Scope):
         if self.method == "low_rank":
             return trace.low_rank(self.cotangents(state), rank, pull)
         (S,) = root(state.W_U, state.slope, _probabilities(state), len(state.logits))
+        return trace.at_unit_size(S, partial(self._estimate, rank, pull))
+
+    def _estimate(self, rank: int, pull: Pull, S: Float[Tensor, "d_vocab d_model"]) -> Score:
         if self.method == "sampled":
             return trace.sampled(S, rank, 0, self.probes or 16, self.seed, pull)
         images = max(0, rank // 2 - 1) if self.images is None else self.images
@@ -134,6 +138,8 @@ class FisherScope(Scope):
     def _rank(self, d_model: int) -> int:
         if self.rank is None:
             adaptive = 12 if self.rtol >= 0.02 or self.method == "krylov" else 24
+            if self.max_rows is not None:  # half of them at most, images included; the first probes are 8
+                adaptive = min(adaptive, max(1, (self.max_rows - trace.BLOCK) // 2))
             return min({"low_rank": 1, "sampled": 16}.get(self.method, adaptive), d_model)
         if self.rank > d_model:
             raise InputError(f"rank is {self.rank}, but y has only {d_model} directions (d_model).")

@@ -7,6 +7,7 @@ is left is measured with random signs (Hutchinson's estimator): unbiased, becaus
 directions. Directions are orthonormal combinations of the rows of ``S [n, d_model]``, so that no ``d x d`` matrix is needed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -39,12 +40,12 @@ def low_rank(rows: Float[Tensor, "k d_model"], rank: int, pull: Pull) -> Score:
 
 def sampled(S: Float[Tensor, "n d_model"], rank: int, images: int, probes: int, seed: int, pull: Pull) -> Score:
     """Leading directions, their images (of ``rank`` at most), and a fixed number of probes of the rest."""
-    size, images = _size(S), min(images, rank)
+    images = min(images, rank)
     if rank + images >= min(S.shape):
-        return _all_rows(S / size, pull).times(size**2)
-    found = _Probes(_known(S / size, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
+        return _all_rows(S, pull)
+    found = _Probes(_known(S, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
     found.draw(probes, more_to_come=False)
-    return found.score(seed).times(size**2)
+    return found.score(seed)
 
 
 def adaptive(
@@ -55,7 +56,7 @@ def adaptive(
     To stop where the stated error happens to be small makes the mean slightly too small: by up to a fifth of ``rtol`` where
     many blocks are drawn, unnoticeably where the first is enough.
     """
-    size, images = _size(S), min(images, rank)
+    images = min(images, rank)
     least = rank + (2 * images + 2 if images else 0) + BLOCK  # 2 for the pass that all products share
     n_directions = min(S.shape)
     if max_rows is not None and max_rows < min(least, n_directions):
@@ -64,10 +65,10 @@ def adaptive(
             "raise max_rows."
         )
     if n_directions <= least:
-        return _all_rows(S / size, pull).times(size**2)
+        return _all_rows(S, pull)
     end = inf if max_rows is None else float(pull.puller.n_backward + max_rows)
-    found = _Probes(_known(S / size, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
-    return _refined(found, rtol, end, seed, pull).times(size**2)
+    found = _Probes(_known(S, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
+    return _refined(found, rtol, end, seed, pull)
 
 
 def _refined(found: "_Probes", rtol: float, end: float, seed: int, pull: Pull) -> Score:
@@ -84,9 +85,12 @@ def _refined(found: "_Probes", rtol: float, end: float, seed: int, pull: Pull) -
     return found.score(seed)
 
 
-def _size(S: Float[Tensor, "n d_model"]) -> float:
-    """To be taken out before anything is squared: certain predictions have a tiny ``S``."""
-    return float(S.abs().max()) or 1.0
+def at_unit_size(S: Float[Tensor, "n d_model"], estimate: Callable[[Tensor], Score]) -> Score:
+    """``estimate(S)``, with ``S`` scaled in place meanwhile: certain predictions have a tiny one, which must not be squared."""
+    size = max(float(S.max()), -float(S.min())) or 1.0
+    score = estimate(S.div_(size)).times(size**2)
+    S.mul_(size)
+    return score
 
 
 def principal_rows(F: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "rank d_model"]:

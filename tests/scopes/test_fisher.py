@@ -215,8 +215,16 @@ def test_auto_is_exact_where_the_rows_allow_it(pocket: Any) -> None:
         result = js.attribute(pocket, prompt, "fisher", rtol=1e-6, max_rows=max_rows)
         assert result.stderr is None
         assert result.warnings == []
-    with pytest.raises(js.InputError, match="max_rows=20 is too few"):
-        js.attribute(pocket, prompt, "fisher", max_rows=20)
+    with pytest.raises(js.InputError, match="max_rows=20 is too few: rank=12"):
+        js.attribute(pocket, prompt, "fisher", max_rows=20, rank=12)
+
+
+@pytest.mark.parametrize("max_rows", [9, 10, 11, 17, 40])
+def test_few_rows_are_shared_out(pocket: Any, max_rows: int) -> None:
+    """Without a rank of one's own, leading directions, images and probes fit what there is."""
+    result = js.attribute(pocket, "the keys near the door", "fisher", rtol=1e-4, max_rows=max_rows)
+    assert max_rows - 1 <= result.provenance.n_backward <= max_rows
+    assert result.stderr is not None
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 3.0, 10.0, 30.0, 100.0])

@@ -137,7 +137,11 @@ def test_positions_without_influence() -> None:
 @pytest.mark.parametrize("size", [1e-14, 1e12])
 def test_sizes_do_not_matter(size: float) -> None:
     factor, J = power_law(60, 4, 0.5)
-    plain, other = (trace.sampled(part, 8, 3, 6, 0, linear(J)) for part in (factor, size * factor))
+    kept = factor.clone()
+    plain, other = (
+        trace.at_unit_size(S, lambda S: trace.sampled(S, 8, 3, 6, 0, linear(J))) for S in (factor, size * factor)
+    )
+    torch.testing.assert_close(factor, kept)
     assert plain.stderr is not None
     assert other.stderr is not None
     torch.testing.assert_close(other.values.double() / size**2, plain.values.double(), rtol=1e-4, atol=0)
