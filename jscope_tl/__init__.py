@@ -7,6 +7,7 @@ from jscope_tl.batch import attribute_batch
 from jscope_tl.errors import InputError
 from jscope_tl.influence import influence_pattern
 from jscope_tl.jacobian import jacobian
+from jscope_tl.paths import Line, Noise, Path, Point
 from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks
 from jscope_tl.result import Attribution, InfluencePattern
 from jscope_tl.scopes.base import Scope
@@ -15,10 +16,11 @@ from jscope_tl.scopes.directions import (
     EntropyScope,
     LogitTemperatureScope,
     LogProbScope,
+    RandomDirectionScope,
     SemanticScope,
     TemperatureScope,
 )
-from jscope_tl.scopes.fisher import FisherScope
+from jscope_tl.scopes.fisher import FisherInputScope, FisherScope
 from jscope_tl.scopes.registry import available_scopes, get_scope, register_scope
 from jscope_tl.state import Basis, State
 from jscope_tl.views.report import report
@@ -28,13 +30,19 @@ __all__ = [
     "Basis",
     "ContrastiveScope",
     "EntropyScope",
+    "FisherInputScope",
     "FisherScope",
     "HeadAgreement",
     "InfluencePattern",
     "InputError",
+    "Line",
     "LogProbScope",
     "LogitTemperatureScope",
+    "Noise",
+    "Path",
     "PocketPrompt",
+    "Point",
+    "RandomDirectionScope",
     "Scope",
     "SemanticScope",
     "State",

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.devices import check_matmul_precision
-from jscope_tl.engine import Pull, Puller, check_chunk_size
+from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError
-from jscope_tl.forward import FwdHooks, Run, not_finite_cure, run
+from jscope_tl.forward import FwdHooks, Run, not_finite_cure
+from jscope_tl.linearised import Linearised
 from jscope_tl.model import ModelView
+from jscope_tl.paths import Path
 from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
 from jscope_tl.result import Attribution, PredictedToken, Prediction, Provenance
 from jscope_tl.scopes.base import FunctionScope, Scope, Score
@@ -31,6 +33,9 @@ def attribute(
     at: str | Sequence[str] = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    reduction: str | None = None,
+    path: str | Path | None = None,
+    frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
     progress: bool | None = None,
@@ -50,6 +55,12 @@ def attribute(
             ``scores [layer, pos]`` at the cost of one hook point.
         prepend_bos: overrides the model's default for strings.
         fwd_hooks: TransformerLens hooks that are active during the run, to explain a patched or ablated model.
+        reduction: from rows to a score. ``"norm"``: of ``C J_t``, per unit of ``x``; ``"dot"``: of ``C J_t (x_t - x0_t)``, for
+            one cotangent the absolute gradient x input; ``"elementwise"``: of ``C J_t ⊙ (x_t - x0_t)``. The last two are in
+            units of what is explained (Fisher: half of it, the second-order KL divergence). None: the scope's own.
+        path: where the model is linearised, and the baseline ``x0``: `js.Point` (the prompt itself; None), `js.Line`
+            (integrated gradients), `js.Noise` (SmoothGrad), or ``"line"``, ``"noise"``.
+        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales; or both.
         chunk_size: backward rows computed at once; by default what the memory that the first row took leaves room for. Where
             memory runs out, half as many are tried, and the result says so.
         matmul_precision: ``"high"`` (TF32) or ``"medium"`` (bfloat16) matrix products for the backward rows of a float32
@@ -77,17 +88,16 @@ def attribute(
     position = to_position(position, len(tokens))
     points = view.hook_points(at)
     chunk_size, fast = check_chunk_size(chunk_size), check_matmul_precision(matmul_precision)
+    how = Linearised.checked(scope, reduction, path, frozen, fwd_hooks)
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
-    with run(view, tokens, [position], points, fwd_hooks) as forward:
-        state = forward.state()
+    with how.run(view, tokens, [position], points) as forward:
         puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress, matmul_precision=fast)
-        scope.explained_token(state)  # a target that cannot be explained is refused before the backward passes
-        score = scope.score(state, Pull(puller))
-        return attribution(forward, scope, score, puller, at, warnings)
+        scope.explained_token(forward.state())  # what cannot be explained is refused before the backward passes
+        return attribution(forward, scope, how, how.score(scope, forward, puller), puller, at, warnings)
 
 
 def attribution(
-    forward: Run, scope: Scope, score: Score, puller: Puller, at: Any, warnings: list[str], i: int = 0
+    forward: Run, scope: Scope, how: Linearised, score: Score, puller: Puller, at: Any, warnings: list[str], i: int = 0
 ) -> Attribution:
     """The result at the ``i``-th explained position of a run, with everything that it says about itself."""
     view, state = forward.view, forward.state(i)
@@ -101,9 +111,9 @@ def attribution(
         tokens=tokens.cpu(),
         str_tokens=to_str_tokens(view, tokens.tolist()),
         position=state.position,
-        scope=scope.label,
-        options=_resolved(options_of(scope), score, view, target),
-        unit=scope.unit,
+        scope=how.label(scope),
+        options=_resolved({**options_of(scope), **how.says(scope)}, score, view, target),
+        unit=how.unit(scope),
         stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
         prediction=_prediction(state, view, target),
         basis=state.basis,

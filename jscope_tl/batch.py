@@ -14,8 +14,10 @@ from torch import Tensor
 from jscope_tl.attribute import attribute, attribution
 from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError, whole
-from jscope_tl.forward import FwdHooks, Run, run_together
+from jscope_tl.forward import FwdHooks, Run
+from jscope_tl.linearised import Linearised
 from jscope_tl.model import ModelView
+from jscope_tl.paths import Path
 from jscope_tl.prompts import prompt_warnings, to_position, to_tokens
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
@@ -36,6 +38,9 @@ def attribute_batch(
     at: str | Sequence[str] = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    reduction: str | None = None,
+    path: str | Path | None = None,
+    frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -48,7 +53,7 @@ def attribute_batch(
     by prompt.
 
     Args:
-        model, scope, position, at, prepend_bos, fwd_hooks, chunk_size, options: see `attribute`. A negative position counts
+        model, scope, position, at, prepend_bos, fwd_hooks, reduction, path, frozen, chunk_size, options: see `attribute`. A negative position counts
             from the end of each prompt.
         prompts: strings, lists of ids or tensors; a generator is read as far as it is needed.
         batch_size: prompts in one forward pass. Prompts of similar length next to each other waste less.
@@ -73,15 +78,17 @@ def attribute_batch(
     if single or not isinstance(prompts, Iterable):
         raise InputError(f"prompts are several prompts; for one, use js.attribute. Got {prompts!r}.")
     view, scope = ModelView(model), resolve_scope(scope, options)
+    how = Linearised.checked(scope, reduction, path, frozen, fwd_hooks)
     alone = partial(
-        attribute, model, scope=scope, at=at, fwd_hooks=list(fwd_hooks or ()), chunk_size=chunk_size, progress=False
-    )
-    together = _Together(view, scope, at, view.hook_points(at), check_chunk_size(chunk_size))
+        attribute, model, scope=scope, at=at, fwd_hooks=how.hooks, reduction=how.reduction, path=how.path,
+        frozen=how.frozen, chunk_size=chunk_size, progress=False,
+    )  # fmt: skip
+    together = _Together(view, scope, how, at, view.hook_points(at), check_chunk_size(chunk_size))
 
     def results() -> Iterator[Attribution]:
         size = min(batch_size, MOST_PROMPTS)
         for batch in _batches(view, _watched(prompts, progress), size, position, prepend_bos):
-            if len(batch) > 1 and together.possible(fwd_hooks):
+            if len(batch) > 1 and together.possible():
                 yield from together.explained(batch)
             else:
                 yield from _one_by_one(alone, batch)
@@ -141,32 +148,35 @@ class _Together:
 
     view: ModelView
     scope: Scope
+    how: Linearised
     at: Any
     points: list[str]
     chunk_size: int | None
 
-    def possible(self, fwd_hooks: Any) -> bool:
+    def possible(self) -> bool:
         """Hooks may count on one prompt; scopes with a score of their own ask for rows as they go."""
-        hooked = fwd_hooks or any(point.fwd_hooks for point in self.view.points.values()) or self.view.has_torch_hooks()
+        hooked = self.view.is_hooked(self.how.hooks)
+        one_point = self.how.path.n_points() == 0
         beside = any(self.view.reads_beside(name) for name in self.points)
         plain = type(self.scope).score is Scope.score
-        return plain and not (hooked or beside or self.view.unembedding_is_hooked([]))
+        return plain and one_point and not (hooked or beside or self.view.unembedding_is_hooked([]))
 
     def explained(self, batch: list[_Numbered]) -> list[Attribution]:
         warnings = self.scope.check(self.view.basis)
         tokens, positions = [prompt.tokens for prompt in batch], [prompt.position for prompt in batch]
-        with run_together(self.view, tokens, positions, self.points) as forward:
+        with self.how.run_together(self.view, tokens, positions, self.points) as forward:
             rows = []
             for i, prompt in enumerate(batch):
                 with _named(prompt.n):
                     rows.append(self._rows(forward.state(i)))
             puller = Puller(forward.xs, forward.y, forward.positions, self.chunk_size, progress=False)
-            scores = _scores(forward, puller, rows)
+            scores = _scores(self.scope, forward, puller, rows)
             found = []
             for i, (prompt, score) in enumerate(zip(batch, scores, strict=True)):
                 own = [*warnings, *prompt_warnings(self.view, prompt.tokens)]
                 with _named(prompt.n):
-                    found.append(attribution(forward, self.scope, score, puller, self.at, own, i))
+                    score = self.how.in_units(self.scope, score)
+                    found.append(attribution(forward, self.scope, self.how, score, puller, self.at, own, i))
             return found
 
     def _rows(self, state: State) -> Float[Tensor, "k d_model"]:
@@ -174,7 +184,7 @@ class _Together:
         return checked_cotangents(self.scope.cotangents(state), state, self.scope.label)
 
 
-def _scores(forward: Run, puller: Puller, rows: list[Float[Tensor, "_ d_model"]]) -> list[Score]:
+def _scores(scope: Scope, forward: Run, puller: Puller, rows: list[Float[Tensor, "_ d_model"]]) -> list[Score]:
     """One backward pass for the ``j``-th rows of all prompts: no prompt's ``y`` depends on another's ``x``."""
     sizes = [of_one.abs().max().clamp_min(torch.finfo(of_one.dtype).tiny) for of_one in rows]
     placed = rows[0].new_zeros(max(map(len, rows)), *forward.y.shape)
@@ -183,7 +193,7 @@ def _scores(forward: Run, puller: Puller, rows: list[Float[Tensor, "_ d_model"]]
     energies = puller.energies(placed)
     scores = []
     for i, size in enumerate(sizes):
-        own = energies[..., forward.part(i)].sum(0).sqrt() * size
+        own = scope.combined(energies[..., forward.part(i)]) * size
         own[..., forward.positions[i] + 1 :] = 0
         scores.append(Score(own))
     return scores

@@ -34,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--at", default="hook_embed", help="residual-stream hook point (default: hook_embed)")
     p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
                    help="a further option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
+    p.add_argument("--reduction", help="norm, dot (gradient x input) or elementwise (default: the scope's own)")
+    p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
+    p.add_argument("--frozen", action="append", default=[], metavar="WHAT",
+                   help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
     p.add_argument("--top", type=int, default=8, help="how many tokens to list (default: 8)")
@@ -111,7 +115,8 @@ def _explain(options: argparse.Namespace) -> int:
         if path is not None:
             check_target(path)
     model = load_model(options.model, options.device, options.dtype)
-    result = attribute(model, options.prompt, scope, position=options.position, at=options.at)
+    how = {"reduction": options.reduction, "path": options.path, "frozen": options.frozen}
+    result = attribute(model, options.prompt, scope, position=options.position, at=options.at, **how)
     # Files before the text: whoever reads the text may close the pipe.
     if options.html is not None:
         _write_report(model, result, scope, options)

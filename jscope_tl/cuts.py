@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jscope_tl.inputs import Inputs
+
 
 @dataclass
 class Cuts:
@@ -20,6 +22,8 @@ class Cuts:
     rows: Sequence[int]
     positions: Sequence[int]
     narrow: bool
+    inputs: Inputs
+    activations: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     xs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     y: list[Tensor] = field(default_factory=list)
     y_cuts: list[list[Tensor]] = field(default_factory=list)
@@ -31,12 +35,14 @@ class Cuts:
         yield unembed.register_forward_hook(self._keep_unembedded)
 
     def cut_input(self, name: str) -> Callable[..., Float[Tensor, "1 pos d_in"]]:
-        """A hook that keeps the activation and passes its copy on, which later hooks may write to."""
+        """A hook that keeps the activation and passes it on, attached to the coordinates that rows refer to."""
 
         def cut(activation: Float[Tensor, "batch pos d_in"], hook: Any) -> Float[Tensor, "batch pos d_in"]:
-            x = activation.reshape(1, -1, activation.shape[-1])
-            self.xs[name].append(x.clone() if x.requires_grad else _leaf(x))
-            return self.xs[name][-1].view_as(activation).clone()
+            leaf, onward = self.inputs.cut(activation)
+            self.xs[name].append(leaf)
+            of_all = leaf if self.inputs.reduction == "norm" else onward.reshape(1, -1, onward.shape[-1])
+            self.activations[name].append(of_all)
+            return onward
 
         return cut
 
@@ -45,6 +51,7 @@ class Cuts:
 
         def read(activation: Float[Tensor, "1 pos d_in"], hook: Any) -> None:
             self.xs[name].append(activation if activation.requires_grad else activation.requires_grad_())
+            self.activations[name].append(self.xs[name][-1])
 
         return read
 
@@ -60,7 +67,3 @@ class Cuts:
 
     def _keep_unembedded(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self.unembedded.append(output)
-
-
-def _leaf(activation: Float[Tensor, "1 pos d_in"]) -> Float[Tensor, "1 pos d_in"]:
-    return activation.detach().clone().requires_grad_()

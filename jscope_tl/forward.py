@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from jscope_tl.cuts import Cuts
 from jscope_tl.errors import InputError
+from jscope_tl.frozen import Frozen, quiet_norms
+from jscope_tl.inputs import Inputs
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import to_id
 from jscope_tl.state import State
 
 OWN_LEVEL = 1000
+AS_IT_IS = Inputs()
 ONE_AT_A_TIME = RLock()
 """Hooks and frozen parameters belong to the model, which threads share: their forward passes take turns."""
 FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]] | None
@@ -32,8 +35,9 @@ class Run:
         rows: in which of the prompts each explained position is.
         positions: the explained positions, not negative.
         at: the names of the hook points.
-        xs: the activations at the hook points, ``[1, pos, d_in]`` each, that Jacobians are taken with respect to; several
-            prompts one after the other, each filled up to the longest.
+        activations: at the hook points, ``[1, pos, d_in]`` each; several prompts one after the other, each filled up to the
+            longest.
+        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
     """
 
@@ -42,11 +46,14 @@ class Run:
     rows: Sequence[int]
     positions: Sequence[int]
     at: Sequence[str]
-    xs: list[Float[Tensor, "1 pos d_in"]]
+    activations: list[Float[Tensor, "1 pos d_in"]]
+    xs: list[Float[Tensor, "1 pos d_s"]]
     y: Float[Tensor, "n d_model"]
     _y_cuts: list[Float[Tensor, "d_model"]]
     _logits: Float[Tensor, "n d_vocab"]
     _slope: Float[Tensor, "n d_vocab"]
+    inputs: Inputs
+    frozen: Frozen
 
     @property
     def tokens(self) -> Int[Tensor, "pos"]:
@@ -73,7 +80,7 @@ class Run:
         return State(
             tokens=tokens,
             position=position,
-            x=self.xs[0][0, self.part(i)],
+            x=self.activations[0][0, self.part(i)],
             y=self.y[i],
             logits=logits,
             W_U=self.view.W_U,
@@ -98,25 +105,35 @@ def run(
     positions: Sequence[int],
     at: Sequence[str],
     fwd_hooks: Iterable[Any] | None = (),
+    inputs: Inputs = AS_IT_IS,
+    frozen: Frozen | None = None,
 ) -> Iterator[Run]:
     """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
     Raises:
         InputError: a hook point does not run, the prediction depends on none, or activations are not finite.
     """
-    with _forward(view, [tokens], [0] * len(positions), positions, at, list(fwd_hooks or ())) as forward:
+    hooks = list(fwd_hooks or ())
+    with _forward(view, [tokens], [0] * len(positions), positions, at, hooks, inputs, frozen or Frozen()) as forward:
         yield forward
 
 
 @contextmanager
 def run_together(
-    view: ModelView, prompts: Sequence[Int[Tensor, "_"]], positions: Sequence[int], at: Sequence[str]
+    view: ModelView,
+    prompts: Sequence[Int[Tensor, "_"]],
+    positions: Sequence[int],
+    at: Sequence[str],
+    fwd_hooks: Iterable[Any] | None = (),
+    inputs: Inputs = AS_IT_IS,
+    frozen: Frozen | None = None,
 ) -> Iterator[Run]:
     """`run` for several prompts in one forward pass, with one explained position in each.
 
     Shorter prompts are filled up behind their end, where a causal model does not look.
     """
-    with _forward(view, prompts, range(len(prompts)), positions, at, []) as forward:
+    rows, hooks = range(len(prompts)), list(fwd_hooks or ())
+    with _forward(view, prompts, rows, positions, at, hooks, inputs, frozen or Frozen()) as forward:
         yield forward
 
 
@@ -128,23 +145,40 @@ def _forward(
     positions: Sequence[int],
     at: Sequence[str],
     hooks: list[Any],
+    inputs: Inputs,
+    frozen: Frozen,
 ) -> Iterator[Run]:
     view.check_hook_names(hooks)
     tokens = _filled(prompts, view.tokenizer)
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
         with ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
-            cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks))
+            cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks), inputs=inputs)
             stack.enter_context(_frozen(view.model))
             stack.enter_context(_own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
-            own = [(name, (cuts.read_input if view.reads_beside(name) else cuts.cut_input)(name)) for name in at]
+            own = [(name, _cut(view, cuts, name)) for name in at] + frozen.hooks(view, lambda: bool(cuts.xs))
             stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, *own]))
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
+            stack.enter_context(quiet_norms())
             output = view.model(tokens.clone(), return_type="logits")
-        yield _run(view, prompts, at, cuts, output)
+        found = _run(view, prompts, at, cuts, output, frozen)
+        frozen.check(view, found.y, view.is_hooked(hooks))
+        yield found
+
+
+def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:
+    """A hook at the point; beside the stream it can only watch."""
+    if not view.reads_beside(name):
+        return cuts.cut_input(name)
+    if cuts.inputs.reduction != "norm" or cuts.inputs.place is not None:
+        raise InputError(
+            f"On a {type(view.model).__name__} {name!r} is what the MLP reads beside the stream: the stream cannot be moved "
+            "there, as reductions of the input and paths do. Use 'hook_resid_pre' or 'hook_resid_post'."
+        )
+    return cuts.read_input(name)
 
 
 def _filled(prompts: Sequence[Int[Tensor, "_"]], tokenizer: Any) -> Int[Tensor, "batch pos"]:
@@ -217,15 +251,18 @@ def _own_hook_level(model: Any) -> Iterator[None]:
         model.context_level = level
 
 
-def _run(view: ModelView, prompts: Sequence[Int[Tensor, "_"]], at: Sequence[str], cuts: Cuts, output: Tensor) -> Run:
+def _run(
+    view: ModelView, prompts: Sequence[Int[Tensor, "_"]], at: Sequence[str], cuts: Cuts, output: Tensor, frozen: Frozen
+) -> Run:
     for name, times in [(name, len(cuts.xs[name])) for name in at] + [("The unembedding", len(cuts.y))]:
         if times != 1:
             raise InputError(
                 f"{name!r} ran {times} times in one forward pass of {view.name}; it must run once. Choose another hook "
                 "point, 'hook_embed' for one."
             )
-    xs, y, y_cuts, unembedded = [cuts.xs[name][0] for name in at], cuts.y[0], cuts.y_cuts[0], cuts.unembedded[0]
-    named = [*zip(at, xs, strict=True), ("the final hidden state", y), ("the logits", output)]
+    activations, xs = ([kept[name][0] for name in at] for kept in (cuts.activations, cuts.xs))
+    y, y_cuts, unembedded = cuts.y[0], cuts.y_cuts[0], cuts.unembedded[0]
+    named = [*zip(at, activations, strict=True), ("the final hidden state", y), ("the logits", output)]
     for name, tensor in named:
         if not tensor.isfinite().all():
             raise InputError(
@@ -239,7 +276,9 @@ def _run(view: ModelView, prompts: Sequence[Int[Tensor, "_"]], at: Sequence[str]
     explained = (0, slice(None)) if cuts.narrow else (list(cuts.rows), list(cuts.positions))
     logits = output[explained]
     slope = _slope(logits, unembedded)[explained]
-    return Run(view, prompts, cuts.rows, cuts.positions, at, xs, y, y_cuts, logits, slope)
+    return Run(
+        view, prompts, cuts.rows, cuts.positions, at, activations, xs, y, y_cuts, logits, slope, cuts.inputs, frozen
+    )
 
 
 def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int:

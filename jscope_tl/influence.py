@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribute import finished, options_of, predicted, provenance
-from jscope_tl.engine import Pull, Puller, check_chunk_size
+from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError
-from jscope_tl.forward import FwdHooks, Run, run
+from jscope_tl.forward import FwdHooks, Run
+from jscope_tl.linearised import Linearised
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
+from jscope_tl.pull import Pull
 from jscope_tl.result import InfluencePattern, PredictedToken
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
 from jscope_tl.scopes.registry import resolve_scope
@@ -29,6 +31,8 @@ def influence_pattern(
     at: str = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    reduction: str | None = None,
+    frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -40,7 +44,7 @@ def influence_pattern(
 
     Args:
         positions: the predictions to explain (negative counts from the end); None is all of them.
-        model, prompt, scope, at, prepend_bos, fwd_hooks, chunk_size, progress, options: see `attribute`. Without a
+        model, prompt, scope, at, prepend_bos, fwd_hooks, reduction, frozen, chunk_size, progress, options: see `attribute`. Without a
             ``target`` each position explains the token that follows it in the prompt, the last one its most probable.
 
     Returns:
@@ -61,9 +65,11 @@ def influence_pattern(
     explained = _positions(positions, len(tokens))
     chunk_size = check_chunk_size(chunk_size)
     warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
-    with run(view, tokens, explained, [view.hook_point(at)], fwd_hooks) as forward:
+    how = Linearised.checked(scope, reduction, None, frozen, fwd_hooks)
+    with how.run(view, tokens, explained, [view.hook_point(at)]) as forward:
         puller = Puller(forward.xs, forward.y, explained, chunk_size, progress)
         targets, scores = _explained(scope, forward, puller)
+        scores = [how.in_units(scope, score) for score in scores]
         values, errors = torch.stack([score.values for score in scores]), _errors(scores)
         return InfluencePattern(
             scores=finished(values, forward.y.dtype, view.name),
@@ -71,12 +77,12 @@ def influence_pattern(
             targets=tuple(targets),
             tokens=tokens.cpu(),
             str_tokens=to_str_tokens(view, tokens.tolist()),
-            scope=scope.label,
-            options=_options(scope, scores),
-            unit=scope.unit,
+            scope=how.label(scope),
+            options=_options({**options_of(scope), **how.says(scope)}, scores),
+            unit=how.unit(scope),
             stderr=None if errors is None else finished(errors, forward.y.dtype, view.name),
             basis=view.basis,
-            provenance=provenance(view, forward.xs[0], at, puller.n_backward, _seed(scores)),
+            provenance=provenance(view, forward.activations[0], at, puller.n_backward, _seed(scores)),
             warnings=[*warnings, *dict.fromkeys([*puller.notes, *_doubts(scores)]), *_nothing_moves(values, explained)],
             bos_positions=bos_positions(view, tokens),
         )
@@ -105,13 +111,13 @@ def _explained(scope: Scope, forward: Run, puller: Puller) -> tuple[list[Predict
                 rows.append(checked_cotangents(scope.cotangents(state), state, scope.label))
             else:
                 scores.append(scope.score(state, Pull(puller, i)))
-    return targets, _batched(rows, puller) if in_one_batch else scores
+    return targets, _batched(scope, rows, puller) if in_one_batch else scores
 
 
-def _batched(rows: list[Float[Tensor, "_ d_model"]], puller: Puller) -> list[Score]:
+def _batched(scope: Scope, rows: list[Float[Tensor, "_ d_model"]], puller: Puller) -> list[Score]:
     starts = torch.tensor([i for i, of_one in enumerate(rows) for _ in of_one], device="cpu")
     energies = puller.energies(torch.cat(rows), of=starts)
-    return [Score(of_one.sum(0).sqrt()) for of_one in energies.split([len(of_one) for of_one in rows])]
+    return [Score(scope.combined(of_one)) for of_one in energies.split([len(of_one) for of_one in rows])]
 
 
 @contextmanager
@@ -132,9 +138,9 @@ def _errors(scores: list[Score]) -> Float[Tensor, "dest src"] | None:
     return torch.stack([torch.zeros_like(s.values) if s.stderr is None else s.stderr for s in scores])
 
 
-def _options(scope: Scope, scores: list[Score]) -> dict[str, Any]:
+def _options(options: dict[str, Any], scores: list[Score]) -> dict[str, Any]:
     resolved = [score.resolved for score in scores]
-    return {**options_of(scope), "resolved": resolved} if any(resolved) else options_of(scope)
+    return {**options, "resolved": resolved} if any(resolved) else options
 
 
 def _seed(scores: list[Score]) -> int | None:

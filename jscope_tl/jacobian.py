@@ -1,5 +1,6 @@
 """Jacobians themselves, for users who want the rows and not a score."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.forward import FwdHooks, run
+from jscope_tl.frozen import Frozen, check_frozen
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, to_position, to_tokens
 from jscope_tl.scopes.base import checked_cotangents
@@ -23,6 +25,7 @@ def jacobian(
     at: str = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     progress: bool | None = None,
 ) -> Float[Tensor, "k pos d"]:
@@ -34,7 +37,7 @@ def jacobian(
     Args:
         cotangents: ``C``, ``[k, d_model]`` or ``[d_model]``; None is the identity, that is the full Jacobian, which
             takes ``d_model² x pos`` numbers.
-        model, prompt, position, at, prepend_bos, fwd_hooks, chunk_size, progress: see `attribute`.
+        model, prompt, position, at, prepend_bos, fwd_hooks, frozen, chunk_size, progress: see `attribute`.
 
     Raises:
         InputError: as `attribute`, and where the cotangents are not ``[k, d_model]``.
@@ -48,7 +51,8 @@ def jacobian(
     tokens = to_tokens(view, prompt, prepend_bos)
     position = to_position(position, len(tokens))
     chunk_size = check_chunk_size(chunk_size)
-    with run(view, tokens, [position], [view.hook_point(at)], fwd_hooks) as forward:
+    held = Frozen(check_frozen(frozen))
+    with run(view, tokens, [position], [view.hook_point(at)], fwd_hooks, frozen=held) as forward:
         state = forward.state()
         puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
         rows = torch.cat(list(puller.rows(_rows(cotangents, state))))

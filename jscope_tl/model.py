@@ -116,6 +116,11 @@ class ModelView:
         """The unembedding matrix, in TransformerLens' orientation."""
         return self.model.W_U.detach()
 
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The embedding matrix."""
+        return self.model.W_E.detach()
+
     @cached_property
     def basis(self) -> Basis:
         """How the weights were processed, read off the weights themselves: configurations forget it."""
@@ -195,6 +200,10 @@ class ModelView:
         asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         return asked or any(getattr(module, kind) for module in inside.values() for kind in kinds)
+
+    def is_hooked(self, fwd_hooks: list[Any]) -> bool:
+        """Whether any hook of the user's is active, which may count on one prompt in the batch."""
+        return bool(fwd_hooks) or any(point.fwd_hooks for point in self.points.values()) or self.has_torch_hooks()
 
     def has_torch_hooks(self) -> bool:
         """Whether any module has plain torch hooks of the user's; libraries leave some of their own."""

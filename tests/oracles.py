@@ -109,6 +109,17 @@ def fisher_low_rank(o: Oracle, k: int) -> Tensor:
     return torch.stack(terms).sum(0)
 
 
+def fisher_input(o: Oracle, x0: Tensor | None = None) -> Tensor:
+    """``½ δ^T J_t^T F_u J_t δ`` with ``δ = x_t - x0_t``."""
+    F, delta = fisher_matrix(o), o.x if x0 is None else o.x - x0
+    return torch.stack([0.5 * (o.J[:, t] @ delta[t]) @ F @ (o.J[:, t] @ delta[t]) for t in range(o.J.shape[1])])
+
+
+def random_direction(o: Oracle, seed: int) -> Tensor:
+    v = torch.randn(1, len(o.y), generator=torch.Generator().manual_seed(seed))[0].double()
+    return norm_score(o.J, v / v.norm())
+
+
 SCOPES: dict[str, tuple[dict[str, Any], Callable[[Oracle], Tensor]]] = {
     "semantic": ({"target": 44}, lambda o: semantic(o, 44)),
     "log_prob": ({"target": 44}, lambda o: log_prob(o, 44)),
@@ -117,6 +128,8 @@ SCOPES: dict[str, tuple[dict[str, Any], Callable[[Oracle], Tensor]]] = {
     "logit_temperature": ({}, logit_temperature),
     "entropy": ({}, entropy),
     "fisher": ({"method": "exact"}, fisher),
+    "fisher_input": ({"method": "exact"}, fisher_input),
+    "random_direction": ({"seed": 3}, lambda o: random_direction(o, 3)),
 }
 """Every registered scope: options that make it deterministic, and its naive restatement."""
 

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl.engine import Pull, Puller
+from jscope_tl.engine import Puller
 from jscope_tl.forward import run
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import to_tokens
+from jscope_tl.pull import Pull
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.fisher import root

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jscope_tl.agreement import spearman
 from jscope_tl.attribute import attribute
+from jscope_tl.embeddings import embedding
 from jscope_tl.errors import InputError, whole
 from jscope_tl.forward import FwdHooks, undisturbed
 from jscope_tl.model import ModelView
@@ -163,7 +164,7 @@ def _logits(
 ) -> Float[Tensor, "n d_vocab"]:
     """Logits at ``position`` with each token up to it replaced, one row each; one row of the prompt itself for None."""
     places = torch.arange(1 if replacement is None else position + 1, device="cpu").split(batch_size)
-    value = _embedding(view, tokens, replacement) if isinstance(replacement, str) else None
+    value = embedding(view, replacement) if isinstance(replacement, str) else None
     found = []
     for batch in bar(places, progress):
         rows = tokens.repeat(len(batch), 1)
@@ -182,14 +183,3 @@ def _blank(
     blanked = embedded.clone()
     blanked[torch.arange(len(batch), device="cpu"), batch] = value.to(embedded)
     return blanked
-
-
-def _embedding(view: ModelView, tokens: Int[Tensor, "pos"], replacement: str) -> Float[Tensor, "d_model"]:
-    """Zero, or the vocabulary's mean, scaled as the model scales its embeddings (Gemma multiplies them)."""
-    table = view.model.W_E.detach().float()
-    if replacement == "zero":
-        return torch.zeros_like(table[0])
-    with undisturbed(view, []):
-        _, cache = view.model.run_with_cache(tokens.unsqueeze(0), names_filter=lambda name: name == "hook_embed")
-    own = table[tokens.to(table.device)]
-    return table.mean(0) * (own * cache["hook_embed"][0].to(own)).sum() / own.square().sum().clamp_min(1e-30)

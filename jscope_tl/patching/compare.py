@@ -12,7 +12,8 @@ from torch import Tensor
 from jscope_tl.attribute import attribution
 from jscope_tl.engine import Puller, check_chunk_size
 from jscope_tl.errors import InputError, whole
-from jscope_tl.forward import FwdHooks, run
+from jscope_tl.forward import FwdHooks
+from jscope_tl.linearised import Linearised
 from jscope_tl.model import ModelView
 from jscope_tl.patching.comparison import Comparison, Cost
 from jscope_tl.patching.first_order import scored_and_predicted
@@ -120,11 +121,12 @@ def _explained(
 ) -> tuple[Attribution, Float[Tensor, "layer pos"], Effect]:
     """The base run's layer map, predictions from the same rows, and how to measure an effect; the graph ends here."""
     warnings = [*scope.check(view.basis), *prompt_warnings(view, pair.base)]
-    with run(view, pair.base, [position], list(source), hooks) as forward:
+    plain = Linearised.checked(scope, "norm", None, (), hooks)  # predictions need whole rows
+    with plain.run(view, pair.base, [position], list(source)) as forward:
         puller = Puller(forward.xs, forward.y, [position], **how)
         scope.explained_token(forward.state())
         score, predicted = scored_and_predicted(forward, scope, puller, list(source.values()))
-        result = attribution(forward, scope, score, puller, at, warnings)
+        result = attribution(forward, scope, plain, score, puller, at, warnings)
         return result, predicted, scope.effect_from(forward.state())
 
 

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine import Pull, Puller
+from jscope_tl.engine import Puller
 from jscope_tl.forward import Run
+from jscope_tl.pull import Pull
 from jscope_tl.scopes.base import Scope, Score
 
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine import Pull
 from jscope_tl.errors import InputError
+from jscope_tl.pull import Pull
 from jscope_tl.state import Basis, State
 
 Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
@@ -53,6 +53,9 @@ class Scope(ABC):
 
     unit: ClassVar[str] = "unit of the cotangents, per unit of x"
     name: ClassVar[str] = ""
+    reduction: ClassVar[str] = "norm"  # where none is asked for
+    moves_along: ClassVar[bool] = False
+    """Along a path: whether the cotangent is a gradient, to be taken anew at each point; else that of the prompt is kept."""
 
     @abstractmethod
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
@@ -61,7 +64,24 @@ class Scope(ABC):
     def score(self, state: State, pull: Pull) -> Score:
         """Scores of all positions from the energies of the pulled-back rows."""
         rows = checked_cotangents(self.cotangents(state), state, self.label)
-        return Score(pull.energies(rows).sum(0).sqrt())
+        return Score(self.combined(pull.energies(rows)))
+
+    def combined(self, energies: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
+        """One number per position from the energies of the scope's own rows: their norm."""
+        return energies.sum(0).sqrt()
+
+    def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
+        """The rows that are averaged along a path. Scopes with a score of their own say which, if any."""
+        if type(self).score is not Scope.score:
+            raise InputError(
+                f"Scope {self.label!r} has no rows to average along a path. Take one with cotangents, or fisher with "
+                "method='low_rank'."
+            )
+        return checked_cotangents(self.cotangents(state), state, self.label)
+
+    def at_input(self, score: Score) -> Score:
+        """The score in `effect_unit`, where rows are already multiplied by the input."""
+        return score
 
     def effect_from(self, base: State) -> Effect:
         """How far what the scope explains is from the run ``base`` in another run: a function of its ``y`` and logits.

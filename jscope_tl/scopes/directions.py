@@ -4,10 +4,11 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, whole
 from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.state import Basis, State
@@ -17,6 +18,8 @@ Quantity = Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 
 class QuantityScope(Scope):
     """A scope that explains a number computed from the logits: its cotangent is that number's gradient."""
+
+    moves_along = True
 
     @abstractmethod
     def quantity(self, state: State) -> Quantity:
@@ -170,6 +173,7 @@ class TemperatureScope(Scope):
     """
 
     unit = "|y| per unit of x"
+    moves_along = True
 
     def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
         """The direction of ``y``."""
@@ -223,3 +227,29 @@ class EntropyScope(QuantityScope):
     def quantity(self, state: State) -> Quantity:
         """``-Σ p log p``."""
         return lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
+
+
+@register_scope("random_direction")
+@dataclass(frozen=True)
+class RandomDirectionScope(Scope):
+    """How strongly each token moves the final hidden state along a direction drawn at random: a baseline for the others.
+
+    ``score_t = ‖v^T J_t‖`` with ``v`` a unit vector of even distribution. Whatever a scope shows that this one shows too
+    has nothing to do with what the scope explains. One backward pass. Unit: unit of y per unit of x.
+
+    Args:
+        seed: of the direction, which is the same for all prompts. The global random generator is not touched.
+    """
+
+    seed: int = 0
+    unit = "unit of y per unit of x"
+
+    def __post_init__(self) -> None:
+        if whole(self.seed) is None or self.seed < 0:
+            raise InputError(f"seed is a whole number, 0 or more; got {self.seed!r}.")
+
+    def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
+        """The direction."""
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        direction = torch.randn(1, len(state.y), generator=generator, device="cpu")
+        return (direction / direction.norm()).to(state.y.device, state.dtype)

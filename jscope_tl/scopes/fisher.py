@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine import Pull
 from jscope_tl.errors import InputError, nearest, whole
+from jscope_tl.pull import Pull
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
 from jscope_tl.scopes.registry import register_scope
@@ -101,6 +101,24 @@ class FisherScope(Scope):
         (S,) = root(state.W_U, state.slope, _probabilities(state), len(state.logits))
         return trace.at_unit_size(S, partial(self._estimate, rank, pull))
 
+    def combined(self, energies: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
+        """The trace is their plain sum."""
+        return energies.sum(0)
+
+    def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
+        """Along a path eigenvectors are those of the prompt: recomputed at each point they would change places and signs."""
+        if self.method not in ("low_rank", "exact"):
+            raise InputError(
+                f"Along a path the rows of Fisher Scope are averaged, which method={self.method!r} does not write out. Use "
+                "method='low_rank' with a rank, or 'exact'."
+            )
+        rows = self.cotangents(state)
+        return rows if self.method == "exact" else rows[: self._rank(len(state.y))]
+
+    def at_input(self, score: Score) -> Score:
+        """Half of it: the second-order prediction of the KL divergence."""
+        return score.times(0.5)
+
     def _estimate(self, rank: int, pull: Pull, S: Float[Tensor, "d_vocab d_model"]) -> Score:
         if self.method == "sampled":
             return trace.sampled(S, rank, 0, self.probes or 16, self.seed, pull)
@@ -144,6 +162,24 @@ class FisherScope(Scope):
         if self.rank > d_model:
             raise InputError(f"rank is {self.rank}, but y has only {d_model} directions (d_model).")
         return self.rank
+
+
+@register_scope("fisher_input")
+@dataclass(frozen=True)
+class FisherInputScope(FisherScope):
+    """How far removing each token would move the whole next-token distribution, to second order, in nats.
+
+    ``score_t = ½ x_t^T J_t^T F_u J_t x_t``: the KL divergence to expect when the token's vector is set to zero (to another
+    baseline: ``path=js.Point(baseline=...)``). Fisher Scope at the token's own vector in place of all directions; options,
+    methods, cost and errors are those of ``fisher``. Unit: nat.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> js.attribute(js.load_pocket_model(), "the keys to the cabinet", "fisher_input").unit
+        'nat (KL)'
+    """
+
+    reduction = "dot"
 
 
 def _need_count(name: str, value: object, least: int) -> None:

@@ -22,7 +22,20 @@ class Entry:
 
 
 _ENTRIES: dict[str, Entry] = {}
-RESERVED = {"model", "prompt", "scope", "position", "at", "prepend_bos", "fwd_hooks", "chunk_size", "progress"} | {
+RESERVED = {
+    "model",
+    "prompt",
+    "scope",
+    "position",
+    "at",
+    "prepend_bos",
+    "fwd_hooks",
+    "chunk_size",
+    "progress",
+    "reduction",
+    "path",
+    "frozen",
+} | {
     "matmul_precision",
     "batch_size",
     "prompts",

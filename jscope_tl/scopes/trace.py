@@ -16,8 +16,8 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from jscope_tl.engine import Pull
 from jscope_tl.errors import InputError
+from jscope_tl.pull import Pull
 from jscope_tl.scopes.base import Score
 
 BLOCK = 8

@@ -15,14 +15,17 @@ from tests.models import TOKENS, Tiny, snapshot
 CORRUPTED = TOKENS.clone()
 CORRUPTED[2:4] = torch.tensor([77, 350])
 NEED = {
-    "contrastive": {"target": 5, "baseline": 9}, "fisher": {"method": "exact"}, "semantic": {"target": 3}, "log_prob": {"target": 3}
+    "contrastive": {"target": 5, "baseline": 9}, "fisher": {"method": "exact"},
+    "fisher_input": {"method": "exact"}, "semantic": {"target": 3}, "log_prob": {"target": 3}
 }  # fmt: skip
 compare = inspect.unwrap(js.patching.compare)
 
 
 def naive_quantity(scope: str, y: torch.Tensor, z: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """The paper's quantities, restated."""
-    log_p = z.double().log_softmax(-1)
+    log_p, log_q = z.double().log_softmax(-1), base.double().log_softmax(-1)
+    v = torch.randn(1, len(y), generator=torch.Generator().manual_seed(0))[0]
+    kl = (log_q.exp() * (log_q - log_p)).sum()
     return {
         "semantic": lambda: z[3],
         "log_prob": lambda: log_p[3],
@@ -30,7 +33,9 @@ def naive_quantity(scope: str, y: torch.Tensor, z: torch.Tensor, base: torch.Ten
         "temperature": lambda: y.norm(),
         "logit_temperature": lambda: (z - z.mean()).norm(),
         "entropy": lambda: -(log_p.exp() * log_p).sum(),
-        "fisher": lambda: (base.double().softmax(-1) * (base.double().log_softmax(-1) - log_p)).sum(),
+        "fisher": lambda: kl,
+        "fisher_input": lambda: kl,
+        "random_direction": lambda: y @ (v / v.norm()),
     }[scope]()
 
 
@@ -156,7 +161,7 @@ def test_predictions_converge(kind: str, scope: str) -> None:
         result = js.patching.compare(model, TOKENS, CORRUPTED, scope, at=[name], cache=cache, **NEED.get(scope, {}))
         errors.append((result.effects - result.predicted).abs().max())
         assert errors[-1] < 0.1 * result.effects.abs().max()
-    assert float(errors[0] / errors[1]) == pytest.approx(8 if scope == "fisher" else 4, rel=0.15)
+    assert float(errors[0] / errors[1]) == pytest.approx(8 if "fisher" in scope else 4, rel=0.15)
 
 
 def test_one_row_of_a_scope_of_ones_own(llama: Any) -> None:

@@ -1,0 +1,125 @@
+"""Rows averaged along a path, and whether their contributions add up."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.embeddings import embedding
+from jscope_tl.engine import Puller
+from jscope_tl.errors import InputError
+from jscope_tl.forward import Run
+from jscope_tl.inputs import Inputs
+from jscope_tl.model import ModelView
+from jscope_tl.paths import Line, Path, Points
+from jscope_tl.scopes.base import Scope, Score
+from jscope_tl.state import State
+
+TOKENS_AT_ONCE = 1024
+"""In one forward pass over several points of a path."""
+INCOMPLETE = 0.05
+
+
+def to_baseline(view: ModelView, path: Path, at: Sequence[str], pos: int) -> Tensor | None:
+    """``x0``; None is zero."""
+    d_in = int(view.cfg.d_model)
+    if isinstance(path.baseline, Tensor):
+        if path.baseline.shape not in ((d_in,), (pos, d_in)) or not path.baseline.isfinite().all():
+            raise InputError(
+                f"A baseline tensor is finite and [d] or [pos, d], here [{d_in}] or [{pos}, {d_in}]; this one is "
+                f"{list(path.baseline.shape)}."
+            )
+        return path.baseline.detach()
+    if path.baseline == "zero":
+        return None
+    if list(at) != ["hook_embed"]:
+        raise InputError(
+            f"The baseline {path.baseline!r} is an embedding; at {', '.join(at)} give 'zero' or a tensor of your own."
+        )
+    return embedding(view, path.baseline)
+
+
+Rerun = Callable[[Inputs, int], AbstractContextManager[Run]]
+"""From where the model is linearised, and how many copies of the prompt, to their forward pass."""
+
+
+def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, rerun: Rerun, at_once: int) -> Score:
+    """The scope's score from rows that are averaged along the path; ``end`` is the prompt's own run."""
+    state, x0 = end.state(), end.inputs.baseline
+    fixed = scope.path_rows(state)
+    origin = torch.zeros_like(state.x[0]) if x0 is None else x0.to(state.x)
+    batches = [range(n, min(n + at_once, path.n_points())) for n in range(0, path.n_points(), at_once)]
+    total: Tensor | float = 0.0
+    for which in _watched(batches, path.n_points(), puller.progress):
+        place = partial(_place, path, origin, which)
+        with rerun(Inputs(end.inputs.reduction, x0, place), len(which)) as run:
+            own = Puller(
+                run.xs, run.y, run.positions, puller.chunk_size, False, matmul_precision=puller.matmul_precision
+            )
+            rows = own.rows(_cotangents(scope, fixed, run))
+            total = total + torch.cat([_summed(chunk, len(which)) for chunk in rows])
+            puller.n_backward += len(which) * len(fixed)
+            puller.notes += [note for note in own.notes if note not in puller.notes]
+    mean = torch.as_tensor(total) / path.n_points()
+    mean[:, state.position + 1 :] = 0
+    resolved, doubts = _completeness(path, scope, end, fixed, mean, origin, rerun)
+    return Score(scope.combined(mean.square().sum(-1)), resolved=resolved, doubts=doubts)
+
+
+def _place(path: Path, origin: Float[Tensor, "*pos d_in"], which: range, activation: Points) -> Points:
+    return path.points(activation[0], origin, which).to(activation)
+
+
+def _cotangents(scope: Scope, fixed: Float[Tensor, "k d_model"], run: Run) -> Float[Tensor, "k n d_model"]:
+    """At each point its own gradient, or the prompt's cotangents at all of them."""
+    if not scope.moves_along:
+        return fixed.unsqueeze(1).expand(-1, len(run.y), -1)
+    return torch.stack([scope.path_rows(run.state(i)) for i in range(len(run.y))], 1)
+
+
+def _summed(rows: Float[Tensor, "chunk all_pos d_s"], n: int) -> Float[Tensor, "chunk pos d_s"]:
+    """Over the ``n`` points that were run side by side."""
+    return rows.unflatten(1, (n, -1)).sum(1)
+
+
+def _completeness(
+    path: Path,
+    scope: Scope,
+    end: Run,
+    fixed: Float[Tensor, "k d_model"],
+    rows: Float[Tensor, "k pos d_s"],
+    origin: Float[Tensor, "*pos d_in"],
+    rerun: Rerun,
+) -> tuple[dict[str, Any], list[str]]:
+    """The sum of all signed contributions beside the change of what is explained from baseline to prompt."""
+    if not isinstance(path, Line) or path.alphas is not None or end.inputs.reduction == "norm" or len(fixed) > 1:
+        return {}, []
+    start = partial(_place, Line(alphas=(0.0,)), origin, range(1))
+    with rerun(Inputs(place=start), 1) as baseline:
+        change = _change(scope, fixed, end.state(), baseline.state())
+    total = float(rows.sum())
+    doubts = []
+    if abs(total - change) > INCOMPLETE * abs(change):
+        doubts = [
+            f"The contributions along the line add up to {total:.4g}, but from the baseline to the prompt it changes by "
+            f"{change:.4g}: {path.steps} steps are too few, or numbers are too coarse."
+        ]
+    return {"completeness": {"sum": total, "change": change}}, doubts
+
+
+def _change(scope: Scope, fixed: Float[Tensor, "1 d_model"], end: State, start: State) -> float:
+    if scope.moves_along:
+        return -float(scope.effect_from(end)(start.y.detach(), start.logits.detach()))
+    return float(fixed[0] @ (end.y - start.y).detach().to(fixed))
+
+
+def _watched(batches: list[range], n_points: int, progress: bool | None) -> Any:
+    if progress is False or len(batches) < 2:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc="points of the path", delay=0 if progress else 1, leave=False)

@@ -1,0 +1,47 @@
+"""Embeddings that take a token's place: nothing, the mean of the vocabulary, or another token's."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.forward import undisturbed
+from jscope_tl.model import ModelView
+
+NAMED = ("zero", "mean", "bos", "pad")
+
+
+def named_token(view: ModelView, name: str) -> int:
+    """Id of the BOS or padding token."""
+    token = getattr(view.tokenizer, f"{name}_token_id", None)
+    if token is None or not 0 <= token < view.d_vocab:
+        raise InputError(f"{view.name} has no {name.upper()} token of its own. Use 'zero', 'mean', or another token.")
+    return int(token)
+
+
+def embedding(view: ModelView, what: str) -> Float[Tensor, "d_model"]:
+    """``"zero"``, ``"mean"``, ``"bos"`` or ``"pad"`` as the model would show it at ``hook_embed``."""
+    if what == "zero":
+        return torch.zeros(view.W_E.shape[1], device=view.input_device)
+    if what in ("bos", "pad"):
+        return embedded(view, torch.tensor([named_token(view, what)], device=view.input_device))[0].float()
+    # Gemma multiplies its embeddings: the factor is read off some of them.
+    some = torch.arange(min(8, view.d_vocab), device=view.input_device)
+    table = view.W_E.float()
+    own, shown = table[some.to(table.device)], embedded(view, some).to(table)
+    return table.mean(0) * (own * shown).sum() / own.square().sum().clamp_min(1e-30)
+
+
+def embedded(view: ModelView, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
+    """What the model shows at ``hook_embed`` for these tokens."""
+    kept: list[Tensor] = []
+    with undisturbed(view, [("hook_embed", partial(_keep, kept))]):
+        view.model(tokens.unsqueeze(0))
+    return kept[0][0].detach()
+
+
+def _keep(kept: list[Tensor], activation: Tensor, hook: Any) -> None:
+    kept.append(activation.clone())
