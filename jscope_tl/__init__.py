@@ -1,6 +1,6 @@
 """Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
 
-from jscope_tl import patching, views
+from jscope_tl import patching, series, views
 from jscope_tl.agreement import HeadAgreement, head_agreement
 from jscope_tl.attribute import attribute
 from jscope_tl.batch import attribute_batch
@@ -60,5 +60,6 @@ __all__ = [
     "pocket_tasks",
     "register_scope",
     "report",
+    "series",
     "views",
 ]

@@ -1,9 +1,18 @@
 """Number series of the paper (section 3.3, appendix A.2) and their form as two-digit integers."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.model import ModelView
+from jscope_tl.prompts import to_str_tokens, to_tokens
 
 Series = Float[np.ndarray, "time"]
+SEPARATORS = (",", " , ")
 
 
 def lorenz(n: int, rng: np.random.Generator, dt: float = 0.02, drift: float = 0.0) -> Series:
@@ -53,3 +62,54 @@ def to_integers(values: Series) -> Int[np.ndarray, "time"]:
     low, high = values.min(), values.max()
     unit = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
     return np.rint(100 * (unit * 0.7 + 0.15)).astype(int) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesPrompt:
+    """A number series as a model reads it.
+
+    Attributes:
+        tokens: the ids, BOS as the model has it, every number followed by a comma.
+        numbers: the position of each number; the model's prediction of the next one is at the last position.
+    """
+
+    tokens: Int[Tensor, "pos"]
+    numbers: tuple[int, ...]
+
+
+def prompt(model: Any, integers: Any) -> SeriesPrompt:
+    """The paper's prompt of a series: two-digit integers and commas, the last comma included, one token for each.
+
+    Written ``29,30,31,`` or, where a tokenizer knows words only between spaces, ``29 , 30 , 31 ,``.
+
+    Raises:
+        InputError: the numbers are not two-digit integers, or the tokenizer splits them (as Qwen's and Gemma's do), so that
+            positions would no longer be numbers.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> js.series.prompt(js.load_pocket_model(), [29, 30, 31]).numbers
+        (1, 3, 5)
+    """
+    values = np.asarray(integers)
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "iu" or values.min() < 10 or values.max() > 99:
+        raise InputError(f"A series is one or more integers from 10 to 99, as of series.to_integers; got {integers!r}.")
+    view = ModelView(model)
+    tried = []
+    for separator in SEPARATORS:
+        text = separator.join(map(str, values.tolist())) + separator.rstrip()
+        tokens = to_tokens(view, text)
+        said = [text.strip() for text in to_str_tokens(view, tokens.tolist())]
+        start = len(said) - 2 * len(values)
+        if start >= 0 and said[start:] == [part for value in values.tolist() for part in (str(value), ",")]:
+            return SeriesPrompt(tokens.cpu(), tuple(range(start, len(said), 2)))
+        tried.append(said)
+    raise InputError(
+        f"The tokenizer of {view.name} does not make one token of each two-digit number and each comma: {values[0]} and what "
+        f"follows become {tried[0][:8]}. Use a model that does (LLaMA-3 and GPT-2-like tokenizers; not Qwen's or Gemma's)."
+    )
+
+
+def drifting(n: int, rng: np.random.Generator, step: float = 0.2) -> Series:
+    """A uniform drift with small noise: the paper's straight lines of slope 0.2, 0.4, 0.6."""
+    return step * np.arange(n) + rng.normal(0.0, 0.1 * step, n)
