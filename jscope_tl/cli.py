@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line on standard error says why);
-3 the model could not be loaded"""
+3 the model could not be loaded
+
+jscope faithfulness --prompts FILE: how faithful each method is (see jscope faithfulness --help)"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,21 +55,27 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    options = parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["faithfulness"]:
+        from jscope_tl.cli_faithfulness import run
+
+        command = partial(run, given[1:])
+    else:
+        command = partial(_one_prompt, parser().parse_args(given))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its code, not a traceback
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _run(options)
+        return _run(command)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(command: Callable[[], int]) -> int:
     from jscope_tl.errors import InputError
     from jscope_tl.loading import LoadingError
 
     try:
-        code = _list_scopes() if options.list_scopes else _explain(options)
+        code = command()
         sys.stdout.flush()
         return code
     except InputError as error:
@@ -83,6 +92,10 @@ def _run(options: argparse.Namespace) -> int:
 def _fail(error: Exception, code: int) -> int:
     print(f"jscope: {' '.join(str(error).split())}", file=sys.stderr)
     return code
+
+
+def _one_prompt(options: argparse.Namespace) -> int:
+    return _list_scopes() if options.list_scopes else _explain(options)
 
 
 def _list_scopes() -> int:

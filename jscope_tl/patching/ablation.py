@@ -7,18 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.agreement import spearman
 from jscope_tl.attribute import attribute
-from jscope_tl.embeddings import embedding
 from jscope_tl.errors import InputError, whole
-from jscope_tl.forward import FwdHooks, undisturbed
+from jscope_tl.forward import FwdHooks
 from jscope_tl.model import ModelView
+from jscope_tl.patching.ablated import ablated_logits, replaced_by
 from jscope_tl.patching.comparison import Cost
-from jscope_tl.patching.sweep import bar
-from jscope_tl.prompts import Prompt, to_id, to_str_tokens, to_tokens
+from jscope_tl.prompts import Prompt, to_tokens
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
 
@@ -87,8 +86,8 @@ def ablate(
     Args:
         model, prompt, scope, position, prepend_bos, fwd_hooks, options: see `attribute`. The effects on logit and
             log-probability are those of the token that the scope explains.
-        replacement: ``"zero"``; ``"mean"``, the mean embedding of the vocabulary; or a token, a string or an id (the words
-            "zero" and "mean" by their ids).
+        replacement: ``"zero"``; ``"mean"``, the mean embedding of the vocabulary; ``"pad"``, the padding token's; or a token,
+            a string or an id (the words "zero", "mean" and "pad" by their ids).
         batch_size: ablated prompts in one forward pass; where hooks are active, one at a time all the same.
         progress: see `attribute`.
 
@@ -104,7 +103,7 @@ def ablate(
     if (whole(batch_size) or 0) < 1:
         raise InputError(f"batch_size is how many ablated prompts to run at once, 1 or more; got {batch_size!r}.")
     view, hooks = ModelView(model), list(fwd_hooks or ())
-    put, named = _replacement(view, replacement)
+    put, named = replaced_by(view, replacement)
     start = time.perf_counter()
     result = attribute(
         model,
@@ -118,12 +117,10 @@ def ablate(
     )
     explained = time.perf_counter()
     tokens = to_tokens(view, result.tokens)
-    if hooks or any(point.fwd_hooks for point in view.points.values()):
-        batch_size = 1  # hooks may count on one prompt in the batch
-    runs = partial(
-        _logits, view, tokens, position=result.position, hooks=hooks, batch_size=batch_size, progress=progress
-    )
-    effects = _effects(runs(None), runs(put), result.prediction.target.token, len(tokens))
+    masks = torch.eye(result.position + 1, len(tokens), dtype=torch.bool, device="cpu")
+    runs = partial(ablated_logits, view, tokens, position=result.position, hooks=hooks, batch_size=batch_size)
+    base, ablated = runs(torch.zeros_like(masks[:1]), put), runs(masks, put, progress=progress)
+    effects = _effects(base, ablated, result.prediction.target.token, len(tokens))
     costs = {
         "scope": Cost(1 + result.provenance.n_backward, explained - start),
         "ablation": Cost(result.position + 2, time.perf_counter() - explained),
@@ -143,43 +140,3 @@ def _effects(
     }
     later = torch.zeros(pos - len(ablated), dtype=torch.float64, device="cpu")
     return {name: torch.cat([values, later]) for name, values in effects.items()}
-
-
-def _replacement(view: ModelView, replacement: Any) -> tuple[str | int, str]:
-    """What takes an embedding's place, and its name."""
-    if isinstance(replacement, str) and replacement in ("zero", "mean"):
-        return replacement, replacement
-    token = to_id(view, replacement, view.d_vocab)
-    return token, f"token {to_str_tokens(view, [token])[0]!r}"
-
-
-def _logits(
-    view: ModelView,
-    tokens: Int[Tensor, "pos"],
-    replacement: str | int | None,
-    position: int,
-    hooks: list[Any],
-    batch_size: int,
-    progress: bool | None,
-) -> Float[Tensor, "n d_vocab"]:
-    """Logits at ``position`` with each token up to it replaced, one row each; one row of the prompt itself for None."""
-    places = torch.arange(1 if replacement is None else position + 1, device="cpu").split(batch_size)
-    value = embedding(view, replacement) if isinstance(replacement, str) else None
-    found = []
-    for batch in bar(places, progress):
-        rows = tokens.repeat(len(batch), 1)
-        if isinstance(replacement, int):
-            rows[torch.arange(len(batch), device="cpu"), batch] = replacement
-        own = [] if value is None else [("hook_embed", partial(_blank, batch, value))]
-        with undisturbed(view, [*hooks, *own]):
-            found.append(view.model(rows, return_type="logits")[:, position].double().cpu())
-    return torch.cat(found)
-
-
-def _blank(
-    batch: Int[Tensor, "b"], value: Float[Tensor, "d_model"], embedded: Float[Tensor, "b pos d_model"], hook: Any
-) -> Float[Tensor, "b pos d_model"]:
-    """In each row of the batch another position is replaced, in what the user's hooks leave at ``hook_embed``."""
-    blanked = embedded.clone()
-    blanked[torch.arange(len(batch), device="cpu"), batch] = value.to(embedded)
-    return blanked

@@ -1,0 +1,38 @@
+"""What attention alone says: baselines that need no backward pass."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.forward import undisturbed
+from jscope_tl.model import ModelView
+
+
+def last_layer(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:
+    """Attention of the last position in the last layer, the mean over its heads."""
+    return _mean_patterns(model, tokens)[-1][-1]
+
+
+def rollout(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:
+    """Attention rollout (Abnar and Zuidema 2020): ``Π_l (½ A_l + ½ I)``, ``A_l`` the mean pattern of layer ``l``."""
+    reached = torch.eye(len(tokens), device="cpu")
+    for pattern in _mean_patterns(model, tokens):
+        reached = (0.5 * pattern + 0.5 * torch.eye(len(tokens), device="cpu")) @ reached
+    return reached[-1]
+
+
+def _mean_patterns(model: Any, tokens: Int[Tensor, "pos"]) -> list[Float[Tensor, "dest src"]]:
+    view, patterns = ModelView(model), {}
+    named = {id(point): name for name, point in view.points.items() if name.endswith("hook_pattern")}
+    if not named:
+        raise InputError(f"{view.name} shows no attention patterns ('hook_pattern').")
+
+    def keep(pattern: Tensor, hook: Any) -> None:
+        patterns[hook.name] = pattern[0].float().mean(0).cpu()
+
+    with undisturbed(view, [(name, keep) for name in named.values()]):
+        view.model(tokens.unsqueeze(0), return_type="logits")
+    return list(patterns.values())

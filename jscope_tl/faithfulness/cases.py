@@ -1,0 +1,101 @@
+"""Prompts to measure methods on: tokens, the token that follows, and its cause where it is known."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.model import ModelView
+from jscope_tl.pocket import PocketPrompt
+from jscope_tl.prompts import bos_positions, to_id, to_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One prediction.
+
+    Attributes:
+        tokens: ``[pos]``, up to and with the explained position.
+        target: id of the token that follows.
+        causes: positions that decide it, where they are known.
+        bos: positions of BOS.
+        task: what kind of prompt it is.
+    """
+
+    tokens: Int[Tensor, "pos"]
+    target: int
+    causes: tuple[int, ...] = ()
+    bos: tuple[int, ...] = ()
+    task: str = ""
+
+    @property
+    def position(self) -> int:
+        """The explained position: the last."""
+        return len(self.tokens) - 1
+
+    def candidates(self, with_bos: bool) -> list[int]:
+        """Positions that are ranked."""
+        kept = [t for t in range(len(self.tokens)) if with_bos or t not in self.bos]
+        return kept or [self.position]
+
+
+def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None) -> list[Case]:
+    """Cases from what a user has: see `jscope_tl.faithfulness.evaluate`.
+
+    Raises:
+        InputError: no prompts, or one that has no token to predict; the message says which.
+    """
+    if isinstance(prompts, str | PocketPrompt | Tensor | dict) or not isinstance(prompts, Iterable):
+        raise InputError(
+            f"prompts are several prompts: strings, lists of ids, pairs or PocketPrompts; got {prompts!r}."
+        )
+    cases = []
+    for n, prompt in enumerate(prompts):
+        try:
+            cases.append(_case(view, prompt, prepend_bos))
+        except InputError as error:
+            raise InputError(f"Prompt {n}: {error}") from error
+    if not cases:
+        raise InputError("There are no prompts to measure on; give at least one.")
+    return cases
+
+
+def _case(view: ModelView, prompt: Any, prepend_bos: bool | None) -> Case:
+    if isinstance(prompt, PocketPrompt):
+        prompt = {"prompt": prompt.text, "target": prompt.target, "causes": prompt.causes, "task": prompt.task}
+    if isinstance(prompt, dict):
+        return _from_dict(view, prompt, prepend_bos)
+    tokens = to_tokens(view, prompt, prepend_bos if isinstance(prompt, str) else None)
+    if len(tokens) < 3:
+        raise InputError("its last token is the one to predict, so it needs three tokens or more, or give a pair.")
+    return _made(view, tokens[:-1], int(tokens[-1]))
+
+
+def _from_dict(view: ModelView, prompt: dict[str, Any], prepend_bos: bool | None) -> Case:
+    known = {"prompt", "target", "causes", "task"}
+    if "prompt" not in prompt or not set(prompt) <= known:
+        raise InputError(f"has the keys {sorted(map(str, prompt))}; known are 'prompt', 'target', 'causes' and 'task'.")
+    if prompt.get("target") is None:
+        return _case(view, prompt["prompt"], prepend_bos)
+    text = prompt["prompt"]
+    tokens = to_tokens(view, text, prepend_bos if isinstance(text, str) else None)
+    causes = tuple(prompt.get("causes") or ())
+    if any(isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < len(tokens) for t in causes):
+        raise InputError(f"causes are positions among its {len(tokens)} tokens; got {list(causes)}.")
+    return _made(view, tokens, to_id(view, prompt["target"], view.d_vocab), causes, str(prompt.get("task") or ""))
+
+
+def _made(
+    view: ModelView, tokens: Int[Tensor, "pos"], target: int, causes: tuple[int, ...] = (), task: str = ""
+) -> Case:
+    return Case(tokens, target, causes, bos_positions(view, tokens), task)
+
+
+def predicted(view: ModelView, case: Case) -> int:
+    """The token that the model itself finds most probable."""
+    with torch.no_grad():
+        return int(view.model(case.tokens.unsqueeze(0), return_type="logits")[0, -1].argmax())

@@ -1,0 +1,111 @@
+"""Three questions to a method: does it find the known cause, do its tokens matter most, does leaving them out hurt most?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jscope_tl.agreement import spearman
+from jscope_tl.faithfulness.cases import Case
+from jscope_tl.faithfulness.protocol import Protocol
+from jscope_tl.model import ModelView
+from jscope_tl.patching.ablated import ablated_logits
+
+BATCH = 32
+Scores = dict[str, Float[Tensor, "pos"]]
+Rows = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of a measure: its name, which way is better (1 up, -1 down, 0 neither), and what it is."""
+
+    name: str
+    better: int
+    says: str
+
+
+KNOWN_CAUSE = (
+    Column("top_1", 1, "the highest score is on a cause"),
+    Column("reciprocal_rank", 1, "1 / rank of the best-ranked cause"),
+    Column("share", 1, "share of all scores that lies on the causes"),
+)
+LEAVE_ONE_OUT = (
+    Column("percentile", -1, "where the highest score stands among single ablations, 0 the strongest, 100 the weakest"),
+    Column("in_top_5", 1, "it is among the strongest 5 %"),
+    Column("spearman", 1, "rank correlation of scores and KL divergences"),
+)
+AOPC = (Column("aopc", -1, "change of the log-probability as the highest scores are ablated, over the curve"),)
+
+
+def known_cause(case: Case, scores: Scores, protocol: Protocol) -> Rows:
+    """Equal scores count as drawn in random order."""
+    kept = case.candidates(protocol.bos)
+    is_cause = torch.tensor([t in case.causes for t in kept], device="cpu")
+    return {name: _found(values[kept], is_cause) for name, values in scores.items()}
+
+
+def _found(values: Float[Tensor, "n"], is_cause: Bool[Tensor, "n"]) -> dict[str, float]:
+    top = values == values.max()
+    best = values[is_cause].max()
+    rank = 1 + float((values > best).sum()) + (float((values == best).sum()) - 1) / 2
+    whole = float(values.sum())
+    share = float(values[is_cause].sum()) / whole if whole else float(is_cause.double().mean())
+    return {"top_1": float(is_cause[top].double().mean()), "reciprocal_rank": 1 / rank, "share": share}
+
+
+def leave_one_out(view: ModelView, case: Case, scores: Scores, protocol: Protocol) -> Rows:
+    """One token after the other is ablated; ``KL(p ‖ p_ablated)`` of the whole distribution ranks them."""
+    kept = case.candidates(protocol.bos)
+    masks = torch.zeros(len(kept) + 1, len(case.tokens), dtype=torch.bool, device="cpu")
+    masks[torch.arange(len(kept), device="cpu"), kept] = True  # the last row ablates nothing
+    logits = ablated_logits(view, case.tokens, masks, protocol.ablation, case.position, [], BATCH)
+    log_q, log_p = logits[:-1].log_softmax(-1), logits[-1].log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).numpy()
+    return {name: _ranked(values[kept].numpy(), kl) for name, values in scores.items()}
+
+
+def _ranked(values: Float[np.ndarray, "n"], kl: Float[np.ndarray, "n"]) -> dict[str, float]:
+    standing = [100 * (np.sum(kl > kl[i]) + (np.sum(kl == kl[i]) - 1) / 2) / len(kl) for i in _highest(values)]
+    return {
+        "percentile": float(np.mean(standing)),
+        "in_top_5": float(np.mean([place <= 5 for place in standing])),
+        "spearman": float(spearman(values, kl)),
+    }
+
+
+def _highest(values: Float[np.ndarray, "n"]) -> Sequence[int]:
+    return np.flatnonzero(values == values.max()).tolist()
+
+
+def aopc(view: ModelView, case: Case, scores: Scores, protocol: Protocol, argmax: int) -> Rows:
+    """The highest scores of each method are ablated together, more and more of them."""
+    kept = torch.tensor(case.candidates(protocol.bos), device="cpu")
+    counts = [protocol.count(fraction, len(kept)) for fraction in protocol.fractions]
+    masks = [_masks(values, kept, counts) for values in scores.values()]
+    unique, back = torch.cat([torch.zeros_like(masks[0][:1]), *masks]).unique(dim=0, return_inverse=True)
+    logits = ablated_logits(view, case.tokens, unique, protocol.ablation, case.position, [], BATCH)
+    followed = logits.log_softmax(-1)[:, protocol.token(protocol.evaluated, case.target, argmax)]
+    curves = (followed[back[1:]] - followed[back[0]]).view(len(scores), -1)
+    x = [count / len(kept) for count in counts] if protocol.over == "width" else protocol.fractions
+    return {name: _area(curve.numpy(), np.array(x), protocol) for name, curve in zip(scores, curves, strict=True)}
+
+
+def _masks(values: Float[Tensor, "pos"], kept: Tensor, counts: Sequence[int]) -> Bool[Tensor, "fraction pos"]:
+    order = kept[values[kept].argsort(descending=True, stable=True)]
+    masks = torch.zeros(len(counts), len(values), dtype=torch.bool, device="cpu")
+    for mask, count in zip(masks, counts, strict=True):
+        mask[order[:count]] = True
+    return masks
+
+
+def _area(
+    curve: Float[np.ndarray, "fraction"], x: Float[np.ndarray, "fraction"], protocol: Protocol
+) -> dict[str, float]:
+    area = float(np.sum((curve[1:] + curve[:-1]) / 2 * np.diff(x)))
+    width = float(x[-1] - x[0]) if protocol.over == "width" else 1.0
+    points = {f"at_{fraction:g}": float(value) for fraction, value in zip(protocol.fractions, curve, strict=True)}
+    return {"aopc": area / width if width else float(curve[0]), **points}

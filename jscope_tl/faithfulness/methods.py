@@ -1,0 +1,162 @@
+"""The methods that are measured: scopes, and what they must be better than."""
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.attribute import attribute
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.faithfulness.attention import last_layer, rollout
+from jscope_tl.model import ModelView
+from jscope_tl.paths import Line, Noise
+from jscope_tl.scopes.base import Scope
+from jscope_tl.scopes.registry import available_scopes, scope_entry
+
+Baseline = Callable[..., Float[Tensor, "pos"]]
+
+
+def at_random(model: Any, tokens: Int[Tensor, "pos"], target: int, seed: int = 0) -> Float[Tensor, "pos"]:
+    """Scores drawn at random, the same for the same prompt and seed."""
+    mixed = zlib.crc32(repr(tokens.tolist()).encode()) ^ (seed * 2654435761 % 2**32)
+    return torch.rand(len(tokens), generator=torch.Generator("cpu").manual_seed(mixed), device="cpu")
+
+
+def against_runner_up(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Any:
+    """The target's logit against that of the most probable other token."""
+    with torch.no_grad():
+        best = model(tokens.unsqueeze(0), return_type="logits")[0, -1].topk(2).indices.tolist()
+    other = next(token for token in best if token != target)
+    return attribute(model, tokens, "contrastive", target=target, baseline=other, progress=False)
+
+
+METHODS: dict[str, Any] = {
+    "semantic": {"scope": "semantic"},
+    "log_prob": {"scope": "log_prob"},
+    "contrastive": against_runner_up,
+    "temperature": {"scope": "temperature"},
+    "logit_temperature": {"scope": "logit_temperature"},
+    "entropy": {"scope": "entropy"},
+    "fisher": {"scope": "fisher"},
+    "fisher_1": {"scope": "fisher", "method": "low_rank", "rank": 1},
+    "fisher_input": {"scope": "fisher_input"},
+    "random_direction": {"scope": "random_direction"},
+    "gradient_x_input": {"scope": "log_prob", "reduction": "dot"},
+    "gradient_x_input_norm": {"scope": "log_prob", "reduction": "elementwise"},
+    "semantic_x_input": {"scope": "semantic", "reduction": "elementwise"},
+    "integrated_gradients": {"scope": "log_prob", "reduction": "dot", "path": Line(steps=20)},
+    "integrated_semantic": {"scope": "semantic", "reduction": "elementwise", "path": Line(steps=20)},
+    "smooth_gradients": {"scope": "log_prob", "path": Noise(samples=10)},
+    "attention": last_layer,
+    "attention_rollout": rollout,
+    "random": at_random,
+}
+"""By name: keywords of `jscope_tl.attribute`, or a function of model, tokens and target that returns scores."""
+
+
+def resolve_methods(methods: Any) -> dict[str, Any]:
+    """The methods meant by names, by a mapping of them, or by None, which is all of `METHODS`."""
+    if methods is None:
+        return dict(METHODS)
+    if isinstance(methods, str):
+        methods = [methods]
+    if isinstance(methods, Mapping):
+        chosen = {str(name): method for name, method in methods.items()}
+    elif isinstance(methods, Iterable):
+        chosen = {name: _named(name) for name in methods}
+    else:
+        raise InputError(f"methods are names, or a mapping from names to what they stand for; got {methods!r}.")
+    if not chosen:
+        raise InputError("There are no methods to measure; give at least one.")
+    for name, method in chosen.items():
+        if isinstance(method, str):
+            chosen[name] = _named(method)
+        elif not (callable(method) or isinstance(method, Scope | Mapping)):
+            raise InputError(
+                f"Method {name!r} is a scope's name, a scope, keywords of js.attribute or a function of model, tokens and "
+                f"target; got {method!r}."
+            )
+    return chosen
+
+
+def _named(name: Any) -> Any:
+    if name in METHODS:
+        return METHODS[name]
+    if name in available_scopes():
+        return {"scope": name}
+    known = [*METHODS, *(scope for scope in available_scopes() if scope not in METHODS)]
+    raise InputError(f"There is no method {name!r}.{nearest(str(name), known)} Known: {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Scores of one prediction by one method, and what they took."""
+
+    scores: Float[Tensor, "pos"]
+    passes: int
+    seconds: float
+
+
+@dataclass
+class Explainer:
+    """All methods on one case after the other; what was explained once is not explained again."""
+
+    view: ModelView
+    methods: dict[str, Any]
+    _known: dict[tuple[str, int], Explained] = field(default_factory=dict)
+
+    def all(self, tokens: Int[Tensor, "pos"], target: int) -> dict[str, Explained]:
+        """Every method's scores of the prediction of ``target``."""
+        return {name: self._one(name, tokens, target) for name in self.methods}
+
+    def forget(self) -> None:
+        """Before the next case."""
+        self._known.clear()
+
+    def _one(self, name: str, tokens: Int[Tensor, "pos"], target: int) -> Explained:
+        if (name, target) not in self._known:
+            start = time.perf_counter()
+            explain = _function(self.methods[name])
+            try:
+                result = explain(self.view.model, tokens, target)
+            except InputError as error:
+                raise InputError(f"Method {name!r}: {error}") from error
+            self._known[name, target] = Explained(*_scores(name, result, tokens), time.perf_counter() - start)
+        return self._known[name, target]
+
+
+def _function(method: Any) -> Callable[..., Any]:
+    if isinstance(method, Mapping):
+        takes = scope_entry(method["scope"]).options if isinstance(method.get("scope"), str) else ()
+        return partial(_attributed, dict(method), "target" in takes and "target" not in method)
+    return partial(_attributed, {"scope": method}, False) if isinstance(method, Scope) else method
+
+
+def _attributed(keywords: dict[str, Any], needs_target: bool, model: Any, tokens: Any, target: int) -> Any:
+    own: dict[str, Any] = {"target": target} if needs_target else {}
+    return attribute(model, tokens, **keywords, **own, progress=False)
+
+
+def _scores(name: str, result: Any, tokens: Int[Tensor, "pos"]) -> tuple[Float[Tensor, "pos"], int]:
+    """Scores and passes through the model, forward and backward."""
+    passes = 1
+    if not isinstance(result, Tensor):
+        result, passes = result.scores, _passes(result)
+    if result.shape != tokens.shape or not result.isfinite().all():
+        raise InputError(
+            f"Method {name!r} returned scores of shape {list(result.shape)}; needed are {len(tokens)} finite numbers, one for "
+            "each token."
+        )
+    return result.detach().double().cpu(), 0 if name == "random" else passes
+
+
+def _passes(result: Any) -> int:
+    """A backward row counts as one, and so does each point of a path forward."""
+    path = result.options.get("path", {})
+    return 1 + int(path.get("steps") or path.get("samples") or 0) + int(result.provenance.n_backward)

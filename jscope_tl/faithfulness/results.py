@@ -1,0 +1,142 @@
+"""What a measurement returns: one row per prompt and method, means with paired intervals, differences, a figure."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.faithfulness.measures import Column
+from jscope_tl.faithfulness.protocol import Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a number over prompts: standard error, and the 95 % interval of a bootstrap over prompts."""
+
+    mean: float
+    stderr: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """How methods did on prompts.
+
+    Attributes:
+        measure: what was measured.
+        methods: their names.
+        columns: the numbers, the first the one to quote.
+        rows: a dictionary for every prompt and method.
+        protocol: the conventions.
+        model: its name.
+    """
+
+    measure: str
+    methods: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]]
+    protocol: Protocol
+    model: str
+
+    def values(self, column: str, correct_only: bool = False, task: str | None = None) -> Float[np.ndarray, "method n"]:
+        """A number by method and prompt, prompts in one order: what is compared is paired.
+
+        Raises:
+            InputError: no such column, or no prompt is left.
+        """
+        names = [name for name in self.rows[0] if name not in ("prompt", "method", "task")]
+        if column not in names:
+            raise InputError(f"There is no column {column!r}.{nearest(column, names)} There are {', '.join(names)}.")
+        kept = [row for row in self.rows if (row["correct"] or not correct_only) and task in (None, row["task"])]
+        table = [[row[column] for row in kept if row["method"] == method] for method in self.methods]
+        if not table[0]:
+            raise InputError("No prompt is left: the model predicts none of them, or none is of that task.")
+        return np.array(table, dtype=float)
+
+    def mean(self, method: str, column: str | None = None, correct_only: bool = False, task: str | None = None) -> Mean:
+        """Of one method; by default of the column to quote."""
+        own = self.values(column or self.columns[0].name, correct_only, task)[self._index(method)]
+        return _mean(own, self._stderr(method, own, column, correct_only, task))
+
+    def difference(self, a: str, b: str, column: str | None = None, correct_only: bool = False) -> Mean:
+        """Of method ``a`` less that of ``b`` on the same prompts: the interval is that of the paired difference."""
+        values = self.values(column or self.columns[0].name, correct_only)
+        return _mean(values[self._index(a)] - values[self._index(b)])
+
+    def summary(self, correct_only: bool = False, task: str | None = None) -> "pd.DataFrame":
+        """Means over prompts by method: each column with ``_stderr``, ``_low`` and ``_high`` (95 %), passes and seconds."""
+        import pandas as pd
+
+        table: dict[str, dict[str, float]] = {}
+        for method in self.methods:
+            row = table.setdefault(method, {})
+            for column in self.columns:
+                mean = self.mean(method, column.name, correct_only, task)
+                row |= {column.name: mean.mean}
+                row |= {f"{column.name}_{part}": getattr(mean, part) for part in ("stderr", "low", "high")}
+            for cost in ("passes", "seconds"):
+                row[cost] = self.mean(method, cost, correct_only, task).mean
+        frame = pd.DataFrame(table).T
+        frame.attrs = {"measure": self.measure, "n": mean.n, "model": self.model}
+        return frame
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row for each prompt and method."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def figure(self) -> "Figure":
+        """Means and intervals of every method, a panel for each column."""
+        from jscope_tl.views.methods import faithfulness
+
+        return faithfulness(self)
+
+    def __repr__(self) -> str:
+        quoted = self.columns[0]
+        means = {method: self.mean(method) for method in self.methods}
+        best = sorted(means, key=lambda method: -(quoted.better or 1) * means[method].mean)
+        n = next(iter(means.values())).n
+        lines = [f"Faithfulness: {self.measure} over {n} prompts of {self.model}; {quoted.name}: {quoted.says}"]
+        for method in best:
+            m = means[method]
+            lines.append(f"  {method:<24} {m.mean:8.3f}   [{m.low:.3f}, {m.high:.3f}]")
+        return "\n".join(lines)
+
+    def _index(self, method: str) -> int:
+        if method not in self.methods:
+            raise InputError(f"Method {method!r} was not measured.{nearest(method, self.methods)}")
+        return self.methods.index(method)
+
+    def _stderr(
+        self, method: str, own: Float[np.ndarray, "n"], column: str | None, correct_only: bool, task: str | None
+    ) -> float | None:
+        """The authors' error of the area: that of the trapezoid rule over points taken for independent."""
+        if self.protocol.stderr != "independent" or (column or self.columns[0].name) != "aopc":
+            return None
+        x = np.array(self.protocol.fractions)
+        weights = np.concatenate([[0], np.diff(x)]) / 2 + np.concatenate([np.diff(x), [0]]) / 2
+        points = [self.values(f"at_{f:g}", correct_only, task)[self._index(method)] for f in self.protocol.fractions]
+        return float(np.sqrt(sum((w * _standard_error(p)) ** 2 for w, p in zip(weights, points, strict=True))))
+
+
+def _standard_error(values: Float[np.ndarray, "n"]) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def _mean(values: Float[np.ndarray, "n"], stderr: float | None = None) -> Mean:
+    """Percentile bootstrap over prompts; the same resamples for the same number of prompts, so that methods compare."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    error = _standard_error(values) if stderr is None else stderr
+    return Mean(float(values.mean()), error, float(low), float(high), len(values))

@@ -1,0 +1,51 @@
+"""Methods side by side: means over prompts with their intervals."""
+
+from typing import TYPE_CHECKING
+
+from jscope_tl.faithfulness.results import Faithfulness
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from jscope_tl.faithfulness.measures import Column
+
+BASELINES = ("random", "random_direction", "attention", "attention_rollout")
+
+
+def faithfulness(result: Faithfulness) -> "Figure":
+    """Every method's mean and 95 % interval, a panel for each column, best method of the first column on top.
+
+    Baselines that know nothing of the question are grey. The arrow at a panel's name points to the better side.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model, prompts = js.load_pocket_model(), js.pocket_prompts("assistant", 3)
+        >>> found = js.faithfulness.known_cause(model, prompts, ["log_prob", "random"])
+        >>> len(js.views.faithfulness(found).axes)
+        3
+    """
+    from matplotlib.figure import Figure
+
+    quoted = result.columns[0]
+    order = sorted(result.methods, key=lambda method: (quoted.better or 1) * result.mean(method).mean)
+    size = (3.2 * len(result.columns) + 1.8, 0.24 * len(order) + 1.3)
+    figure = Figure(figsize=size, layout="constrained")
+    for axis, column in zip(figure.subplots(1, len(result.columns), squeeze=False)[0], result.columns, strict=True):
+        _draw(axis, result, order, column)
+        axis.set_yticks(range(len(order)), order if column is quoted else [], fontsize="small", parse_math=False)
+    n = result.mean(order[0]).n
+    figure.suptitle(f"{result.measure}: means over {n} prompts of {result.model}, 95 % intervals", fontsize="medium")
+    return figure
+
+
+def _draw(axis: "Axes", result: Faithfulness, order: list[str], column: "Column") -> None:
+    for y, method in enumerate(order):
+        m = result.mean(method, column.name)
+        colour = "0.55" if method in BASELINES else "C0"
+        axis.plot([m.low, m.high], [y, y], color=colour, linewidth=1.4, zorder=2)
+        axis.plot([m.mean], [y], "o", color=colour, markersize=4, zorder=3)
+    axis.set_title(f"{column.name} {'→' if column.better > 0 else '←'} better", fontsize="small", parse_math=False)
+    axis.grid(axis="x", color="0.9")
+    axis.tick_params(axis="x", labelsize="small")
+    axis.set_axisbelow(True)

@@ -1,0 +1,323 @@
+"""The measures against naive loops, the statistics against their formulas, and what the command makes of files."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import jscope_tl as js
+from jscope_tl import cli
+from jscope_tl.faithfulness import measures
+from jscope_tl.faithfulness.cases import Case, to_cases
+from jscope_tl.faithfulness.methods import at_random
+from jscope_tl.faithfulness.results import Faithfulness
+from jscope_tl.model import ModelView
+from tests.conftest import shared_tiny
+from tests.models import D_MODEL, TOKENS, snapshot
+
+faith = js.faithfulness
+evaluate = inspect.unwrap(faith.evaluate)
+
+
+def ascending(model: Any, tokens: Tensor, target: int) -> Tensor:
+    """The later the token, the higher."""
+    return torch.arange(len(tokens)).double()
+
+
+def log_p(model: Any, tokens: Tensor, ablated: list[int], value: Any = 0.0) -> Tensor:
+    """Of the next token, with some embeddings replaced, by a hook of the naive kind."""
+
+    def blank(embedded: Tensor, hook: Any) -> Tensor:
+        embedded = embedded.clone()
+        embedded[0, ablated] = value
+        return embedded
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens[None], fwd_hooks=[("hook_embed", blank)], return_type="logits")
+    return logits[0, -1].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "pad"])
+def test_aopc_by_the_authors_conventions(kind: str, ablation: str) -> None:
+    """Trapezoid over 5, 10, 20 %, not divided; the model's own choice is followed; every position counts."""
+    model = shared_tiny(kind, "gpt2").model
+    tokens = torch.randint(3, 500, (23,), generator=torch.Generator().manual_seed(1))
+    result = faith.aopc(model, [tokens], {"ascending": ascending}, protocol="authors", ablation=ablation)
+    prompt, value = (
+        tokens[:-1],
+        {"zero": 0.0, "mean": model.W_E.detach().mean(0), "pad": model.W_E[2].detach()}[ablation],
+    )
+    base = log_p(model, prompt, [])
+    changes = [
+        float((log_p(model, prompt, list(range(22 - max(1, int(k * 22)), 22)), value) - base)[base.argmax()])
+        for k in (0.05, 0.1, 0.2)
+    ]
+    row = result.rows[0]
+    assert [row["at_0.05"], row["at_0.1"], row["at_0.2"]] == pytest.approx(changes, rel=1e-4, abs=1e-6)
+    area = (changes[0] + changes[1]) / 2 * 0.05 + (changes[1] + changes[2]) / 2 * 0.1
+    assert row["aopc"] == pytest.approx(area, rel=1e-4)
+
+
+def test_the_corrected_curve_is_a_mean_change(llama: Any) -> None:
+    """BOS is left alone, the curve runs from no token to all, and a constant change would be its own area."""
+    result = faith.aopc(llama, [TOKENS], {"ascending": ascending}, fractions=(0.0, 0.5, 1.0))
+    prompt, row = TOKENS[:-1], result.rows[0]
+    base = log_p(llama, prompt, [])
+    half, whole = (
+        float((log_p(llama, prompt, places) - base)[base.argmax()]) for places in ([4, 5, 6], [*range(1, 7)])
+    )
+    assert (row["at_0"], row["at_0.5"], row["at_1"]) == pytest.approx((0, half, whole), rel=1e-4)
+    assert row["aopc"] == pytest.approx(0.5 * half / 2 + 0.5 * (half + whole) / 2, rel=1e-4)
+
+
+def test_leave_one_out_by_a_loop(llama: Any) -> None:
+    for with_bos in (False, True):
+        result = faith.leave_one_out(llama, [TOKENS], {"ascending": ascending}, bos=with_bos)
+        kept = range(0 if with_bos else 1, 7)
+        base = log_p(llama, TOKENS[:-1], [])
+        kl = np.array([float((base.exp() * (base - log_p(llama, TOKENS[:-1], [t]))).sum()) for t in kept])
+        row = result.rows[0]
+        assert row["percentile"] == pytest.approx(100 * (kl > kl[-1]).sum() / len(kl))
+        assert row["in_top_5"] == float((kl > kl[-1]).sum() == 0)
+        ranks = kl.argsort().argsort()
+        assert row["spearman"] == pytest.approx(np.corrcoef(ranks, np.arange(len(kl)))[0, 1])
+
+
+def test_the_effect_itself_is_faithful(llama: Any) -> None:
+    """A method that is the leave-one-out effect gets the best marks there are."""
+
+    def oracle(model: Any, tokens: Tensor, target: int) -> Tensor:
+        base = log_p(model, tokens, [])
+        return torch.stack([(base.exp() * (base - log_p(model, tokens, [t]))).sum() for t in range(len(tokens))])
+
+    row = faith.leave_one_out(llama, [TOKENS], {"oracle": oracle}).rows[0]
+    assert (row["percentile"], row["in_top_5"], row["spearman"]) == (0.0, 1.0, pytest.approx(1.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "top", "reciprocal", "share"),
+    [
+        ([9.0, 1.0, 5.0, 2.0], 1.0, 1.0, 5 / 8),  # position 0 is BOS
+        ([0.0, 6.0, 5.0, 7.0], 0.0, 1 / 3, 5 / 18),
+        ([0.0, 5.0, 5.0, 2.0], 0.5, 1 / 1.5, 5 / 12),  # equal scores as in random order
+        ([0.0, 0.0, 0.0, 0.0], 1 / 3, 1 / 2, 1 / 3),
+    ],
+)
+def test_known_cause_by_hand(values: list[float], top: float, reciprocal: float, share: float) -> None:
+    case = Case(torch.tensor([0, 7, 8, 9]), target=5, causes=(2,), bos=(0,))
+    found = measures.known_cause(case, {"m": torch.tensor(values)}, faith.CORRECTED)["m"]
+    assert (found["top_1"], found["reciprocal_rank"], found["share"]) == pytest.approx((top, reciprocal, share))
+
+
+def test_the_right_token_is_explained_and_evaluated(llama: Any) -> None:
+    """The authors explain the token that follows; the corrected measure explains what it evaluates."""
+    asked: list[int] = []
+
+    def spy(model: Any, tokens: Tensor, target: int) -> Tensor:
+        asked.append(target)
+        return torch.ones(len(tokens))
+
+    argmax = int(log_p(llama, TOKENS[:-1], []).argmax())
+    for protocol in ("authors", "corrected"):
+        faith.aopc(llama, [TOKENS], {"spy": spy}, protocol=protocol)
+    faith.known_cause(llama, [{"prompt": TOKENS[:-1], "target": 431, "causes": [2]}], {"spy": spy})
+    assert asked == [431, argmax, 431]
+
+
+def made(columns: dict[str, np.ndarray], protocol: Any = faith.CORRECTED) -> Faithfulness:
+    """A result with given numbers: ``[method, prompt]`` in each column."""
+    methods = tuple("abcdef"[: len(next(iter(columns.values())))])
+    rows = [
+        {"prompt": i, "method": m, "task": "", "correct": True, "passes": 1, **{c: v[j, i] for c, v in columns.items()}}
+        for i in range(next(iter(columns.values())).shape[1])
+        for j, m in enumerate(methods)
+    ]
+    return Faithfulness("aopc", methods, measures.AOPC, rows, protocol, "made")
+
+
+def test_differences_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    of_prompt = 5 * rng.normal(size=80)
+    noise = rng.normal(size=(2, 80))
+    result = made({"aopc": of_prompt + 0.1 * noise + np.array([[0.0], [0.2]])})
+    difference = result.difference("b", "a")
+    assert difference.low > 0.1 > 0
+    assert difference.high < 0.3
+    assert result.mean("a").high - result.mean("a").low > 1
+    values = result.values("aopc")
+    assert difference.stderr == pytest.approx((values[1] - values[0]).std(ddof=1) / 80**0.5)
+    assert result.difference("a", "a").high == 0
+
+
+def test_intervals_hold_the_truth() -> None:
+    """95 % of a bootstrap over 40 prompts hold the mean in most of 300 experiments."""
+    rng = np.random.default_rng(1)
+    means = [made({"aopc": rng.exponential(size=(1, 40))}).mean("a") for _ in range(300)]
+    assert 0.88 < np.mean([m.low < 1 < m.high for m in means]) < 0.98
+
+
+def test_the_authors_error_takes_points_for_independent() -> None:
+    """Points of one prompt go together, and then the stated error is too small: here by 1/√(Σw²)·Σw."""
+    rng = np.random.default_rng(2)
+    point = rng.normal(size=(1, 200))
+    weights = np.array([0.025, 0.075, 0.05])
+    columns = {"aopc": point * weights.sum(), **{f"at_{f:g}": point for f in faith.AUTHORS.fractions}}
+    stated, paired = (
+        made(columns, protocol).mean("a").stderr
+        for protocol in (faith.AUTHORS, faith.Protocol(faith.AUTHORS.fractions, stderr="paired"))
+    )
+    assert paired / stated == pytest.approx(weights.sum() / np.sqrt((weights**2).sum()))
+
+
+def test_attention_baselines(llama: Any) -> None:
+    _, cache = llama.run_with_cache(TOKENS[None])
+    patterns = torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"][0].mean(0) for layer in range(3)])
+    last = faith.METHODS["attention"](llama, TOKENS, 0)
+    torch.testing.assert_close(last, patterns[-1, -1])
+    mixed = [0.5 * pattern + 0.5 * torch.eye(8) for pattern in patterns]
+    torch.testing.assert_close(
+        faith.METHODS["attention_rollout"](llama, TOKENS, 0), (mixed[2] @ mixed[1] @ mixed[0])[-1]
+    )
+
+
+def test_chance_is_reproducible_and_in_the_middle(pocket: Any) -> None:
+    assert torch.equal(at_random(None, TOKENS, 0), at_random(None, TOKENS, 5))
+    assert not torch.equal(at_random(None, TOKENS, 0), at_random(None, TOKENS, 0, seed=1))
+    prompts = js.pocket_prompts("detective", 60)
+    result = faith.leave_one_out(pocket, prompts, ["random"], progress=False)
+    assert 35 < result.mean("random").mean < 65
+    assert abs(result.mean("random", "spearman").mean) < 0.15
+
+
+def test_every_method_on_every_class(kind: str) -> None:
+    model = shared_tiny(kind, "gpt2").model
+    before = snapshot(model)
+    cases = [{"prompt": TOKENS[:-1], "target": 431, "causes": (2, 3), "task": "x"}, TOKENS]
+    found = faith.evaluate(model, cases, progress=False)
+    assert {len(result.rows) for result in found.values()} == {len(faith.METHODS), 2 * len(faith.METHODS)}
+    for result in found.values():
+        assert np.isfinite(result.summary().drop(columns=[c for c in result.summary() if "stderr" in c])).all(None)
+        assert set(result.to_dataframe().method) == set(faith.METHODS)
+        assert result.measure in repr(result)
+    assert snapshot(model) == before
+
+
+def test_methods_of_ones_own(llama: Any) -> None:
+    methods = {
+        "scope": js.SemanticScope(),
+        "keywords": {"scope": "semantic", "reduction": "dot"},
+        "name": "temperature",
+        "function": lambda model, tokens, target: torch.ones(len(tokens)),
+    }
+    result = faith.leave_one_out(llama, [TOKENS], methods)
+    assert result.methods == tuple(methods)
+    with pytest.raises(js.InputError, match=r"'short' returned scores of shape \[3\]; needed are 7"):
+        faith.leave_one_out(llama, [TOKENS], {"short": lambda *_: torch.ones(3)})
+
+
+def test_gradients_are_taken_where_they_are_off(llama: Any) -> None:
+    with torch.inference_mode():
+        inside = faith.aopc(llama, [TOKENS], ["log_prob"]).rows[0]["aopc"]
+    assert inside == faith.aopc(llama, [TOKENS], ["log_prob"]).rows[0]["aopc"]
+
+
+def test_prompts_of_many_kinds(pocket: Any) -> None:
+    view = ModelView(pocket)
+    text = "the keys to the cabinet are"
+    as_text, as_ids, as_pair = to_cases(
+        view, [text, pocket.to_tokens(text)[0], {"prompt": "the keys to the cabinet", "target": " are"}]
+    )
+    for case in (as_ids, as_pair):
+        assert case.target == as_text.target
+        assert torch.equal(case.tokens, as_text.tokens)
+        assert case.bos == (0,)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "how", "says"),
+    [
+        ("one string", {}, "several prompts"),
+        ([], {}, "no prompts to measure on"),
+        (["the"], {}, "Prompt 0: its last token"),
+        ([{"text": "the keys are"}], {}, "Prompt 0: has the keys"),
+        ([{"prompt": "the keys", "target": " are", "causes": [9]}], {}, "causes are positions among its 3 tokens"),
+        (["the keys are here"], {"measure": "known_cause"}, "1 of 1 have none"),
+        (["the keys are here"], {"measure": "aopcs"}, "measure is one or more of"),
+        (["the keys are here"], {"methods": ["fischer"]}, "Did you mean 'fisher'"),
+        (["the keys are here"], {"methods": {"x": 3}}, "a function of model, tokens and target; got 3"),
+        (["the keys are here"], {"methods": []}, "no methods"),
+        (["the keys are here"], {"ablations": "zero"}, "Did you mean 'ablation'"),
+        (["the keys are here"], {"ablation": "nothing"}, "ablation is one of zero, mean, pad"),
+        (["the keys are here"], {"fractions": (0.5, 0.1)}, "rising numbers"),
+        (["the keys are here"], {"protocol": "author"}, "Did you mean 'authors'"),
+    ],
+)
+def test_wrong_input(pocket: Any, prompts: Any, how: dict[str, Any], says: str) -> None:
+    with pytest.raises(js.InputError, match=says):
+        evaluate(pocket, prompts, **({"measure": ("leave_one_out",)} | how), progress=False)
+
+
+def test_wrong_questions(llama: Any) -> None:
+    result = faith.leave_one_out(llama, [TOKENS], ["log_prob"])
+    with pytest.raises(js.InputError, match="Did you mean 'spearman'"):
+        result.mean("log_prob", "spearmann")
+    with pytest.raises(js.InputError, match="'logprob' was not measured. Did you mean 'log_prob'"):
+        result.mean("logprob")
+    with pytest.raises(js.InputError, match="No prompt is left"):
+        result.summary(task="detective")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    with_cause = {"prompt": "the keys to the cabinet", "target": " are", "causes": [2]}
+    lines.write_text("the keys near the door are\n\n" + json.dumps(with_cause) + "\n", encoding="utf-8")
+    chosen = ["--prompts", str(lines), "--methods", "log_prob", "random"]
+    out = ["--csv", str(tmp_path), "--figure", str(tmp_path)]
+    assert cli.main(["faithfulness", *chosen, *out]) == 0
+    said = capsys.readouterr().out
+    assert "cause on top" in said
+    assert "LOO-KL Spearman" in said
+    assert "2 prompts" in said
+    for name in ("known_cause", "leave_one_out", "aopc"):
+        assert (tmp_path / f"{name}.csv").read_text().count("\n") >= 3
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+    assert cli.main(["faithfulness", *chosen, "--markdown"]) == 0
+    assert "| `log_prob` |" in capsys.readouterr().out
+    assert cli.main(["faithfulness", *chosen, "--json", "--protocol", "authors"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["aopc"]) == 4
+    assert cli.main(["faithfulness", "--n", "1", "--methods", "random"]) == 0
+    assert "detective" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "says"),
+    [
+        (None, [], "cannot be read"),
+        ("\n", [], "There are no prompts"),
+        ("{broken", [], "Line 1"),
+        ("the keys are", ["--n", "0"], "--n is how many"),
+        ("the keys are", ["--methods", "nothing"], "There is no method"),
+        ("the keys are", ["--model", "no/such-model"], "could not be loaded"),
+    ],
+)
+def test_the_command_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, arguments: list[str], says: str
+) -> None:
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    assert cli.main(["faithfulness", "--prompts", str(path), *arguments]) == (3 if "--model" in arguments else 2)
+    assert says in capsys.readouterr().err
+
+
+def test_seconds_and_passes_are_counted(llama: Any) -> None:
+    rows = faith.leave_one_out(llama, [TOKENS], ["log_prob", "fisher_1", "attention", "integrated_gradients"]).rows
+    passes = {row["method"]: row["passes"] for row in rows}
+    assert passes == {"log_prob": 2, "fisher_1": 2, "attention": 1, "integrated_gradients": 41}
+    assert all(row["seconds"] > 0 for row in rows)
+    assert llama.cfg.d_model == D_MODEL
