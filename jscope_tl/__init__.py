@@ -1,6 +1,6 @@
 """Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
 
-from jscope_tl import faithfulness, patching, series, views
+from jscope_tl import diagnostics, faithfulness, patching, series, views
 from jscope_tl.agreement import HeadAgreement, head_agreement
 from jscope_tl.attribute import attribute
 from jscope_tl.batch import attribute_batch
@@ -50,6 +50,7 @@ __all__ = [
     "attribute",
     "attribute_batch",
     "available_scopes",
+    "diagnostics",
     "faithfulness",
     "get_scope",
     "head_agreement",

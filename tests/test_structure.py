@@ -15,7 +15,9 @@ MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "jscope_tl.
 LINE = [
     "errors", "inputs", "devices", "memory", "state", "engine", "pull", "model", "prompts", "cuts", "frozen", "forward", "embeddings", "scopes.base", "scopes.registry", "scopes.trace", "scopes.directions",
     "scopes.fisher", "result", "storage", "paths", "averaging", "linearised", "attribute", "batch", "jacobian", "influence", "patterns", "agreement",
-    "patching.pairs", "patching.sweep", "patching.first_order", "patching.comparison", "patching.compare", "patching.ablation", "patching.side_by_side",
+    "patching.pairs", "patching.sweep", "patching.first_order", "patching.comparison", "patching.compare", "patching.ablated", "patching.ablation", "patching.side_by_side",
+    "faithfulness.cases", "faithfulness.attention", "faithfulness.methods", "faithfulness.protocol", "faithfulness.measures", "faithfulness.results", "faithfulness.evaluate",
+    "diagnostics.sink", "diagnostics.linearity", "diagnostics.side_by_side",
 ]  # fmt: skip
 
 

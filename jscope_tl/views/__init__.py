@@ -4,7 +4,8 @@ from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuits import View
 from jscope_tl.views.coloured_tokens import tokens
 from jscope_tl.views.figures import heatmap, prediction, series
+from jscope_tl.views.linear import linearity
 from jscope_tl.views.methods import faithfulness
 from jscope_tl.views.patching_maps import comparison
 
-__all__ = ["View", "attention", "comparison", "faithfulness", "heatmap", "prediction", "series", "tokens"]
+__all__ = ["View", "attention", "comparison", "faithfulness", "heatmap", "linearity", "prediction", "series", "tokens"]
