@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 
 from jscope_tl.devices import to_device, to_dtype
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, whole
 
 NAME = "jscope-pocket"
+N_CTX = 512
 
 
 def pocket_folder() -> Path:
@@ -33,6 +34,7 @@ def load_pocket_model(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = torch.float32,
+    n_ctx: int = N_CTX,
 ) -> Any:
     """A small trained language model that needs no network: 1.2 million parameters, with known causes of what it says.
 
@@ -41,6 +43,7 @@ def load_pocket_model(
 
     Args:
         kind: ``"bridge"`` (TransformerLens 3 on), ``"hooked"`` (before 4), or ``"auto"``: a bridge where there is one.
+        n_ctx: longest prompt that it takes. It was trained on 512 tokens; more are for measuring costs, not for what it says.
 
     Raises:
         InputError: this TransformerLens does not have that class, or there is no such device or dtype here.
@@ -55,9 +58,12 @@ def load_pocket_model(
         raise InputError(f"kind is 'auto', 'bridge' or 'hooked', not {kind!r}.")
     if kind == "bridge" and not has_bridge():
         raise InputError("This TransformerLens has no TransformerBridge (3 and later have); use kind='hooked'.")
+    if (whole(n_ctx) or 0) < 1:
+        raise InputError(f"n_ctx is the longest prompt that the model takes, 1 or more tokens; got {n_ctx!r}.")
     where, precision = to_device(device), to_dtype(dtype)
     with torch.inference_mode(False), _quiet():
-        model = _bridge(precision) if kind != "hooked" and has_bridge() else _hooked(precision)
+        load = _bridge if kind != "hooked" and has_bridge() else _hooked
+        model = load(precision, n_ctx)
         return model.to(where).eval()
 
 
@@ -68,7 +74,7 @@ def _quiet() -> Any:
         yield
 
 
-def _pieces(dtype: torch.dtype) -> tuple[Any, Any]:
+def _pieces(dtype: torch.dtype, n_ctx: int) -> tuple[Any, Any]:
     """The HuggingFace model and its tokenizer."""
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -76,18 +82,18 @@ def _pieces(dtype: torch.dtype) -> tuple[Any, Any]:
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"The pocket model's weights are missing from {folder}; install the package again.")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    hf_model: Any = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    hf_model: Any = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", max_position_embeddings=n_ctx)
     return hf_model.to(dtype), tokenizer
 
 
-def _bridge(dtype: torch.dtype) -> Any:
+def _bridge(dtype: torch.dtype, n_ctx: int) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    hf_model, tokenizer = _pieces(dtype)
+    hf_model, tokenizer = _pieces(dtype, n_ctx)
     return TransformerBridge.boot_transformers(NAME, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu")
 
 
-def _hooked(dtype: torch.dtype) -> Any:
+def _hooked(dtype: torch.dtype, n_ctx: int) -> Any:
     try:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
         from transformer_lens.pretrained.weight_conversions import convert_llama_weights
@@ -96,7 +102,7 @@ def _hooked(dtype: torch.dtype) -> Any:
             "This TransformerLens has no HookedTransformer (4.0 removed it); use kind='bridge'."
         ) from error
 
-    hf_model, tokenizer = _pieces(dtype)
+    hf_model, tokenizer = _pieces(dtype, n_ctx)
     config = hf_model.config
     cfg = HookedTransformerConfig(
         model_name=NAME, original_architecture="LlamaForCausalLM", init_weights=False, device="cpu", dtype=dtype,

@@ -117,3 +117,16 @@ js.attribute(js.load_pocket_model(), "the keys to the cabinet near the doors", "
 """
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+def test_longer_prompts(kind: str) -> None:
+    """For measuring costs; shorter prompts say what they always said."""
+    model, longer = js.load_pocket_model(kind), js.load_pocket_model(kind, n_ctx=700)
+    prompt = "the keys to the cabinet near the doors"
+    with torch.no_grad():
+        torch.testing.assert_close(longer(prompt), model(prompt))
+    assert js.attribute(longer, [0] + [3, 4] * 300, "temperature").scores.isfinite().all()
+    with pytest.raises(js.InputError, match="at most 512"):
+        js.attribute(model, [0] + [3, 4] * 300, "temperature")
+    with pytest.raises(js.InputError, match="n_ctx is the longest"):
+        js.load_pocket_model(kind, n_ctx=0)
