@@ -122,6 +122,7 @@ def linearity(
     seed: int = 0,
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    progress: bool | None = None,
     **options: Any,
 ) -> Linearity:
     """Move one token's vector by more and more, and hold what the scope predicts against what the model does.
@@ -131,7 +132,7 @@ def linearity(
     the change of what it explains.
 
     Args:
-        model, prompt, scope, position, at, prepend_bos, fwd_hooks, options: see `attribute`. ``fisher`` is taken with all
+        model, prompt, scope, position, at, prepend_bos, fwd_hooks, progress, options: see `attribute`. ``fisher`` is taken with all
             directions, at most ``d_model`` backward passes.
         source: the position whose vector is moved; None is the one with the highest score besides BOS.
         sizes: of the perturbation, in units of the norm of that vector, rising.
@@ -155,7 +156,7 @@ def linearity(
     explained, point, hooks = to_position(position, len(tokens)), view.hook_point(at), list(fwd_hooks or ())
     warnings = scope.check(view.basis)
     with run(view, tokens, [explained], [point], hooks) as base:
-        rows = _rows(scope, base)
+        rows = _rows(scope, base, progress)
         t = _source(source, rows, view, tokens, explained)
         x = base.activations[0][0, t].detach()
         directions = _directions(rows[:, t], n_random, seed)
@@ -183,10 +184,10 @@ def _sizes(sizes: Any) -> Float[Tensor, "size"]:
     return grid
 
 
-def _rows(scope: Scope, base: Run) -> Float[Tensor, "k pos d_in"]:
+def _rows(scope: Scope, base: Run, progress: bool | None) -> Float[Tensor, "k pos d_in"]:
     state = base.state()
     cotangents = checked_cotangents(scope.cotangents(state), state, scope.label)
-    puller = Puller(base.xs, base.y, base.positions)
+    puller = Puller(base.xs, base.y, base.positions, progress=progress)
     return torch.cat(list(puller.rows(cotangents)))
 
 
