@@ -18,7 +18,7 @@ from jscope_tl.pull import Pull
 BUDGET = 256 * 2**20
 """Bytes of rows that are kept as they are."""
 OVERSAMPLING = 32
-"""Random combinations beyond the singular values that are wanted."""
+"""Random combinations beyond the singular values that are wanted, at least."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,13 @@ def collected(
 ) -> Collected:
     """What the ``wanted`` leading singular values and vectors of ``M_t = diag(w) R J_t`` need; the graph is freed."""
     weights = torch.ones_like(directions[:, 0]) if weights is None else weights
-    width = wanted + OVERSAMPLING
-    if size_in_bytes(len(directions), pull) <= BUDGET or width >= min(len(directions), pull.puller.xs[0].shape[-1]):
+    n_rows, d_in = len(directions), pull.puller.xs[0].shape[-1]
+    size = size_in_bytes(n_rows, pull)
+    # The wider the closer; the coordinates have the same budget, and more than half of the rows again is not worth it.
+    width = max(wanted + OVERSAMPLING, min(BUDGET * d_in // size, n_rows // 2))
+    if size <= BUDGET or width >= min(n_rows, d_in):
         return _streamed(directions, weights, None, pull)
-    draws = torch.randn(width, len(directions), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    draws = torch.randn(width, n_rows, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     combined = (draws.to(directions) * weights) @ directions
     first = _joined(pull.chunks(combined, more_to_come=True), width)
     return _streamed(directions, weights, torch.linalg.qr(first.movedim(0, -1)).Q, pull)
@@ -133,7 +136,8 @@ def factors(found: Collected, directions: Float[Tensor, "k d_model"], wanted: in
     """
     cells = [_factored(found, t, directions, wanted, movement) for t in range(len(found.energy))]
     values, outputs, inputs, ranks = (torch.stack(parts) for parts in zip(*cells, strict=True))
-    shares = 1 - found.missed.double() / found.energy.double().clamp_min(torch.finfo(torch.float64).tiny)
+    energy = found.energy.cpu().double()
+    shares = 1 - found.missed.cpu().double() / energy.clamp_min(torch.finfo(energy.dtype).tiny)
     return Factors(values, outputs, inputs, ranks, shares)
 
 
@@ -147,11 +151,16 @@ def _factored(
     moved = (P @ Vh[:wanted].T if movement else U[:, :wanted]).T.to(directions) @ directions
     outputs = moved / moved.norm(dim=1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny)
     kept = real.to(sigma).unsqueeze(-1)
-    return sigma[:wanted] * real, outputs * kept.to(outputs), inputs * kept, _effective_rank(sigma, found.energy[t])
+    return (
+        sigma[:wanted] * real,
+        outputs * kept.to(outputs),
+        inputs * kept,
+        _effective_rank(sigma.cpu(), found.energy[t].cpu()),
+    )
 
 
 def _effective_rank(sigma: Float[Tensor, "n"], energy: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """In units of the largest value: fourth powers leave the range of numbers early."""
+    """In units of the largest value: fourth powers leave the range of numbers early; on the CPU, which has float64."""
     largest_square = sigma[0].double().square()
     if largest_square == 0:
         return torch.zeros_like(energy, dtype=torch.float64)

@@ -45,9 +45,10 @@ class Spectrum:
         input_directions: ``[pos, k, d_in]``, the right singular vectors ``v``.
         energy: ``[pos]``, ``‖M_t‖_F² = Σ σ²`` of all singular values, also those beyond ``k``; for Fisher the score of
             Fisher Scope.
-        effective_rank: ``[pos]``, the participation ratio ``(Σ σ²)² / Σ σ⁴``: 1 where one direction does everything, n where n
-            do equally much. Of all singular values; from a sketch (``captured < 1``) those outside it are left out of the
-            denominator, and the number is an upper bound.
+        effective_rank: ``[pos]``, the participation ratio ``(Σ σ²)² / Σ σ⁴`` (Gao et al. 2017): 1 where one direction does
+            everything, n where n do equally much. Of all singular values; from a sketch (``captured < 1``) those outside it
+            are left out of the denominator, and the number is an upper bound; the effective rank of Roy and Vetterli (2007),
+            an entropy, would have no bound.
         captured: ``[pos]``, share of the energy in the space that was searched: 1 where all rows were kept. Then
             ``σ² ≤ true σ² ≤ σ² + (1 - captured) energy``.
         of: ``"jacobian"`` or ``"fisher"``.
@@ -172,9 +173,10 @@ def spectrum(
     Singular value decompositions of ``J_t = ∂y/∂x_t``, or of ``F_u^{1/2} J_t``, at every position ``t``. Where the trace
     (``fisher``) says how far a token moves the distribution, this says in how many ways, and which.
 
-    ``d_model`` backward rows. Where they take more than 256 MB at once, ``k + 32`` random combinations of them come first and
-    the values are lower bounds from the space that these span (randomised range finder); the result's ``captured`` says how
-    much of the energy is in it, and its warnings where that is less than 99 %.
+    ``d_model`` backward rows. Where they take more than 256 MB at once, random combinations of them come first (``k + 32`` at
+    least, up to half as many as rows where there is room) and the values are lower bounds from the space that these span, by
+    the randomised range finder of Halko, Martinsson and Tropp (2011). The result's ``captured`` says how much of the energy is
+    in it, and its warnings where that is less than 99 %: a slowly falling spectrum is then seen several per cent too low.
 
     Args:
         of: ``"jacobian"``, gains from ``x_t`` to ``y`` whatever they do to the prediction; or ``"fisher"``, those to the

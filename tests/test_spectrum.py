@@ -130,6 +130,18 @@ def test_sketches_of_a_trained_model_are_close(pocket: Any, monkeypatch: pytest.
     assert torch.equal(found.singular_values, js.spectrum(pocket, PROMPT, of=of, k=3).singular_values)
 
 
+def test_a_sketch_is_as_wide_as_there_is_room(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(singular, "OVERSAMPLING", 4)
+    captured = []
+    for share, rows in ((0, 7), (0.3, 9), (0.9, 16), (1, 0)):
+        monkeypatch.setattr(singular, "BUDGET", int(share * 4 * len(TOKENS) * D_MODEL**2))
+        found = js.spectrum(llama, TOKENS, k=3)
+        assert found.provenance.n_backward == D_MODEL + rows
+        captured.append(float(found.captured.min()))
+    assert captured == sorted(captured)
+    assert captured[-1] == 1
+
+
 @pytest.mark.parametrize("of", BOTH)
 def test_the_scope_from_a_sketch(sketched: None, llama: Any, of: str) -> None:
     """A lower bound; in layer maps and beside patching, where rows of the sketch do not count, as well."""

@@ -45,8 +45,8 @@ class SpectralScope(Scope):
     the prediction.
 
     Cost: ``d_model`` backward rows (of fisher: as many as ``F_u`` has directions). Where all rows of all positions take more
-    than `jscope_tl.singular.BUDGET`, 33 more and a lower bound, which is doubted in the result's warnings where it may be more
-    than 1 % low.
+    than `jscope_tl.singular.BUDGET`, from 33 to half as many more and a lower bound, which is doubted in the result's warnings
+    where it may be more than 1 % low.
 
     What changes the number: folding the final norm (``fold_ln=True``) rescales ``y``, and with it ``of="jacobian"``, which
     then warns; ``of="fisher"`` stays the same.
