@@ -22,6 +22,8 @@ from jscope_tl.scopes.directions import (
 )
 from jscope_tl.scopes.fisher import FisherInputScope, FisherScope
 from jscope_tl.scopes.registry import available_scopes, get_scope, register_scope
+from jscope_tl.scopes.spectral import SpectralScope
+from jscope_tl.spectrum import Spectrum, spectrum
 from jscope_tl.state import Basis, State
 from jscope_tl.views.report import report
 
@@ -45,6 +47,8 @@ __all__ = [
     "RandomDirectionScope",
     "Scope",
     "SemanticScope",
+    "SpectralScope",
+    "Spectrum",
     "State",
     "TemperatureScope",
     "attribute",
@@ -63,5 +67,6 @@ __all__ = [
     "register_scope",
     "report",
     "series",
+    "spectrum",
     "views",
 ]

@@ -67,7 +67,7 @@ def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, rerun: Re
     mean = torch.as_tensor(total) / path.n_points()
     mean[:, state.position + 1 :] = 0
     resolved, doubts = _completeness(path, scope, end, fixed, mean, origin, rerun)
-    return Score(scope.combined(mean.square().sum(-1)), resolved=resolved, doubts=doubts)
+    return Score(scope.of_rows(mean), resolved=resolved, doubts=doubts)
 
 
 def _place(path: Path, origin: Float[Tensor, "*pos d_in"], which: range, activation: Points) -> Points:

@@ -48,7 +48,7 @@ def attribute_batch(
     """Explain many prompts; the results come in the order of the prompts, each as `attribute` would give it.
 
     Prompts of different lengths run side by side, shorter ones filled up behind their end, where a causal model does not
-    look. A scope whose rows add up plainly (all but ``fisher``, unless a subclass overrides `Scope.score`) takes one backward
+    look. A scope whose rows add up plainly (all but ``fisher`` and ``spectral``, unless a subclass overrides `Scope.score`) takes one backward
     pass for the whole batch. The others, and every scope while hooks are active (which may count on one prompt), run prompt
     by prompt.
 

@@ -1,5 +1,6 @@
 """What a scope has of the engine: rows, energies and products with ``J`` for the position that it scores."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,13 @@ class Pull:
         rows = torch.cat(list(self.puller.rows(cotangents, self._keep(more_to_come), of=self.i)))
         rows[..., self.position + 1 :, :] = 0
         return rows
+
+    def chunks(
+        self, cotangents: Float[Tensor, "k d_model"], more_to_come: bool = False
+    ) -> Iterator[Float[Tensor, "chunk *layer seen d_in"]]:
+        """`rows` as they come, for many of them; only positions up to the explained one."""
+        for rows in self.puller.rows(cotangents, self._keep(more_to_come), of=self.i):
+            yield rows[..., : self.position + 1, :]
 
     def energies(
         self, cotangents: Float[Tensor, "k *n d_model"], more_to_come: bool = False

@@ -120,6 +120,17 @@ def random_direction(o: Oracle, seed: int) -> Tensor:
     return norm_score(o.J, v / v.norm())
 
 
+def pulled_back(o: Oracle, of: str = "jacobian") -> Tensor:
+    """``J_t^T J_t``, or ``J_t^T F_u J_t``: ``[pos, d, d]``."""
+    G = torch.eye(len(o.y)).double() if of == "jacobian" else fisher_matrix(o)
+    return torch.einsum("api,ab,bpj->pij", o.J, G, o.J)
+
+
+def spectral(o: Oracle, of: str = "jacobian") -> Tensor:
+    """Root of the largest eigenvalue."""
+    return torch.linalg.eigvalsh(pulled_back(o, of))[:, -1].sqrt()
+
+
 SCOPES: dict[str, tuple[dict[str, Any], Callable[[Oracle], Tensor]]] = {
     "semantic": ({"target": 44}, lambda o: semantic(o, 44)),
     "log_prob": ({"target": 44}, lambda o: log_prob(o, 44)),
@@ -130,6 +141,7 @@ SCOPES: dict[str, tuple[dict[str, Any], Callable[[Oracle], Tensor]]] = {
     "fisher": ({"method": "exact"}, fisher),
     "fisher_input": ({"method": "exact"}, fisher_input),
     "random_direction": ({"seed": 3}, lambda o: random_direction(o, 3)),
+    "spectral": ({}, spectral),
 }
 """Every registered scope: options that make it deterministic, and its naive restatement."""
 

@@ -46,6 +46,7 @@ METHODS: dict[str, Any] = {
     "fisher": {"scope": "fisher"},
     "fisher_1": {"scope": "fisher", "method": "low_rank", "rank": 1},
     "fisher_input": {"scope": "fisher_input"},
+    "spectral": {"scope": "spectral"},
     "random_direction": {"scope": "random_direction"},
     "gradient_x_input": {"scope": "log_prob", "reduction": "dot"},
     "gradient_x_input_norm": {"scope": "log_prob", "reduction": "elementwise"},

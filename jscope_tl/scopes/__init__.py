@@ -1,5 +1,5 @@
 """The scopes, one room per family, and the registry of their names."""
 
-from jscope_tl.scopes import directions, fisher
+from jscope_tl.scopes import directions, fisher, spectral
 
-__all__ = ["directions", "fisher"]
+__all__ = ["directions", "fisher", "spectral"]

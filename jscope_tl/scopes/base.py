@@ -70,6 +70,10 @@ class Scope(ABC):
         """One number per position from the energies of the scope's own rows: their norm."""
         return energies.sum(0).sqrt()
 
+    def of_rows(self, rows: Float[Tensor, "k *layer pos d_in"]) -> Float[Tensor, "*layer pos"]:
+        """One number per position from the rows themselves, where these are at hand (averaged along a path)."""
+        return self.combined(rows.square().sum(-1))
+
     def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
         """The rows that are averaged along a path. Scopes with a score of their own say which, if any."""
         if type(self).score is not Scope.score:

@@ -7,5 +7,8 @@ from jscope_tl.views.figures import heatmap, prediction, series
 from jscope_tl.views.linear import linearity
 from jscope_tl.views.methods import faithfulness
 from jscope_tl.views.patching_maps import comparison
+from jscope_tl.views.spectra import spectrum
 
-__all__ = ["View", "attention", "comparison", "faithfulness", "heatmap", "linearity", "prediction", "series", "tokens"]
+__all__ = [
+    "View", "attention", "comparison", "faithfulness", "heatmap", "linearity", "prediction", "series", "spectrum", "tokens"
+]  # fmt: skip

@@ -21,9 +21,11 @@ NEED = {
 compare = inspect.unwrap(js.patching.compare)
 
 
-def naive_quantity(scope: str, y: torch.Tensor, z: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """The paper's quantities, restated."""
-    log_p, log_q = z.double().log_softmax(-1), base.double().log_softmax(-1)
+def naive_quantity(
+    scope: str, y: torch.Tensor, z: torch.Tensor, base: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """The paper's quantities, restated; ``base`` has ``y`` and logits of the base run."""
+    log_p, log_q = z.double().log_softmax(-1), base[1].double().log_softmax(-1)
     v = torch.randn(1, len(y), generator=torch.Generator().manual_seed(0))[0]
     kl = (log_q.exp() * (log_q - log_p)).sum()
     return {
@@ -36,6 +38,7 @@ def naive_quantity(scope: str, y: torch.Tensor, z: torch.Tensor, base: torch.Ten
         "fisher": lambda: kl,
         "fisher_input": lambda: kl,
         "random_direction": lambda: y @ (v / v.norm()),
+        "spectral": lambda: (y - base[0]).norm(),
     }[scope]()
 
 
@@ -51,8 +54,8 @@ def naive(
             logits = model.run_with_hooks(tokens[None], fwd_hooks=[*hooks, *extra], return_type="logits")[0, -1]
         return seen[-1], logits
 
-    _, z_base = ends(base, [])
-    before = naive_quantity(scope, *ends(base, []), z_base)
+    at_base = ends(base, [])
+    before = naive_quantity(scope, *at_base, at_base)
     effects = torch.zeros(3, len(base), dtype=torch.float64)
     with model.hooks(fwd_hooks=list(hooks)), torch.no_grad():
         _, cache = model.run_with_cache(source[None])
@@ -65,7 +68,7 @@ def naive(
                 activation[0, t] = cache[name][0, t]
                 return activation
 
-            effects[layer, t] = naive_quantity(scope, *ends(base, [(name, patch)]), z_base) - before
+            effects[layer, t] = naive_quantity(scope, *ends(base, [(name, patch)]), at_base) - before
     handle.remove()
     return effects
 

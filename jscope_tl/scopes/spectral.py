@@ -1,0 +1,153 @@
+"""Spectral Scope: the largest gain from a token to the prediction, in whatever direction that is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.pull import Pull
+from jscope_tl.scopes.base import Effect, Scope, Score, checked_cotangents
+from jscope_tl.scopes.fisher import FisherScope
+from jscope_tl.scopes.registry import register_scope
+from jscope_tl.singular import collected, largest
+from jscope_tl.state import Basis, State
+
+OF = {
+    "jacobian": "gain (unit of y per unit of x)",
+    "fisher": "sqrt(2 nats) per unit of x",
+}
+SEED = 0
+DOUBTFUL = 0.01
+"""Relative, of a largest singular value."""
+
+
+def check_of(of: Any) -> str:
+    """Of which matrix, or a refusal."""
+    if not isinstance(of, str) or of not in OF:
+        raise InputError(
+            f"There is no spectrum of {of!r}.{nearest(of, OF)} Known: 'jacobian' (of J_t) and 'fisher' (of J_t^T F_u J_t)."
+        )
+    return of
+
+
+@register_scope("spectral")
+@dataclass(frozen=True)
+class SpectralScope(Scope):
+    """How far each token moves the final hidden state, or the whole distribution, in the direction that moves it most.
+
+    ``score_t = σ_1(J_t) = max_‖δ‖=1 ‖J_t δ‖``; with ``of="fisher"`` the root of the largest eigenvalue of ``J_t^T F_u J_t``,
+    ``max_‖δ‖=1 (δ^T J_t^T F_u J_t δ)^{1/2}``, where half of its square is the largest KL divergence to expect of a step of size
+    one. The trace (``fisher``) adds up all directions, so ``score_t² ≤ fisher_t ≤ rank · score_t²``; `js.spectrum` has the
+    other singular values and the directions themselves. Of the Jacobian it says how far ``y`` moves, whatever that does to
+    the prediction.
+
+    Cost: ``d_model`` backward rows (of fisher: as many as ``F_u`` has directions). Where all rows of all positions take more
+    than `jscope_tl.singular.BUDGET`, from 33 to half as many more and a lower bound, which is doubted in the result's warnings
+    where it may be more than 1 % low.
+
+    What changes the number: folding the final norm (``fold_ln=True``) rescales ``y``, and with it ``of="jacobian"``, which
+    then warns; ``of="fisher"`` stays the same.
+
+    Args:
+        of: ``"jacobian"`` or ``"fisher"``.
+
+    Unit: gain (unit of y per unit of x); of fisher sqrt(2 nats) per unit of x. The effect that it is held against beside
+    activation patching is ``‖y - y_base‖``, or ``sqrt(2 KL(base ‖ patched))``.
+
+    Raises:
+        InputError: there is no such matrix; of fisher, as Fisher Scope.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model = js.load_pocket_model()
+        >>> prompt = "tom grew up in the south and goes to columbia . at school he is a"
+        >>> js.attribute(model, prompt, "spectral", of="fisher").top(1)[0].str_token
+        ' columbia'
+    """
+
+    of: str = "jacobian"
+
+    def __post_init__(self) -> None:
+        check_of(self.of)
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]  # a constant in scopes that explain one thing
+        """By what it is of."""
+        return OF[self.of]
+
+    @property
+    def effect_unit(self) -> str:
+        """Of how far the run ends from the base run."""
+        return "unit of y" if self.of == "jacobian" else "sqrt(2 nats)"
+
+    def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
+        """The identity, or the rows of a root of ``F_u``."""
+        if self.of == "fisher":
+            return FisherScope().cotangents(state)
+        return torch.eye(len(state.y), dtype=state.dtype, device=state.y.device)
+
+    def score(self, state: State, pull: Pull) -> Score:
+        """The largest singular value of ``C J_t``."""
+        rows = self.path_rows(state)
+        found = collected(rows, None, pull, wanted=1, seed=SEED)
+        if not found.energy.isfinite().all():  # refused with the finished scores
+            return Score(_filled(found.energy, pull))
+        sigma = largest(found.M)
+        if found.basis is None:
+            return Score(_filled(sigma, pull))
+        width = found.rows.shape[-1]
+        counts = torch.cat([torch.zeros(width, device="cpu"), torch.ones(len(rows), device="cpu")])
+        return Score(
+            _filled(sigma, pull),
+            resolved={"sketch": width},
+            seed=SEED,
+            weights=counts,
+            doubts=_doubts(sigma, found.missed),
+        )
+
+    def of_rows(self, rows: Float[Tensor, "k *layer pos d_in"]) -> Float[Tensor, "*layer pos"]:
+        """The largest singular value of rows that are averaged along a path."""
+        return largest(rows.movedim(0, -2))
+
+    def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
+        """All of them, at the prompt."""
+        return checked_cotangents(self.cotangents(state), state, self.label)
+
+    def effect_from(self, base: State) -> Effect:
+        """``‖y - y_base‖``, or ``sqrt(2 KL(p_base ‖ p))``."""
+        if self.of == "fisher":
+            divergence = FisherScope().effect_from(base)
+            return lambda y, logits: (2 * divergence(y, logits)).clamp_min(0).sqrt()
+        before = base.y.detach().to(base.dtype)
+        return lambda y, logits: (y.to(before) - before).norm()
+
+    def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
+        """``‖C J_t δ‖``: of all rows, not along the leading direction only, which is another at every position."""
+        if score.weights is None:
+            return moved.norm(dim=0)
+        return torch.tensordot(score.weights.to(moved), moved.square(), dims=1).sqrt()
+
+    def check(self, basis: Basis) -> list[str]:
+        """Warn where ``y`` has been rescaled."""
+        if self.of == "fisher" or not basis.ln_folded:
+            return []
+        return [
+            "The final norm has no gain of its own. If that is because it was folded into W_U, y is rescaled, and singular "
+            "values and vectors of its Jacobian are others than on the unprocessed weights; of='fisher' has the same values on "
+            "both."
+        ]
+
+
+def _filled(values: Float[Tensor, "*layer seen"], pull: Pull) -> Float[Tensor, "*layer pos"]:
+    """0 after the explained position."""
+    return torch.nn.functional.pad(values, (0, pull.puller.xs[0].shape[1] - values.shape[-1]))
+
+
+def _doubts(sigma: Float[Tensor, "*layer seen"], missed: Float[Tensor, "*layer seen"]) -> list[str]:
+    most = (1 + missed / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny)).sqrt().max() - 1
+    if most <= DOUBTFUL:
+        return []
+    return [f"Scores are lower bounds from a sketch of the rows: they may be up to {float(most):.0%} too low."]
