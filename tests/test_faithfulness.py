@@ -321,3 +321,13 @@ def test_seconds_and_passes_are_counted(llama: Any) -> None:
     assert passes == {"log_prob": 2, "fisher_1": 2, "attention": 1, "integrated_gradients": 41}
     assert all(row["seconds"] > 0 for row in rows)
     assert llama.cfg.d_model == D_MODEL
+
+
+def test_causes_are_where_the_words_are(pocket: Any) -> None:
+    """Also without a BOS, as by the authors' protocol."""
+    view, prompts = ModelView(pocket), js.pocket_prompts("detective", 5)
+    for prepend_bos in (True, False):
+        for prompt, case in zip(prompts, to_cases(view, prompts, prepend_bos), strict=True):
+            words = [pocket.tokenizer.decode([case.tokens[t]]).strip() for t in case.causes]
+            assert words == [prompt.text.split()[t - 1] for t in prompt.causes]
+            assert case.bos == ((0,) if prepend_bos else ())

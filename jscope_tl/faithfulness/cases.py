@@ -66,7 +66,10 @@ def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None) -> 
 
 def _case(view: ModelView, prompt: Any, prepend_bos: bool | None) -> Case:
     if isinstance(prompt, PocketPrompt):
-        prompt = {"prompt": prompt.text, "target": prompt.target, "causes": prompt.causes, "task": prompt.task}
+        tokens = to_tokens(view, prompt.text, prepend_bos)
+        shift = len(bos_positions(view, tokens)) - 1  # its causes count one BOS
+        causes = tuple(t + shift for t in prompt.causes)
+        return _made(view, tokens, to_id(view, prompt.target, view.d_vocab), causes, prompt.task)
     if isinstance(prompt, dict):
         return _from_dict(view, prompt, prepend_bos)
     tokens = to_tokens(view, prompt, prepend_bos if isinstance(prompt, str) else None)

@@ -29,8 +29,8 @@ def evaluate(
     Args:
         model: see `jscope_tl.attribute`.
         prompts: strings or token ids whose last token is the one to predict (the position before it is explained);
-            dictionaries with ``prompt``, and if it is not in the prompt ``target``, and if it is known ``causes`` (positions)
-            and ``task``; or `jscope_tl.PocketPrompt`.
+            dictionaries with ``prompt``, and if it is not in the prompt ``target``, and if it is known ``causes`` (positions,
+            BOS counted where the protocol has one) and ``task``; or `jscope_tl.PocketPrompt`.
         methods: names of `jscope_tl.faithfulness.METHODS` or of scopes, or a mapping from names to keywords of
             `jscope_tl.attribute`, scopes, or functions of model, tokens ``[pos]`` and target id that return scores
             ``[pos]`` for the prediction at the last position. None is all of `METHODS`.
