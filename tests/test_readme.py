@@ -5,6 +5,9 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import jscope_tl as js
 from jscope_tl.cli import parser
@@ -55,3 +58,17 @@ def test_no_paths_of_a_machine() -> None:
     for path in files:
         if path.is_file():
             assert not re.search(r"/(home|Users|root|work)/\w", path.read_text(encoding="utf-8")), path
+
+
+def test_hits_on_known_causes_are_those_of_the_table(pocket: Any) -> None:
+    """Of the methods that cost one backward pass or none; the dearer ones come from the same command."""
+    header, *rows = re.findall(r"^\| (method|`\w+`) \| (.*) \|$", README.partition("## How faithful")[2], re.MULTILINE)
+    tasks = header[1].split(" | ")[:6]
+    claimed = {name.strip("`"): [int(cell.rstrip("%")) / 100 for cell in row.split(" | ")[:6]] for name, row in rows}
+    assert set(claimed) == set(js.faithfulness.METHODS)
+    prompts = [prompt for task in tasks for prompt in js.pocket_prompts(task, 50)]
+    cheap = ["semantic", "temperature", "gradient_x_input_norm", "attention", "random"]
+    found = js.faithfulness.known_cause(pocket, prompts, cheap, progress=False)
+    for method in cheap:
+        hits = [found.mean(method, task=task).mean for task in tasks]
+        assert hits == pytest.approx(claimed[method], abs=0.03)
