@@ -84,5 +84,5 @@ def _label(result: Attribution, i: int, intensity: float) -> str:
     if i == result.position:
         target = result.prediction.target
         says = escape(f"→ {visible(target.str_token)} {percent(target.probability)}").replace(" ", "&nbsp;")
-        inside = f'<span style="outline:2px solid #0550ae">{inside}</span><small style="color:#0550ae;background:#fff">{says}</small>'
+        inside = f'<span style="outline:2px solid #0550ae">{inside}</span><span style="color:#0550ae;background:#fff;padding:1px 0">{says}</span>'
     return f"label({literal(shown)},{literal(inside)},{text.count(chr(10))})"

@@ -112,7 +112,7 @@ def _draw_series(axis: "Axes", result: Attribution, numbers: dict[int, int], log
     if _is_number(target.str_token):
         says = f"target {target.str_token.strip()} ({percent(target.probability)})"
         axis.plot([len(places)], [int(target.str_token)], "o", mfc="none", mec=MARK, ms=9, label=says, zorder=4)
-        axis.legend(loc="upper left", fontsize="small")
+        axis.legend(loc="best", fontsize="small")
     axis.set_ylabel("value")
     bars.set_ylabel(result.unit, color=BAR, fontsize="small", parse_math=False)
     title = f"{_explained(result)}, at {result.provenance.hook_point}"
