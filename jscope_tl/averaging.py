@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from jscope_tl.state import State
 TOKENS_AT_ONCE = 1024
 """In one forward pass over several points of a path."""
 INCOMPLETE = 0.05
+MOST_BYTES = 2**31
 
 
 def to_baseline(view: ModelView, path: Path, at: Sequence[str], pos: int) -> Tensor | None:
@@ -40,7 +42,7 @@ def to_baseline(view: ModelView, path: Path, at: Sequence[str], pos: int) -> Ten
         raise InputError(
             f"The baseline {path.baseline!r} is an embedding; at {', '.join(at)} give 'zero' or a tensor of your own."
         )
-    return embedding(view, path.baseline)
+    return embedding(view, path.baseline, pos)
 
 
 Rerun = Callable[[Inputs, int], AbstractContextManager[Run]]
@@ -51,6 +53,7 @@ def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, rerun: Re
     """The scope's score from rows that are averaged along the path; ``end`` is the prompt's own run."""
     state, x0 = end.state(), end.inputs.baseline
     fixed = scope.path_rows(state)
+    _check_size(path, scope, fixed, end)
     origin = torch.zeros_like(state.x[0]) if x0 is None else x0.to(state.x)
     batches = [range(n, min(n + at_once, path.n_points())) for n in range(0, path.n_points(), at_once)]
     total: Tensor | float = 0.0
@@ -60,25 +63,50 @@ def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, rerun: Re
             own = Puller(
                 run.xs, run.y, run.positions, puller.chunk_size, False, matmul_precision=puller.matmul_precision
             )
-            rows = own.rows(_cotangents(scope, fixed, run))
+            rows = own.rows(_cotangents(scope, fixed, state, run))
             total = total + torch.cat([_summed(chunk, len(which)) for chunk in rows])
             puller.n_backward += len(which) * len(fixed)
             puller.notes += [note for note in own.notes if note not in puller.notes]
     mean = torch.as_tensor(total) / path.n_points()
     mean[:, state.position + 1 :] = 0
     resolved, doubts = _completeness(path, scope, end, fixed, mean, origin, rerun)
+    resolved["cotangents"] = "taken anew at each point" if scope.moves_along else "those of the prompt, at each point"
     return Score(scope.of_rows(mean), resolved=resolved, doubts=doubts)
 
 
 def _place(path: Path, origin: Float[Tensor, "*pos d_in"], which: range, activation: Points) -> Points:
-    return path.points(activation[0], origin, which).to(activation)
+    points = path.points(activation[0], origin, which)
+    if not isinstance(points, Tensor) or points.shape != activation.shape:
+        raise InputError(
+            f"{type(path).__name__}.points returned {list(getattr(points, 'shape', []))}; needed are {len(which)} points of the "
+            f"shape of x, {list(activation.shape)}."
+        )
+    return points.to(activation)
 
 
-def _cotangents(scope: Scope, fixed: Float[Tensor, "k d_model"], run: Run) -> Float[Tensor, "k n d_model"]:
+def _cotangents(scope: Scope, fixed: Float[Tensor, "k d_model"], end: State, run: Run) -> Float[Tensor, "k n d_model"]:
     """At each point its own gradient, or the prompt's cotangents at all of them."""
     if not scope.moves_along:
         return fixed.unsqueeze(1).expand(-1, len(run.y), -1)
-    return torch.stack([scope.path_rows(run.state(i)) for i in range(len(run.y))], 1)
+    # What is explained unless a target is given is the prompt's most probable token, not that of the point.
+    states = [replace(run.state(i), to_id=end.to_id) for i in range(len(run.y))]
+    rows = [scope.path_rows(state) for state in states]
+    if any(len(of_one) != len(fixed) for of_one in rows):
+        raise InputError(
+            f"{scope.label} has {len(fixed)} cotangents at the prompt and another number elsewhere on the path."
+        )
+    return torch.stack(rows, 1)
+
+
+def _check_size(path: Path, scope: Scope, fixed: Float[Tensor, "k d_model"], end: Run) -> None:
+    if path.n_points() < 1:
+        raise InputError(f"A path has one point or more; {type(path).__name__} has {path.n_points()}.")
+    size = 4 * len(fixed) * end.xs[0].numel()
+    if size > MOST_BYTES:
+        raise InputError(
+            f"Along a path the rows of all positions are held at once: {size / 1e9:.1f} GB for the {len(fixed)} cotangents of "
+            f"{scope.label}. Take fewer, for fisher with method='low_rank', or a shorter prompt."
+        )
 
 
 def _summed(rows: Float[Tensor, "chunk all_pos d_s"], n: int) -> Float[Tensor, "chunk pos d_s"]:
@@ -96,7 +124,8 @@ def _completeness(
     rerun: Rerun,
 ) -> tuple[dict[str, Any], list[str]]:
     """The sum of all signed contributions beside the change of what is explained from baseline to prompt."""
-    if not isinstance(path, Line) or path.alphas is not None or end.inputs.reduction == "norm" or len(fixed) > 1:
+    from_start_to_end = isinstance(path, Line) and path.alphas is None and end.inputs.reduction != "norm"
+    if not (from_start_to_end and len(fixed) == 1 and _has_change(scope)):
         return {}, []
     start = partial(_place, Line(alphas=(0.0,)), origin, range(1))
     with rerun(Inputs(place=start), 1) as baseline:
@@ -106,9 +135,15 @@ def _completeness(
     if abs(total - change) > INCOMPLETE * abs(change):
         doubts = [
             f"The contributions along the line add up to {total:.4g}, but from the baseline to the prompt it changes by "
-            f"{change:.4g}: {path.steps} steps are too few, or numbers are too coarse."
+            f"{change:.4g}: {path.n_points()} steps are too few, or numbers are too coarse."
         ]
     return {"completeness": {"sum": total, "change": change}}, doubts
+
+
+def _has_change(scope: Scope) -> bool:
+    """Whether it is known of what the contributions are shares, in the unit of the score."""
+    plain = type(scope).combined is Scope.combined and type(scope).score is Scope.score
+    return plain and (not scope.moves_along or type(scope).effect_from is not Scope.effect_from)
 
 
 def _change(scope: Scope, fixed: Float[Tensor, "1 d_model"], end: State, start: State) -> float:

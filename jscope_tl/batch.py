@@ -17,7 +17,7 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.forward import FwdHooks, Run
 from jscope_tl.linearised import Linearised
 from jscope_tl.model import ModelView
-from jscope_tl.paths import Path
+from jscope_tl.paths import Path, Point
 from jscope_tl.prompts import prompt_warnings, to_position, to_tokens
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
@@ -156,7 +156,8 @@ class _Together:
     def possible(self) -> bool:
         """Hooks may count on one prompt; scopes with a score of their own ask for rows as they go."""
         hooked = self.view.is_hooked(self.how.hooks)
-        one_point = self.how.path.n_points() == 0
+        own_baseline = isinstance(self.how.path.baseline, Tensor) and self.how.path.baseline.ndim == 2
+        one_point = isinstance(self.how.path, Point) and not own_baseline
         beside = any(self.view.reads_beside(name) for name in self.points)
         plain = type(self.scope).score is Scope.score
         return plain and one_point and not (hooked or beside or self.view.unembedding_is_hooked([]))

@@ -123,6 +123,8 @@ def _explain(options: argparse.Namespace) -> int:
         raise InputError(f"--top is how many tokens to list, 1 or more; got {options.top}.")
     if options.attention and options.html is None:
         raise InputError("--attention goes into the page that --html FILE writes; give both.")
+    if options.attention and options.path not in (None, "point"):
+        raise InputError("--attention explains every position, which is not possible along a path; leave out --path.")
     scope = get_scope(options.scope)(**_scope_options(options))
     for path in (options.html, options.save):
         if path is not None:
@@ -150,7 +152,9 @@ def _write_report(model: Any, result: Any, scope: Any, options: argparse.Namespa
         report(result, options.html)
         return
     _, cache = model.run_with_cache(result.tokens, names_filter=lambda name: name.endswith("attn.hook_pattern"))
-    report([result, influence_pattern(model, result.tokens, scope, at=options.at)], options.html, cache)
+    how = {"reduction": options.reduction, "frozen": options.frozen}
+    pattern = influence_pattern(model, result.tokens, scope, at=options.at, **how)
+    report([result, pattern], options.html, cache)
 
 
 def _json(result: Any) -> str:

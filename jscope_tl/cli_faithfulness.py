@@ -29,9 +29,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=PROMPTS,
     )
     p.add_argument("--prompts", metavar="FILE", help="prompts to measure on (default: the pocket model's own)")
-    p.add_argument(
-        "--n", type=int, default=50, help="pocket prompts of each task, or at most so many lines (default: 50)"
-    )
+    p.add_argument("--n", type=int, help="pocket prompts of each task (default: 50), or at most so many of FILE")
     p.add_argument("--methods", nargs="+", metavar="NAME", help="which methods (default: all)")
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
     p.add_argument("--protocol", default="corrected", help="corrected or authors (default: corrected)")
@@ -75,11 +73,11 @@ def _prompts(options: argparse.Namespace) -> tuple[list[Any], tuple[str, ...]]:
     """Prompts, and what can be measured on them."""
     from jscope_tl.pocket import pocket_prompts, pocket_tasks
 
-    if options.n < 1:
+    if options.n is not None and options.n < 1:
         raise InputError(f"--n is how many prompts to take, 1 or more; got {options.n}.")
     if options.prompts is None:
         tasks = [task for task in pocket_tasks() if task != "series"]  # whose causes are not known
-        prompts: list[Any] = [prompt for task in tasks for prompt in pocket_prompts(task, options.n)]
+        prompts: list[Any] = [prompt for task in tasks for prompt in pocket_prompts(task, options.n or 50)]
         return prompts, ("known_cause", "leave_one_out", "aopc")
     prompts = read_prompts(options.prompts)[: options.n]
     causes = any(isinstance(prompt, dict) and prompt.get("causes") for prompt in prompts)
@@ -93,7 +91,7 @@ def read_prompts(path: str) -> list[Any]:
         InputError: there is no such file, it is no text, it is empty, or a line is broken JSON.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The prompts {path!r} cannot be read: {error}.") from error
     prompts = [_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]

@@ -1,7 +1,6 @@
 """Embeddings that take a token's place: nothing, the mean of the vocabulary, or another token's."""
 
-from functools import partial
-from typing import Any
+from collections import OrderedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -22,26 +21,28 @@ def named_token(view: ModelView, name: str) -> int:
     return int(token)
 
 
-def embedding(view: ModelView, what: str) -> Float[Tensor, "d_model"]:
-    """``"zero"``, ``"mean"``, ``"bos"`` or ``"pad"`` as the model would show it at ``hook_embed``."""
+def embedding(view: ModelView, what: str, pos: int) -> Float[Tensor, "d_model"]:
+    """``"zero"``, ``"mean"``, ``"bos"`` or ``"pad"`` as the model would show it at ``hook_embed`` of a prompt of ``pos`` tokens."""
     if what == "zero":
         return torch.zeros(view.W_E.shape[1], device=view.input_device)
     if what in ("bos", "pad"):
-        return embedded(view, torch.tensor([named_token(view, what)], device=view.input_device))[0].float()
+        return embedded(view, torch.full((pos,), named_token(view, what), device=view.input_device))[0].float()
     # Gemma multiplies its embeddings: the factor is read off some of them.
-    some = torch.arange(min(8, view.d_vocab), device=view.input_device)
+    some = torch.arange(pos, device=view.input_device) % view.d_vocab
     table = view.W_E.float()
     own, shown = table[some.to(table.device)], embedded(view, some).to(table)
     return table.mean(0) * (own * shown).sum() / own.square().sum().clamp_min(1e-30)
 
 
 def embedded(view: ModelView, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
-    """What the model shows at ``hook_embed`` for these tokens."""
+    """What the model itself shows at ``hook_embed`` for these tokens, before any hook of the user's."""
     kept: list[Tensor] = []
-    with undisturbed(view, [("hook_embed", partial(_keep, kept))]):
-        view.model(tokens.unsqueeze(0))
+    point = view.points["hook_embed"]
+    with undisturbed(view, []):
+        theirs, point._forward_hooks = point._forward_hooks, OrderedDict()
+        try:
+            point.register_forward_hook(lambda module, args, shown: kept.append(shown.clone()))
+            view.model(tokens.unsqueeze(0))
+        finally:
+            point._forward_hooks = theirs
     return kept[0][0].detach()
-
-
-def _keep(kept: list[Tensor], activation: Tensor, hook: Any) -> None:
-    kept.append(activation.clone())

@@ -23,3 +23,11 @@ def whole(value: object) -> int | None:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def count(name: str, value: object, least: int) -> int:
+    """A whole number from ``least`` on that fits 64 bits, as an int; anything else is refused."""
+    number = whole(value)
+    if number is None or not least <= number < 2**63:
+        raise InputError(f"{name} is a whole number, {least} or more; got {value!r}.")
+    return number

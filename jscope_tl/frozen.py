@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError, nearest
+from jscope_tl.errors import InputError
 from jscope_tl.model import ModelView
 
 POINTS = {"attn": "hook_pattern", "norm": "hook_scale"}
@@ -20,8 +20,9 @@ def check_frozen(frozen: Any) -> tuple[str, ...]:
     """What to hold constant, in one order and each once, or a refusal."""
     given = (frozen,) if isinstance(frozen, str) else tuple(frozen) if isinstance(frozen, tuple | list | set) else None
     if given is None or any(not isinstance(kind, str) or kind not in POINTS for kind in given):
-        near = nearest(str(frozen), POINTS)
-        raise InputError(f"frozen is 'attn' (attention patterns), 'norm' (norm scales), or both; got {frozen!r}.{near}")
+        raise InputError(
+            f"frozen is 'attn' (attention patterns), 'norm' (norm scales), or both, ('attn', 'norm'); got {frozen!r}."
+        )
     return tuple(kind for kind in POINTS if kind in given)
 
 

@@ -97,6 +97,6 @@ class Linearised:
     def says(self, scope: Scope) -> dict[str, Any]:
         """For the result's options: what is not the paper's."""
         said: dict[str, Any] = {} if self.reduction == "norm" else {"reduction": self.reduction}
-        if self.path != Point() if isinstance(self.path.baseline, str) else True:
+        if not (isinstance(self.path, Point) and isinstance(self.path.baseline, str) and self.path.baseline == "zero"):
             said["path"] = self.path.says()
         return {**said, **({"frozen": list(self.frozen)} if self.frozen else {})}

@@ -1,8 +1,9 @@
 """At which inputs the model is linearised: at the prompt's own, along a line from a baseline, or among noisy copies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -10,19 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.embeddings import NAMED
-from jscope_tl.errors import InputError, nearest, whole
+from jscope_tl.errors import InputError, count, nearest
 
 Points = Float[Tensor, "n pos d_in"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Path(ABC):
     """Where the model is linearised, and the ``baseline`` that the input is measured from where a score multiplies by it.
 
     A baseline is ``"zero"``, ``"mean"`` (of the vocabulary), ``"bos"``, ``"pad"``, or a tensor ``[d]`` or ``[pos, d]``.
     """
 
-    baseline: str | Float[Tensor, "*pos d_in"] = "zero"
+    baseline: str | Float[Tensor, "*pos d_in"] = field(default="zero", kw_only=True)
 
     def __post_init__(self) -> None:
         known = isinstance(self.baseline, str) and self.baseline in NAMED
@@ -44,10 +45,10 @@ class Path(ABC):
         """For the result's options."""
         kept = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
         own = {"baseline": "a tensor"} if isinstance(self.baseline, Tensor) else {}
-        return {"name": type(self).__name__, **kept, **own}
+        return {"name": type(self).__name__, **kept, **own, "n_points": self.n_points()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point(Path):
     """At the prompt itself: the paper's scopes. Its baseline counts for the reductions ``dot`` and ``elementwise`` only."""
 
@@ -60,7 +61,7 @@ class Point(Path):
         return x.new_zeros(0, *x.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line(Path):
     """Along the straight line from a baseline to the prompt: integrated gradients (Sundararajan et al. 2017; Eqs. 9, 10).
 
@@ -88,17 +89,18 @@ class Line(Path):
     """
 
     steps: int = 50
-    alphas: Sequence[float] | None = None
+    alphas: Sequence[float] | Float[Tensor, "alpha"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (whole(self.steps) or 0) < 1:
-            raise InputError(f"steps is how many points of the line to take, 1 or more; got {self.steps!r}.")
-        given = [] if self.alphas is None else [_number(alpha) for alpha in self.alphas]
-        if self.alphas is not None and (not given or None in given):
-            raise InputError(
-                f"alphas are one or more numbers, 0 at the baseline and 1 at the prompt; got {self.alphas!r}."
-            )
+        object.__setattr__(self, "steps", count("steps", self.steps, 1))
+        if self.alphas is not None:
+            object.__setattr__(self, "alphas", _numbers(self.alphas))
+
+    def says(self) -> dict[str, Any]:
+        """Steps, or the points themselves."""
+        unused = "steps" if self.alphas is not None else "alphas"
+        return {name: value for name, value in super().says().items() if name != unused}
 
     def n_points(self) -> int:
         """One for each step."""
@@ -111,11 +113,11 @@ class Line(Path):
 
     def _alphas(self) -> list[float]:
         if self.alphas is not None:
-            return [float(alpha) for alpha in self.alphas]
+            return list(self.alphas)
         return [(i + 0.5) / self.steps for i in range(self.steps)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Noise(Path):
     """Among copies of the prompt with noise on every vector: SmoothGrad (Smilkov et al. 2017).
 
@@ -133,13 +135,14 @@ class Noise(Path):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (whole(self.samples) or 0) < 1 or whole(self.seed) is None or self.seed < 0:
-            raise InputError(f"samples is 1 or more and seed 0 or more; got {self.samples!r} and {self.seed!r}.")
+        object.__setattr__(self, "samples", count("samples", self.samples, 1))
+        object.__setattr__(self, "seed", count("seed", self.seed, 0))
         sigma = _number(self.sigma)
-        if sigma is None or not 0 <= sigma < float("inf"):
+        if sigma is None or sigma < 0:
             raise InputError(
                 f"sigma is the size of the noise relative to each vector's, 0 or more; got {self.sigma!r}."
             )
+        object.__setattr__(self, "sigma", sigma)
 
     def n_points(self) -> int:
         """One for each sample."""
@@ -151,7 +154,7 @@ class Noise(Path):
         return torch.stack([x + size * self._noise(i, x) for i in which])
 
     def _noise(self, i: int, x: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos d_in"]:
-        generator = torch.Generator("cpu").manual_seed(2**20 * self.seed + i // 2)
+        generator = torch.Generator("cpu").manual_seed((2**20 * self.seed + i // 2) % 2**63)
         return (-1) ** i * torch.randn(x.shape, generator=generator, device="cpu").to(x)
 
 
@@ -173,7 +176,17 @@ def resolve_path(path: Any) -> Path:
 
 
 def _number(value: Any) -> float | None:
+    """A finite number, or None."""
     try:
-        return None if isinstance(value, bool | str) else float(value)
+        number = float(value) if not isinstance(value, bool | str) else float("nan")
     except (TypeError, ValueError):
         return None
+    return number if isfinite(number) else None
+
+
+def _numbers(alphas: Any) -> tuple[float, ...]:
+    given = [_number(alpha) for alpha in alphas] if isinstance(alphas, Iterable) and not isinstance(alphas, str) else []
+    numbers = tuple(number for number in given if number is not None)
+    if not numbers or len(numbers) < len(given):
+        raise InputError(f"alphas are one or more numbers, 0 at the baseline and 1 at the prompt; got {alphas!r}.")
+    return numbers

@@ -1,5 +1,6 @@
 """Number series of the paper (section 3.3, appendix A.2) and their form as two-digit integers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, whole
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import to_str_tokens, to_tokens
 
@@ -52,13 +53,19 @@ def sine(n: int, rng: np.random.Generator) -> Series:
     return values
 
 
-def to_integers(values: Series) -> Int[np.ndarray, "time"]:
+def to_integers(values: Any) -> Int[np.ndarray, "time"]:
     """Scale a series to the integers 14..84 of the paper's prompts: ``100 ((x - min) / (max - min) 0.7 + 0.15) - 1``.
 
     Example:
         >>> to_integers(np.array([0.0, 1.0, 2.0])).tolist()
         [14, 49, 84]
     """
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"A series is one or more numbers; got {values!r}.") from error
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise InputError(f"A series is one or more finite numbers, one after the other; got {values!r}.")
     low, high = values.min(), values.max()
     unit = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
     return np.rint(100 * (unit * 0.7 + 0.15)).astype(int) - 1
@@ -91,17 +98,18 @@ def prompt(model: Any, integers: Any) -> SeriesPrompt:
         >>> js.series.prompt(js.load_pocket_model(), [29, 30, 31]).numbers
         (1, 3, 5)
     """
-    values = np.asarray(integers)
-    if values.ndim != 1 or not len(values) or values.dtype.kind not in "iu" or values.min() < 10 or values.max() > 99:
+    given = [whole(item) for item in integers] if isinstance(integers, Iterable) else []
+    values = [number for number in given if number is not None and 10 <= number <= 99]
+    if not values or len(values) < len(given):
         raise InputError(f"A series is one or more integers from 10 to 99, as of series.to_integers; got {integers!r}.")
     view = ModelView(model)
     tried = []
     for separator in SEPARATORS:
-        text = separator.join(map(str, values.tolist())) + separator.rstrip()
+        text = separator.join(map(str, values)) + separator.rstrip()
         tokens = to_tokens(view, text)
         said = [text.strip() for text in to_str_tokens(view, tokens.tolist())]
         start = len(said) - 2 * len(values)
-        if start >= 0 and said[start:] == [part for value in values.tolist() for part in (str(value), ",")]:
+        if start >= 0 and said[start:] == [part for value in values for part in (str(value), ",")]:
             return SeriesPrompt(tokens.cpu(), tuple(range(start, len(said), 2)))
         tried.append(said)
     raise InputError(

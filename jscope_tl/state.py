@@ -33,7 +33,7 @@ class State:
     Attributes:
         tokens: the prompt, ``[pos]``.
         position: the explained position, not negative.
-        x: the activation at the hook point, ``[pos, d_in]``; the leaf that Jacobians are taken with respect to.
+        x: the activation at the hook point, ``[pos, d_in]``; where rows are norms the leaf that Jacobians are taken with respect to.
         y: the post-layer-norm final hidden state at ``position``, ``[d_model]``, still attached to ``x``.
         logits: the model's own logits at ``position``, ``[d_vocab]``, bias, scale and soft-cap included; in float64,
             a leaf of its own.

@@ -216,7 +216,7 @@ def test_methods_of_ones_own(llama: Any) -> None:
     }
     result = faith.leave_one_out(llama, [TOKENS], methods)
     assert result.methods == tuple(methods)
-    with pytest.raises(js.InputError, match=r"'short' returned scores of shape \[3\]; needed are 7"):
+    with pytest.raises(js.InputError, match=r"'short' returned scores of shape \[3\], torch.float32; needed are 7"):
         faith.leave_one_out(llama, [TOKENS], {"short": lambda *_: torch.ones(3)})
 
 
@@ -244,8 +244,18 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
         ("one string", {}, "several prompts"),
         ([], {}, "no prompts to measure on"),
         (["the"], {}, "Prompt 0: its last token"),
+        ([{"prompt": "the keys", "target": " are", "causes": [0]}], {}, "only causes are BOS"),
+        ([{"prompt": "the keys", "target": " are", "causes": "x"}], {}, "causes are positions among"),
+        ([("the keys", " are")], {}, "One prompt at a time"),
+        (["the keys are here"], {"methods": [{"scope": "fisher"}]}, "In a list, methods are names"),
+        (["the keys are here"], {"fractions": ["a"]}, "rising numbers"),
+        (["the keys are here"], {"measure": None}, "measure is one or more of"),
         ([{"text": "the keys are"}], {}, "Prompt 0: has the keys"),
-        ([{"prompt": "the keys", "target": " are", "causes": [9]}], {}, "causes are positions among its 3 tokens"),
+        (
+            [{"prompt": "the keys", "target": " are", "causes": [9]}],
+            {},
+            "causes are positions among the 3 tokens before",
+        ),
         (["the keys are here"], {"measure": "known_cause"}, "1 of 1 have none"),
         (["the keys are here"], {"measure": "aopcs"}, "measure is one or more of"),
         (["the keys are here"], {"methods": ["fischer"]}, "Did you mean 'fisher'"),
@@ -331,3 +341,42 @@ def test_causes_are_where_the_words_are(pocket: Any) -> None:
             words = [pocket.tokenizer.decode([case.tokens[t]]).strip() for t in case.causes]
             assert words == [prompt.text.split()[t - 1] for t in prompt.causes]
             assert case.bos == ((0,) if prepend_bos else ())
+
+
+def test_causes_of_prompts_that_hold_their_target(pocket: Any) -> None:
+    whole = {"prompt": "the keys to the cabinet are", "causes": np.array([2]), "task": "x"}
+    apart = {"prompt": "the keys to the cabinet", "target": " are", "causes": [2]}
+    for case in to_cases(ModelView(pocket), [whole, apart]):
+        assert (case.causes, case.target, len(case.tokens)) == ((2,), pocket.to_single_token(" are"), 6)
+
+
+def test_scopes_explain_the_right_token_however_they_are_given(pocket: Any) -> None:
+    case = {"prompt": "the keys to the cabinet", "target": " is", "causes": [2]}  # not what the model would say
+    same = {
+        "name": "semantic",
+        "object": js.SemanticScope(),
+        "class": js.SemanticScope,
+        "keywords": {"reduction": "norm"},
+    }
+    shares = [row["share"] for row in faith.known_cause(pocket, [case], same).rows]
+    assert shares == pytest.approx([shares[0]] * 4)
+    other = faith.known_cause(pocket, [case], {"are": js.SemanticScope(" are")}).rows[0]["share"]
+    assert other != pytest.approx(shares[0])
+
+
+def test_pocket_prompts_are_for_the_pocket_models_tokenizer(pocket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jscope_tl.faithfulness import cases
+
+    monkeypatch.setattr(cases, "to_str_tokens", lambda view, ids: ["?" for _ in ids])
+    with pytest.raises(js.InputError, match="tokens of the pocket model's tokenizer"):
+        to_cases(ModelView(pocket), js.pocket_prompts("agreement", 1))
+
+
+def test_equal_scores_are_ablated_in_no_order(pocket: Any) -> None:
+    """All-equal scores do as chance does, not as the start of the prompt does."""
+    prompts = js.pocket_prompts("repetition", 20)
+    even = lambda model, tokens, target: torch.ones(len(tokens))  # noqa: E731
+    earliest = lambda model, tokens, target: -torch.arange(len(tokens)).double()  # noqa: E731
+    found = faith.aopc(pocket, prompts, {"even": even, "earliest": earliest, "random": at_random}, progress=False)
+    assert found.difference("even", "random").low < 0 < found.difference("even", "random").high
+    assert found.values("aopc")[0].tolist() != found.values("aopc")[1].tolist()

@@ -150,8 +150,8 @@ def test_a_sum_that_is_too_coarse_says_so(pocket: Any) -> None:
 
 
 def test_kept_cotangents_add_up_too(llama: Any) -> None:
-    """The leading eigenvector is that of the prompt all along the line."""
-    scope = js.FisherScope(method="low_rank", rank=1)
+    """A direction is that of the prompt all along the line."""
+    scope = js.RandomDirectionScope(seed=1)
     own = torch.randn(len(TOKENS), D_MODEL, generator=torch.Generator().manual_seed(2))
     result = exact(llama, TOKENS, scope, path=js.Line(steps=300, baseline=own), reduction="dot")
     whole = result.options["resolved"]["completeness"]
@@ -261,11 +261,11 @@ def test_wrong_input(llama: Any, how: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: js.Line(steps=0), "steps is how many"),
+        (lambda: js.Line(steps=0), "steps is a whole number"),
         (lambda: js.Line(alphas=[]), "alphas are one or more numbers"),
         (lambda: js.Line(baseline="zeros"), "Did you mean 'zero'"),
         (lambda: js.Noise(sigma=-1.0), "sigma is the size"),
-        (lambda: js.Noise(samples=0), "samples is 1 or more"),
+        (lambda: js.Noise(samples=0), "samples is a whole number"),
         (lambda: js.RandomDirectionScope(seed=-1), "seed is a whole number"),
     ],
 )
@@ -289,5 +289,104 @@ def test_layer_maps_of_dots_are_those_of_single_layers(llama: Any) -> None:
 def test_results_say_what_was_done_and_can_be_kept(llama: Any, tmp_path: Any) -> None:
     result = exact(llama, TOKENS, "semantic", path=js.Line(steps=3, baseline=torch.ones(D_MODEL)), frozen="attn")
     again = js.Attribution.load(result.save(tmp_path / "line.safetensors"))
-    assert again.options["path"] == {"name": "Line", "baseline": "a tensor", "steps": 3, "alphas": None}
+    assert again.options["path"] == {"name": "Line", "baseline": "a tensor", "steps": 3, "n_points": 3}
     assert again.scope == "semantic, line, frozen attn"
+
+
+@pytest.mark.parametrize("path", [js.Line(steps=5, baseline="bos"), js.Noise(samples=4, sigma=0.8)])
+@pytest.mark.parametrize("name", ["semantic", "log_prob", "contrastive"])
+def test_the_token_explained_is_that_of_the_prompt_all_along(pocket: Any, name: str, path: Any) -> None:
+    """Elsewhere on the path another token may be the most probable one."""
+    prompt = "tom grew up in the south and goes to columbia . at school he is a"
+    more = {"baseline": " conservative"} if name == "contrastive" else {}
+    for reduction in ("norm", "dot"):
+        left_open = exact(pocket, prompt, name, path=path, reduction=reduction, **more)
+        named = exact(pocket, prompt, name, target=" liberal", path=path, reduction=reduction, **more)
+        assert torch.equal(left_open.scores, named.scores)
+
+
+def test_a_function_is_asked_at_each_point(llama: Any) -> None:
+    """As the scope of the package that it restates; unless it says that its cotangents are those of the prompt."""
+    path = js.Line(steps=6, baseline=torch.ones(D_MODEL))
+
+    def log_prob(state: js.State) -> Tensor:
+        return state.gradient(lambda logits: logits.log_softmax(-1)[TARGET])
+
+    js.register_scope("mine")(log_prob)
+    js.register_scope("kept", moves_along=False)(log_prob)
+    own, mine, kept = (exact(llama, TOKENS, scope, path=path, reduction="dot") for scope in (log_prob, "mine", "kept"))
+    expected = exact(llama, TOKENS, "log_prob", target=TARGET, path=path, reduction="dot")
+    assert oracles.relative_difference(own.scores, expected.scores) < 1e-6
+    assert oracles.relative_difference(mine.scores, expected.scores) < 1e-6
+    assert oracles.relative_difference(kept.scores, expected.scores) > 1e-2
+    assert "completeness" not in mine.options["resolved"]  # of what, nobody says
+    assert kept.options["resolved"]["cotangents"] == "those of the prompt, at each point"
+
+
+def test_baselines_of_prompts_of_different_length(llama: Any) -> None:
+    for_eight = js.Point(baseline=torch.ones(8, D_MODEL))
+    results = js.attribute_batch(llama, [TOKENS, TOKENS[:5]], "semantic", reduction="dot", path=for_eight)
+    assert next(results).options["path"]["baseline"] == "a tensor"
+    with pytest.raises(js.InputError, match=r"Prompt 1: .*this one is \[8, 32\]"):
+        next(results)
+
+
+def test_hooks_of_the_users_leave_baselines_alone(kind: str) -> None:
+    model = models.tiny(kind, "llama").model
+    path = js.Point(baseline="pad")
+    plain = exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=path)
+    model.add_hook("blocks.1.hook_resid_pre", lambda x, hook: x.index_fill(1, torch.tensor([7]), 0.0) + 0 * x)
+    exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=path)
+    model.reset_hooks()
+    model.add_hook("hook_embed", lambda x, hook: 2 * x)
+    doubled = exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=path)
+    x0 = oracles.trunk(models.hf_model("llama"), torch.tensor([2]), -1)[1][0].float()
+    by_hand = exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=js.Point(baseline=x0))
+    assert oracles.relative_difference(doubled.scores, by_hand.scores) < 1e-5
+    assert oracles.relative_difference(doubled.scores, plain.scores) > 1e-2
+
+
+def test_paths_of_ones_own_are_checked(llama: Any) -> None:
+    class Wrong(js.Path):
+        def n_points(self) -> int:
+            return 1
+
+        def points(self, x: Any, x0: Any, which: range) -> Any:
+            return x
+
+    class Empty(Wrong):
+        def n_points(self) -> int:
+            return 0
+
+    with pytest.raises(js.InputError, match="needed are 1 points"):
+        inspect.unwrap(js.attribute)(llama, TOKENS, "semantic", path=Wrong())
+    with pytest.raises(js.InputError, match="one point or more"):
+        inspect.unwrap(js.attribute)(llama, TOKENS, "semantic", path=Empty())
+
+
+def test_points_may_come_as_any_numbers(llama: Any) -> None:
+    found = [
+        exact(llama, TOKENS, "semantic", target=TARGET, path=js.Line(alphas=alphas)).options["path"]
+        for alphas in ((0.5, 1.0), torch.tensor([0.5, 1.0]))
+    ]
+    assert found[0] == found[1] == {"name": "Line", "baseline": "zero", "alphas": (0.5, 1.0), "n_points": 2}
+    for alphas in ([float("nan")], 0.5, "ab", [None]):
+        with pytest.raises(js.InputError, match="alphas are one or more numbers"):
+            inspect.unwrap(js.Line.__init__)(object.__new__(js.Line), alphas=alphas)
+
+
+def test_stated_errors_of_the_second_order_prediction_hold(pocket: Any) -> None:
+    """One number at each position: squares of few normal numbers scatter far."""
+    prompt = "tom grew up in the south and goes to columbia . at school he is a"
+    for how in ({"method": "sampled", "rank": 2, "probes": 8}, {"method": "krylov", "rank": 2, "probes": 4}):
+        expected = exact(pocket, prompt, "fisher_input", method="exact").scores
+        held = []
+        for seed in range(25):
+            found = exact(pocket, prompt, "fisher_input", seed=seed, **how)
+            held.append(((found.scores - expected).abs() <= 2 * found.stderr).float().mean())
+        assert torch.stack(held).mean() > 0.92
+
+
+def test_keywords_of_another_function_are_named(llama: Any) -> None:
+    with pytest.raises(js.InputError, match="'path' is a keyword of js.attribute which this function does not have"):
+        js.influence_pattern(llama, TOKENS, "semantic", path="line")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.engine import Puller
-from jscope_tl.errors import InputError, whole
+from jscope_tl.errors import InputError, count
 from jscope_tl.forward import FwdHooks, Run, run, run_together
 from jscope_tl.frozen import Frozen
 from jscope_tl.inputs import Inputs
@@ -149,8 +149,7 @@ def linearity(
     """
     scope = resolve_scope(scope, options)
     grid = _sizes(sizes)
-    if (whole(n_random) or 0) < 1 or whole(seed) is None or seed < 0:
-        raise InputError(f"n_random is 1 or more and seed 0 or more; got {n_random!r} and {seed!r}.")
+    n_random, seed = count("n_random", n_random, 1), count("seed", seed, 0)
     view = ModelView(model)
     tokens = to_tokens(view, prompt, prepend_bos)
     explained, point, hooks = to_position(position, len(tokens)), view.hook_point(at), list(fwd_hooks or ())
@@ -173,15 +172,26 @@ def linearity(
         str_token=to_str_tokens(view, [int(tokens[t])])[0],
         source=t,
         norm=float(x.norm()),
-        warnings=warnings,
+        warnings=[*warnings, *_rounded(x.dtype)],
     )
 
 
 def _sizes(sizes: Any) -> Float[Tensor, "size"]:
-    grid = torch.as_tensor(list(sizes), dtype=torch.float64, device="cpu")
+    try:
+        grid = torch.as_tensor([float(size) for size in sizes], dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sizes are two or more rising numbers above 0; got {sizes!r}.") from error
     if len(grid) < 2 or not grid.isfinite().all() or not (grid.diff() > 0).all() or grid[0] <= 0:
-        raise InputError(f"sizes are two or more rising numbers above 0; got {list(sizes)}.")
+        raise InputError(f"sizes are two or more rising numbers above 0; got {sizes!r}.")
     return grid
+
+
+def _rounded(dtype: torch.dtype) -> list[str]:
+    if dtype not in (torch.float16, torch.bfloat16):
+        return []
+    return [
+        f"In {str(dtype).removeprefix('torch.')} rounding hides what small moves do: a radius of 0 may be that. Try float32."
+    ]
 
 
 def _rows(scope: Scope, base: Run, progress: bool | None) -> Float[Tensor, "k pos d_in"]:

@@ -1,13 +1,15 @@
 """Two scopes on the same prompts: how alike their maps are, and what the dearer one costs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from jscope_tl.agreement import spearman
 from jscope_tl.attribute import attribute
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, count
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
 
@@ -69,10 +71,10 @@ def compare_scopes(
         >>> js.diagnostics.compare_scopes(js.load_pocket_model(), ["29 , 30 , 31 , 32 ,"]).rows[0]["n_tokens"]
         9
     """
-    if isinstance(prompts, str):
-        raise InputError(f"prompts are several prompts, in a list; got {prompts!r}.")
-    rows = []
-    for prompt in prompts:
+    if isinstance(prompts, str | Tensor) or not isinstance(prompts, Iterable) or not (given := list(prompts)):
+        raise InputError(f"prompts are one or more prompts, in a list; got {prompts!r}.")
+    repeats, rows = count("repeats", repeats, 1), []
+    for prompt in given:
         a, seconds = _timed(model, prompt, scope, repeats, how)
         b, other_seconds = _timed(model, prompt, other, repeats, how)
         rows.append({**_alike(a, b), "seconds": seconds, "other_seconds": other_seconds})
@@ -91,6 +93,8 @@ def _timed(model: Any, prompt: Any, scope: Any, repeats: int, how: dict[str, Any
 
 
 def _alike(a: Attribution, b: Attribution) -> dict[str, Any]:
+    if a.hook_points or b.hook_points:
+        raise InputError("Maps of one hook point are compared; give at=... a single one.")
     kept = [t for t in range(a.position + 1) if t not in a.bos_positions]
     if len(kept) < 3:
         raise InputError(f"Maps are compared over three tokens or more besides BOS; this prompt has {len(kept)}.")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jscope_tl.errors import InputError, whole
+from jscope_tl.errors import InputError, count
 from jscope_tl.forward import undisturbed
 from jscope_tl.model import ModelView
 from jscope_tl.result import Attribution
@@ -28,7 +28,7 @@ class MaskEffect:
     """What hiding some tokens from all later ones does to a prediction.
 
     ``kl`` is ``KL(p ‖ p_masked)`` in nats, ``log_prob`` the change of the target's log-probability, ``control_kl`` the mean
-    divergence where as many other tokens are hidden, drawn at random (NaN where there are not enough).
+    divergence where as many other tokens are hidden, drawn at random (NaN where there are not enough). All are NaN where there is nothing to hide.
     """
 
     kl: float
@@ -99,33 +99,37 @@ def sink(results: Any, model: Any = None, *, first: int = 5, seed: int = 0) -> S
         >>> len(found.rows)
         4
     """
-    count = whole(first)
-    if count is None or count < 1:
-        raise InputError(f"first is how many of the first tokens to take, 1 or more; got {first!r}.")
+    n_first, seed = count("first", first, 1), count("seed", seed, 0)
     given = [results] if isinstance(results, Attribution) else results
     shown = list(given) if isinstance(given, Iterable) else []
     if not shown or any(not isinstance(result, Attribution) or result.hook_points for result in shown):
         raise InputError("sink takes attributions of single hook points, one or more, as js.attribute returns them.")
-    rows, known = [_row(result, count) for result in shown], dict[tuple[Any, ...], dict[str, float]]()
+    rows, known = [_row(result, n_first) for result in shown], dict[tuple[Any, ...], dict[str, float]]()
     if model is None:
-        return Sink(rows, count)
+        return Sink(rows, n_first)
     view = ModelView(model)
+    others = sorted({result.provenance.model_name for result in shown} - {view.name})
+    if others:
+        raise InputError(
+            f"These results are of {others[0]!r}, the model given is {view.name!r}. Give the model that they are of."
+        )
     for row, result in zip(rows, shown, strict=True):
         same = (tuple(result.tokens.tolist()), result.position, result.prediction.target.token)
         if same not in known:  # of several scopes on one prompt
-            known[same] = _effects(view, result, count, seed + len(known))
+            known[same] = _effects(view, result, n_first, seed + len(known))
         row |= known[same]
-    return Sink(rows, count)
+    return Sink(rows, n_first)
 
 
 def _row(result: Attribution, first: int) -> dict[str, Any]:
     n = result.position + 1
     scores = result.scores[:n].double()
     total = float(scores.sum()) or 1.0
+    bos = [t for t in result.bos_positions if t < n]
     return {
         "scope": result.scope,
         "n_tokens": n,
-        "bos_share": float(scores[list(result.bos_positions)].sum()) / total,
+        "bos_share": float(scores[bos].sum()) / total if bos else float("nan"),
         "first_share": float(scores[:first].sum()) / total,
         "even_share": min(first, n) / n,
     }
@@ -134,13 +138,14 @@ def _row(result: Attribution, first: int) -> dict[str, Any]:
 def _effects(view: ModelView, result: Attribution, first: int, seed: int) -> dict[str, float]:
     """Of hiding BOS, and the first tokens."""
     early = list(range(min(first, result.position)))
-    effects = {
-        name: _effect(view, result, t, seed) for name, t in (("first", early), ("bos", list(result.bos_positions)))
-    }
+    bos = [t for t in result.bos_positions if t < result.position]
+    effects = {name: _effect(view, result, t, seed) for name, t in (("first", early), ("bos", bos))}
     return {f"{name}_{key}": value for name, effect in effects.items() for key, value in vars(effect).items()}
 
 
 def _effect(view: ModelView, result: Attribution, hidden: list[int], seed: int) -> MaskEffect:
+    if not hidden:
+        return MaskEffect(float("nan"), float("nan"), float("nan"))
     others = [t for t in range(result.position) if t not in hidden]
     rng = np.random.default_rng(seed)
     enough = len(hidden) <= len(others)

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, whole
 from jscope_tl.model import ModelView
 from jscope_tl.pocket import PocketPrompt
-from jscope_tl.prompts import bos_positions, to_id, to_tokens
+from jscope_tl.prompts import bos_positions, to_id, to_str_tokens, to_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None) -> 
     """
     if isinstance(prompts, str | PocketPrompt | Tensor | dict) or not isinstance(prompts, Iterable):
         raise InputError(
-            f"prompts are several prompts: strings, lists of ids, pairs or PocketPrompts; got {prompts!r}."
+            f"prompts are several prompts: strings, lists of ids, dictionaries or PocketPrompts; got {prompts!r}."
         )
     cases = []
     for n, prompt in enumerate(prompts):
@@ -69,12 +69,21 @@ def _case(view: ModelView, prompt: Any, prepend_bos: bool | None) -> Case:
         tokens = to_tokens(view, prompt.text, prepend_bos)
         shift = len(bos_positions(view, tokens)) - 1  # its causes count one BOS
         causes = tuple(t + shift for t in prompt.causes)
+        words = prompt.text.split()
+        said = [text.strip() for text in to_str_tokens(view, tokens.tolist())]
+        if [said[t] for t in causes if t < len(said)] != [words[t - 1] for t in prompt.causes]:
+            raise InputError(
+                f"the causes of a PocketPrompt are tokens of the pocket model's tokenizer, and {view.name} reads other ones. "
+                "Give prompts and causes of your own."
+            )
         return _made(view, tokens, to_id(view, prompt.target, view.d_vocab), causes, prompt.task)
     if isinstance(prompt, dict):
         return _from_dict(view, prompt, prepend_bos)
     tokens = to_tokens(view, prompt, prepend_bos if isinstance(prompt, str) else None)
     if len(tokens) < 3:
-        raise InputError("its last token is the one to predict, so it needs three tokens or more, or give a pair.")
+        raise InputError(
+            "its last token is the one to predict, so it needs three tokens or more. Or give {'prompt': ..., 'target': ...}."
+        )
     return _made(view, tokens[:-1], int(tokens[-1]))
 
 
@@ -82,20 +91,33 @@ def _from_dict(view: ModelView, prompt: dict[str, Any], prepend_bos: bool | None
     known = {"prompt", "target", "causes", "task"}
     if "prompt" not in prompt or not set(prompt) <= known:
         raise InputError(f"has the keys {sorted(map(str, prompt))}; known are 'prompt', 'target', 'causes' and 'task'.")
+    text, task = prompt["prompt"], str(prompt.get("task") or "")
     if prompt.get("target") is None:
-        return _case(view, prompt["prompt"], prepend_bos)
-    text = prompt["prompt"]
+        plain = _case(view, text, prepend_bos)
+        return _made(view, plain.tokens, plain.target, _positions(prompt.get("causes"), plain.tokens), task)
     tokens = to_tokens(view, text, prepend_bos if isinstance(text, str) else None)
-    causes = tuple(prompt.get("causes") or ())
-    if any(isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < len(tokens) for t in causes):
-        raise InputError(f"causes are positions among its {len(tokens)} tokens; got {list(causes)}.")
-    return _made(view, tokens, to_id(view, prompt["target"], view.d_vocab), causes, str(prompt.get("task") or ""))
+    return _made(
+        view, tokens, to_id(view, prompt["target"], view.d_vocab), _positions(prompt.get("causes"), tokens), task
+    )
+
+
+def _positions(causes: Any, tokens: Int[Tensor, "pos"]) -> tuple[int, ...]:
+    given = [] if causes is None else list(causes) if isinstance(causes, Iterable) else [causes]
+    found = tuple(number for cause in given if (number := whole(cause)) is not None and 0 <= number < len(tokens))
+    if len(found) < len(given):
+        raise InputError(f"causes are positions among the {len(tokens)} tokens before the target; got {causes!r}.")
+    return found
 
 
 def _made(
     view: ModelView, tokens: Int[Tensor, "pos"], target: int, causes: tuple[int, ...] = (), task: str = ""
 ) -> Case:
-    return Case(tokens, target, causes, bos_positions(view, tokens), task)
+    bos = bos_positions(view, tokens)
+    if causes and set(causes) <= set(bos):
+        raise InputError(
+            f"its only causes are BOS, at {list(bos)}, which is not ranked. Causes count from 0, BOS included."
+        )
+    return Case(tokens, target, causes, bos, task)
 
 
 def predicted(view: ModelView, case: Case) -> int:

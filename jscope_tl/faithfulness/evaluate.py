@@ -51,7 +51,7 @@ def evaluate(
         >>> found["known_cause"].mean("log_prob").n
         3
     """
-    asked = (measure,) if isinstance(measure, str) else tuple(measure)
+    asked = (measure,) if isinstance(measure, str) else tuple(dict.fromkeys(measure or ()))
     unknown = [name for name in asked if name not in COLUMNS]
     if unknown or not asked:
         raise InputError(f"measure is one or more of {', '.join(COLUMNS)}; got {measure!r}.")
@@ -151,7 +151,7 @@ def known_cause(model: Any, prompts: Any, methods: Any = None, **how: Any) -> Fa
 
     ``top_1``: the highest score is on a cause; ``reciprocal_rank`` of the best-ranked cause; ``share`` of all scores that lies
     on the causes (a squared score, as Fisher's, puts more on its highest). The token explained is the correct next one,
-    whatever the model predicts; BOS is not ranked.
+    whatever the model predicts; BOS is not ranked unless the protocol says so.
 
     Args:
         model, prompts, methods, how: see `aopc`; every prompt needs causes.

@@ -95,7 +95,9 @@ def aopc(view: ModelView, case: Case, scores: Scores, protocol: Protocol, argmax
 
 
 def _masks(values: Float[Tensor, "pos"], kept: Tensor, counts: Sequence[int]) -> Bool[Tensor, "fraction pos"]:
-    order = kept[values[kept].argsort(descending=True, stable=True)]
+    # Equal scores in random order, the same for all methods.
+    shuffled = kept[torch.randperm(len(kept), generator=torch.Generator("cpu").manual_seed(len(kept)), device="cpu")]
+    order = shuffled[values[shuffled].argsort(descending=True, stable=True)]
     masks = torch.zeros(len(counts), len(values), dtype=torch.bool, device="cpu")
     for mask, count in zip(masks, counts, strict=True):
         mask[order[:count]] = True

@@ -1,9 +1,10 @@
 """The methods that are measured: scopes, and what they must be better than."""
 
+import inspect
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from jscope_tl.errors import InputError, nearest
 from jscope_tl.faithfulness.attention import last_layer, rollout
 from jscope_tl.model import ModelView
 from jscope_tl.paths import Line, Noise
+from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.registry import available_scopes, scope_entry
 
@@ -70,7 +72,7 @@ def resolve_methods(methods: Any) -> dict[str, Any]:
     if isinstance(methods, Mapping):
         chosen = {str(name): method for name, method in methods.items()}
     elif isinstance(methods, Iterable):
-        chosen = {name: _named(name) for name in methods}
+        chosen = {name: _named(name) for name in map(_name, methods)}
     else:
         raise InputError(f"methods are names, or a mapping from names to what they stand for; got {methods!r}.")
     if not chosen:
@@ -78,12 +80,22 @@ def resolve_methods(methods: Any) -> dict[str, Any]:
     for name, method in chosen.items():
         if isinstance(method, str):
             chosen[name] = _named(method)
+        elif inspect.isclass(method) and issubclass(method, Scope):
+            chosen[name] = method()
         elif not (callable(method) or isinstance(method, Scope | Mapping)):
             raise InputError(
                 f"Method {name!r} is a scope's name, a scope, keywords of js.attribute or a function of model, tokens and "
                 f"target; got {method!r}."
             )
     return chosen
+
+
+def _name(method: Any) -> str:
+    if not isinstance(method, str):
+        raise InputError(
+            f"In a list, methods are names; give others as a mapping from a name of yours: {{'mine': {method!r}}}."
+        )
+    return method
 
 
 def _named(name: Any) -> Any:
@@ -127,32 +139,42 @@ class Explainer:
             try:
                 result = explain(self.view.model, tokens, target)
             except InputError as error:
-                raise InputError(f"Method {name!r}: {error}") from error
+                raise InputError(f"Method {name!r}: {error} Or leave it out: methods=[...].") from error
             self._known[name, target] = Explained(*_scores(name, result, tokens), time.perf_counter() - start)
         return self._known[name, target]
 
 
 def _function(method: Any) -> Callable[..., Any]:
     if isinstance(method, Mapping):
-        takes = scope_entry(method["scope"]).options if isinstance(method.get("scope"), str) else ()
-        return partial(_attributed, dict(method), "target" in takes and "target" not in method)
-    return partial(_attributed, {"scope": method}, False) if isinstance(method, Scope) else method
+        return partial(_attributed, {"scope": "semantic", **method, "progress": False})
+    return partial(_attributed, {"scope": method, "progress": False}) if isinstance(method, Scope) else method
 
 
-def _attributed(keywords: dict[str, Any], needs_target: bool, model: Any, tokens: Any, target: int) -> Any:
-    own: dict[str, Any] = {"target": target} if needs_target else {}
-    return attribute(model, tokens, **keywords, **own, progress=False)
+def _attributed(keywords: dict[str, Any], model: Any, tokens: Int[Tensor, "pos"], target: int) -> Any:
+    """A scope that asks for a token and was given none explains ``target``."""
+    scope = keywords["scope"]
+    if isinstance(scope, Scope) and getattr(scope, "target", target) is None:
+        return attribute(model, tokens, **{**keywords, "scope": replace(scope, target=target)})  # type: ignore[type-var]
+    takes = scope_entry(scope).options if isinstance(scope, str) else ()
+    own = {"target": target} if "target" in takes and keywords.get("target") is None else {}
+    return attribute(model, tokens, **{**keywords, **own})
 
 
 def _scores(name: str, result: Any, tokens: Int[Tensor, "pos"]) -> tuple[Float[Tensor, "pos"], int]:
     """Scores and passes through the model, forward and backward."""
     passes = 1
-    if not isinstance(result, Tensor):
+    if isinstance(result, Attribution):
         result, passes = result.scores, _passes(result)
-    if result.shape != tokens.shape or not result.isfinite().all():
+    try:
+        result = torch.as_tensor(result)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"Method {name!r} returned scores of shape {list(result.shape)}; needed are {len(tokens)} finite numbers, one for "
-            "each token."
+            f"Method {name!r} returned {type(result).__name__}; needed is one number for each token."
+        ) from error
+    if result.shape != tokens.shape or result.is_complex() or not result.isfinite().all():
+        raise InputError(
+            f"Method {name!r} returned scores of shape {list(result.shape)}, {result.dtype}; needed are {len(tokens)} finite "
+            "real numbers, one for each token."
         )
     return result.detach().double().cpu(), 0 if name == "random" else passes
 
@@ -160,4 +182,4 @@ def _scores(name: str, result: Any, tokens: Int[Tensor, "pos"]) -> tuple[Float[T
 def _passes(result: Any) -> int:
     """A backward row counts as one, and so does each point of a path forward."""
     path = result.options.get("path", {})
-    return 1 + int(path.get("steps") or path.get("samples") or 0) + int(result.provenance.n_backward)
+    return 1 + int(path.get("n_points", 0)) + int(result.provenance.n_backward)

@@ -76,5 +76,8 @@ def resolve_protocol(protocol: Any, changes: dict[str, Any]) -> Protocol:
         if name not in known:
             raise InputError(f"A protocol has no {name!r}.{nearest(name, known)} It has {', '.join(known)}.")
     if "fractions" in changes:
-        changes = {**changes, "fractions": tuple(changes["fractions"])}
+        try:
+            changes = {**changes, "fractions": tuple(float(fraction) for fraction in changes["fractions"])}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"fractions are two or more rising numbers; got {changes['fractions']!r}.") from error
     return replace(found, **changes)

@@ -13,6 +13,7 @@ from jscope_tl.model import ModelView
 from jscope_tl.patching.sweep import bar
 from jscope_tl.prompts import to_id, to_str_tokens
 
+TOKENS_AT_ONCE = 2048
 REPLACEMENTS = ("zero", "mean", "pad")
 
 
@@ -35,9 +36,9 @@ def ablated_logits(
     progress: bool | None = False,
 ) -> Float[Tensor, "n d_vocab"]:
     """Logits at ``position`` with the tokens of each mask replaced, in float64 on the CPU."""
-    value = embedding(view, replacement) if isinstance(replacement, str) else None
-    if view.is_hooked(hooks):
-        batch_size = 1  # hooks may count on one prompt in the batch
+    value = embedding(view, replacement, len(tokens)) if isinstance(replacement, str) else None
+    # Hooks may count on one prompt in the batch.
+    batch_size = 1 if view.is_hooked(hooks) else max(1, min(batch_size, TOKENS_AT_ONCE // len(tokens)))
     found = []
     for batch in bar(masks.to(tokens.device).split(batch_size), progress):
         rows = tokens.repeat(len(batch), 1)

@@ -145,6 +145,7 @@ class FunctionScope(Scope):
     options: dict[str, Any] = field(default_factory=dict)
     called: str = ""
     unit: str = Scope.unit  # type: ignore[misc]  # an option here, a constant in every other scope
+    moves_along: bool = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         try:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError, whole
+from jscope_tl.errors import InputError, count
 from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.state import Basis, State
@@ -245,8 +245,7 @@ class RandomDirectionScope(Scope):
     unit = "unit of y per unit of x"
 
     def __post_init__(self) -> None:
-        if whole(self.seed) is None or self.seed < 0:
-            raise InputError(f"seed is a whole number, 0 or more; got {self.seed!r}.")
+        object.__setattr__(self, "seed", count("seed", self.seed, 0))
 
     def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
         """The direction."""

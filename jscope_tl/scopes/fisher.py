@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError, nearest, whole
+from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.pull import Pull
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
@@ -80,8 +80,8 @@ class FisherScope(Scope):
             raise InputError(f"Fisher has no method {self.method!r}.{nearest(self.method, METHODS)} Known: {METHODS}.")
         for name, least in (("rank", 1), ("images", 0), ("probes", 2), ("max_rows", 1)):
             if getattr(self, name) is not None:
-                _need_count(name, getattr(self, name), least)
-        _need_count("seed", self.seed, 0)
+                count(name, getattr(self, name), least)
+        count("seed", self.seed, 0)
         if isinstance(self.rtol, bool) or not isinstance(self.rtol, Real) or not 0 < self.rtol < 1:
             raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol!r}.")
 
@@ -170,8 +170,9 @@ class FisherInputScope(FisherScope):
     """How far removing each token would move the whole next-token distribution, to second order, in nats.
 
     ``score_t = ½ x_t^T J_t^T F_u J_t x_t``: the KL divergence to expect when the token's vector is set to zero (to another
-    baseline: ``path=js.Point(baseline=...)``). Fisher Scope at the token's own vector in place of all directions; options,
-    methods, cost and errors are those of ``fisher``. Unit: nat.
+    baseline: ``path=js.Point(baseline=...)``). Fisher Scope at the token's own vector in place of all directions; options
+    and methods are those of ``fisher``. Random probes scatter further here, where they are squares of one number at each
+    position, so that ``auto`` takes more of them and more often all directions. Unit: nat.
 
     Example:
         >>> import jscope_tl as js
@@ -180,12 +181,6 @@ class FisherInputScope(FisherScope):
     """
 
     reduction = "dot"
-
-
-def _need_count(name: str, value: object, least: int) -> None:
-    number = whole(value)
-    if number is None or not least <= number < 2**63:
-        raise InputError(f"{name} is a whole number, {least} or more; got {value!r}.")
 
 
 def _probabilities(state: State) -> Float[Tensor, "d_vocab"]:

@@ -42,7 +42,7 @@ RESERVED = {
 }
 
 
-def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:
+def register_scope(name: Any, *, unit: str = Scope.unit, moves_along: bool = True) -> Any:
     """Decorator that makes a scope available by name: a `Scope` subclass, or a function from `State` to cotangents.
 
     The function's further parameters become the scope's options. Registering a name of one's own again replaces it (as
@@ -51,6 +51,8 @@ def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:
     Args:
         name: the name to register; without it the function's own name is used.
         unit: unit of a function's score, shown with every result. A class states its own.
+        moves_along: whether along a path the function is asked at each point, as gradients are; False keeps the cotangents of
+            the prompt, as eigenvectors need it. A class states its own.
 
     Raises:
         InputError: the name belongs to a scope of the package, or what is decorated is neither class nor function.
@@ -64,11 +66,11 @@ def register_scope(name: Any, *, unit: str = Scope.unit) -> Any:
         True
     """
     if not isinstance(name, str):
-        return _register(getattr(name, "__name__", ""), unit, name)
-    return partial(_register, name, unit)
+        return _register(getattr(name, "__name__", ""), unit, moves_along, name)
+    return partial(_register, name, unit, moves_along)
 
 
-def _register(name: str, unit: str, thing: Any) -> Any:
+def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
     builtin = str(getattr(thing, "__module__", "")).startswith("jscope_tl.")
     if not name:
         raise InputError("A scope is registered under a name, and this one has none: register_scope('name').")
@@ -80,7 +82,7 @@ def _register(name: str, unit: str, thing: Any) -> Any:
         takes_any = False
         options = [f.name for f in fields(thing)] if is_dataclass(thing) else []
     elif callable(thing) and not inspect.isclass(thing):
-        make = partial(_function_scope, thing, name, unit)
+        make = partial(_function_scope, thing, name, unit, moves_along)
         parameters = list(inspect.signature(thing).parameters.values())[1:]
         options = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         takes_any = len(options) < len(parameters)
@@ -94,8 +96,8 @@ def _register(name: str, unit: str, thing: Any) -> Any:
     return thing
 
 
-def _function_scope(function: Callable[..., Any], name: str, unit: str, **options: Any) -> Scope:
-    return FunctionScope(function, options, name, unit)
+def _function_scope(function: Callable[..., Any], name: str, unit: str, moves_along: bool, **options: Any) -> Scope:
+    return FunctionScope(function, options, name, unit, moves_along)
 
 
 def available_scopes() -> list[str]:
@@ -125,6 +127,10 @@ def _make(name: str, entry: Entry, **options: Any) -> Scope:
 
 def _check_options(name: str, takes: tuple[str, ...], options: dict[str, Any]) -> None:
     for option in options:
+        if option in RESERVED:
+            raise InputError(
+                f"{option!r} is a keyword of js.attribute which this function does not have, nor has a scope."
+            )
         if option not in takes:
             known = ", ".join(takes) or "no options"
             raise InputError(f"Scope {name!r} has no option {option!r}.{nearest(option, takes)} It takes {known}.")

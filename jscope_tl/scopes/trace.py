@@ -13,7 +13,7 @@ from math import ceil, inf
 
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit
+from scipy.special import chdtri, stdtrit
 from torch import Tensor
 
 from jscope_tl.errors import InputError
@@ -184,6 +184,7 @@ class _Probes:
         self.known, self.generator, self.pull = known, generator, pull
         self.energies: list[Float[Tensor, "m *layer pos"]] = []
         self.products = torch.zeros_like(known.energy, dtype=torch.float64, device="cpu")
+        self.one_number = False  # at each position: the input is moved along one direction
         self.pairs = 0
 
     @property
@@ -197,6 +198,7 @@ class _Probes:
 
     def _pull(self, signs: Float[Tensor, "m n"], more_to_come: bool) -> None:
         rows = self.pull.rows(_without(signs, self.known.directions) @ self.known.S, more_to_come)
+        self.one_number = rows.shape[-1] == 1
         grams = torch.einsum("m...d,n...d->mn...", rows, rows)
         energies = grams.diagonal().movedim(-1, 0)
         self.energies.append(energies.to(self.known.energy))
@@ -211,8 +213,13 @@ class _Probes:
         of it hold 95 % of the errors; and never below what the rounding of the rows leaves.
         """
         values = self.values()
-        widened = float(stdtrit(self.n - 1, 0.975)) / 1.96
-        drawn = (2 * self.products / max(self.pairs, 1) / self.n).sqrt().to(values) * widened
+        if self.one_number:
+            # Probes are then squares of normal numbers, and their mean is low where their spread is: half of where the upper
+            # end of the chi-squared interval lies.
+            drawn = (values - self.known.energy) * (self.n / float(chdtri(self.n, 0.975)) - 1) / 2
+        else:
+            widened = float(stdtrit(self.n - 1, 0.975)) / 1.96
+            drawn = (2 * self.products / max(self.pairs, 1) / self.n).sqrt().to(values) * widened
         return torch.hypot(drawn, ROUNDING * torch.finfo(values.dtype).eps * values)
 
     def values(self) -> Float[Tensor, "*layer pos"]:

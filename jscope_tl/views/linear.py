@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from jscope_tl.diagnostics.linearity import TOLERANCE, Linearity
+from jscope_tl.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +20,8 @@ def linearity(result: Linearity) -> "Figure":
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(result, Linearity):
+        raise InputError(f"This view takes what js.diagnostics.linearity returns; got a {type(result).__name__}.")
     figure = Figure(figsize=(8.5, 3.4), layout="constrained")
     changes, errors = figure.subplots(1, 2)
     parts = {"its own direction": slice(0, 1), "random directions": slice(1, None)}

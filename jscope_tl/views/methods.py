@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from jscope_tl.errors import InputError
 from jscope_tl.faithfulness.results import Faithfulness
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def faithfulness(result: Faithfulness) -> "Figure":
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(result, Faithfulness):
+        raise InputError(f"This view takes what js.faithfulness measures; got a {type(result).__name__}.")
     quoted = result.columns[0]
     order = sorted(result.methods, key=lambda method: (quoted.better or 1) * result.mean(method).mean)
     size = (3.2 * len(result.columns) + 1.8, 0.24 * len(order) + 1.3)

@@ -12,7 +12,7 @@ import jscope_tl as js
 from jscope_tl.diagnostics.linearity import Linearity
 from tests import oracles
 from tests.conftest import dense, shared_tiny
-from tests.models import D_MODEL, TOKENS, Tiny, hf_model, snapshot
+from tests.models import TOKENS, Tiny, hf_model, snapshot
 
 linearity = inspect.unwrap(js.diagnostics.linearity)
 
@@ -64,7 +64,7 @@ def test_a_sink_needs_results(results: Any) -> None:
 def test_a_sink_of_a_layer_map_is_refused(llama: Any) -> None:
     with pytest.raises(js.InputError, match="single hook points"):
         js.diagnostics.sink(js.attribute(llama, TOKENS, "semantic", at="resid_pre"))
-    with pytest.raises(js.InputError, match="first is how many"):
+    with pytest.raises(js.InputError, match="first is a whole number"):
         js.diagnostics.sink(js.attribute(llama, TOKENS, "semantic"), first=0)
 
 
@@ -159,7 +159,10 @@ def test_what_was_moved(llama: Any) -> None:
     [
         ({"sizes": [0.2, 0.1]}, "rising numbers"),
         ({"sizes": [0.0, 0.1]}, "rising numbers"),
-        ({"n_random": 0}, "n_random is 1 or more"),
+        ({"sizes": None}, "rising numbers"),
+        ({"sizes": ["a"]}, "rising numbers"),
+        ({"seed": 2**80}, "seed is a whole number"),
+        ({"n_random": 0}, "n_random is a whole number"),
         ({"source": 7, "position": 4}, "source 7 is behind"),
         ({"source": 99}, "outside the prompt"),
         ({"at": "resid_pre"}, "One hook point"),
@@ -176,7 +179,7 @@ def test_scopes_side_by_side(llama: Any) -> None:
     assert [row["spearman"] for row in found.rows] == pytest.approx([1.0, 1.0])
     assert all(row["top_10"] == 1 and row["time_ratio"] > 0 for row in found.to_dataframe().to_dict("records"))
     assert "8 tokens" in repr(found)
-    with pytest.raises(js.InputError, match="several prompts"):
+    with pytest.raises(js.InputError, match="one or more prompts"):
         js.diagnostics.compare_scopes(llama, "one")
     with pytest.raises(js.InputError, match="this prompt has 2"):
         js.diagnostics.compare_scopes(llama, [TOKENS[:3]])
