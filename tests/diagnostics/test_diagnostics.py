@@ -183,4 +183,3 @@ def test_scopes_side_by_side(llama: Any) -> None:
         js.diagnostics.compare_scopes(llama, "one")
     with pytest.raises(js.InputError, match="this prompt has 2"):
         js.diagnostics.compare_scopes(llama, [TOKENS[:3]])
-    assert llama.cfg.d_model == D_MODEL
