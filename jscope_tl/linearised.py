@@ -12,7 +12,7 @@ from torch import Tensor
 from jscope_tl.averaging import TOKENS_AT_ONCE, averaged_score, to_baseline
 from jscope_tl.engine import Puller
 from jscope_tl.errors import InputError
-from jscope_tl.forward import FwdHooks, Run, run, run_together
+from jscope_tl.forward import Run, run, run_together
 from jscope_tl.frozen import Frozen, check_frozen
 from jscope_tl.inputs import Inputs, check_reduction
 from jscope_tl.model import ModelView
@@ -38,7 +38,7 @@ class Linearised:
     hooks: list[Any] = field(default_factory=list)
 
     @classmethod
-    def checked(cls, scope: Scope, reduction: Any, path: Any, frozen: Any, hooks: FwdHooks = ()) -> "Linearised":
+    def checked(cls, scope: Scope, reduction: Any, path: Any, frozen: Any, hooks: Any = ()) -> "Linearised":
         """As asked; where nothing is asked, as the scope itself has it."""
         named = check_reduction(scope.reduction if reduction is None else reduction)
         return cls(named, resolve_path(path), check_frozen(frozen), list(hooks or ()))

@@ -1,6 +1,7 @@
 """Every case study runs as a script, says whether its claims hold, and leaves its pictures; also on a model of one's own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,10 @@ def test_pocket_model(name: str, tmp_path: Path) -> None:
         assert line.endswith(")")  # with the numbers that decide it
     assert "nan" not in said
     assert pictures(tmp_path / "pictures")
+    if name == "spectral":  # what its text says of copying, and of its directions
+        matched, copied = re.findall(r"matched word ([\d.]+), the copied word ([\d.]+)", said)[0]
+        assert float(copied) > float(matched)
+        assert len(re.findall(r"^(?:agreement|repetition) +[012] +1\.0", said, re.MULTILINE)) == 6
 
 
 @pytest.fixture(scope="module")

@@ -43,12 +43,3 @@ def test_patching(tmp_path: Path) -> None:
     assert len(held) == 4
     assert min(held) > 80
     assert (tmp_path / "agreement.png").stat().st_size > 10_000
-
-
-def test_spectral(tmp_path: Path) -> None:
-    said = run("case_studies/spectral.py", "--out", str(tmp_path))
-    assert re.search(r"^CLAIM .*: holds$", said, re.MULTILINE)
-    ranks = re.findall(r"matched word ([\d.]+), the copied word ([\d.]+)", said)[0]
-    assert float(ranks[1]) > float(ranks[0])
-    assert len(re.findall(r"^(?:agreement|repetition) +[012] +1\.0", said, re.MULTILINE)) == 6
-    assert (tmp_path / "spectrum.png").stat().st_size > 10_000

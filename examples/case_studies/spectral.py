@@ -8,23 +8,15 @@
 # Runs offline on the pocket model in under a minute; `--model NAME` takes another.
 
 # %%
-import argparse
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from common import claim, start
 
 import jscope_tl as js
-from jscope_tl.loading import load_model
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--out", type=Path, default=None, help="folder for the pictures (default: a temporary one)")
-parser.add_argument("--model", default=None, help="a HuggingFace name or a local folder (default: the pocket model)")
-args = parser.parse_known_args()[0]
-out = args.out or Path(tempfile.mkdtemp())
-out.mkdir(parents=True, exist_ok=True)
-model = load_model(args.model)
+study = start()
+model = study.model
 
 # %% [markdown]
 # ## One prompt
@@ -39,15 +31,14 @@ jacobian = js.spectrum(model, prompt, of="jacobian", progress=False)
 print(fisher)
 print(jacobian)
 figure = js.views.spectrum(fisher)
-figure.savefig(out / "spectrum.png", dpi=120)
-figure
+study.keep(figure, "spectrum")
 
 # %% [markdown]
 # In a number series the first direction of the last number moves the next one up or down. In a curve whose rule is certain
 # there is nothing else; in a random walk a second direction makes the prediction narrower or wider.
 
 # %%
-if args.model is None:
+if study.is_pocket:
     for name, series in (
         ("logistic", js.pocket_prompts("series", 6)[5]),
         ("brownian", js.pocket_prompts("series", 6)[1]),
@@ -130,7 +121,7 @@ def checks(task: str, text: str) -> list[Checked]:
     return rows
 
 
-n_prompts = 8 if args.model is None else 1
+n_prompts = 8 if study.is_pocket else 1
 rows = [row for task in TASKS for prompt in js.pocket_prompts(task, n_prompts) for row in checks(task, prompt.text)]
 
 print("task         direction  measured/predicted KL  KL over the trace's mean  words named  two most probable  n")
@@ -149,7 +140,7 @@ for task in TASKS:
 # copied, and there are many words: its effective rank is higher.
 
 # %%
-if args.model is None:
+if study.is_pocket:
     higher, ranks = 0, []
     for prompt in js.pocket_prompts("repetition", 24):
         found = js.spectrum(model, prompt.text, of="fisher", k=1, progress=False)
@@ -171,9 +162,10 @@ over = sorted(row.over_trace for row in rows if row.i == 0)
 named, guessed = sum(row.named for row in rows), sum(row.guessed for row in rows)
 holds = sum(right_size) > 0.9 * len(rows) and named > 0.9 * len(rows) and named > guessed and over[len(over) // 2] > 10
 print(f"random steps within 50% of what the trace expects: {sum(random_size)} of {len(random_size)}")
-print(
-    f"CLAIM the spectrum tells how far a step along each of its three leading directions goes (within 10% in {sum(right_size)} "
-    f"of {len(rows)}; {over[0]:.0f} to {over[-1]:.0f} times the trace's mean along the first) and which two words change most "
-    f"({named} of {len(rows)}; the two most probable ones: {guessed}), which the trace does not: "
-    f"{'holds' if holds else 'does not hold'}"
+claim(
+    "The spectrum tells how far a step along each of its leading directions goes and which two words change most; the trace "
+    "does not",
+    holds,
+    f"within 10% in {sum(right_size)} of {len(rows)}; {over[0]:.0f} to {over[-1]:.0f} times the trace's mean along the first; "
+    f"words right in {named} of {len(rows)}, the two most probable ones: {guessed}",
 )
