@@ -67,7 +67,7 @@ def test_hits_on_known_causes_are_those_of_the_table(pocket: Any) -> None:
     claimed = {name.strip("`"): [int(cell.rstrip("%")) / 100 for cell in row.split(" | ")[:6]] for name, row in rows}
     assert set(claimed) == set(js.faithfulness.METHODS)
     prompts = [prompt for task in tasks for prompt in js.pocket_prompts(task, 50)]
-    cheap = ["semantic", "temperature", "gradient_x_input_norm", "attention", "random"]
+    cheap = ["semantic", "temperature", "random"]
     found = js.faithfulness.known_cause(pocket, prompts, cheap, progress=False)
     for method in cheap:
         hits = [found.mean(method, task=task).mean for task in tasks]
