@@ -112,7 +112,7 @@ def attribution(
         str_tokens=to_str_tokens(view, tokens.tolist()),
         position=state.position,
         scope=how.label(scope),
-        options=_resolved({**options_of(scope), **how.says(scope)}, score, view, target),
+        options=_resolved({**options_of(scope), **how.says()}, score, view, target),
         unit=how.unit(scope),
         stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
         prediction=_prediction(state, view, target),

@@ -20,10 +20,9 @@ from jscope_tl.paths import Line, Path, Points
 from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.state import State
 
-TOKENS_AT_ONCE = 1024
-"""In one forward pass over several points of a path."""
 INCOMPLETE = 0.05
 MOST_BYTES = 2**31
+"""Of the averaged rows."""
 
 
 def to_baseline(view: ModelView, path: Path, at: Sequence[str], pos: int) -> Tensor | None:
@@ -57,15 +56,22 @@ def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, rerun: Re
     origin = torch.zeros_like(state.x[0]) if x0 is None else x0.to(state.x)
     batches = [range(n, min(n + at_once, path.n_points())) for n in range(0, path.n_points(), at_once)]
     total: Tensor | float = 0.0
-    for which in _watched(batches, path.n_points(), puller.progress):
+    for which in _watched(batches, puller.progress):
         place = partial(_place, path, origin, which)
         with rerun(Inputs(end.inputs.reduction, x0, place), len(which)) as run:
             own = Puller(
-                run.xs, run.y, run.positions, puller.chunk_size, False, matmul_precision=puller.matmul_precision
+                run.xs,
+                run.y,
+                run.positions,
+                puller.chunk_size,
+                False,
+                matmul_precision=puller.matmul_precision,
+                rounding=puller.rounding,
             )
             rows = own.rows(_cotangents(scope, fixed, state, run))
             total = total + torch.cat([_summed(chunk, len(which)) for chunk in rows])
-            puller.n_backward += len(which) * len(fixed)
+            puller.n_backward += len(which) * len(fixed) + (2 if own.rounding != puller.rounding else 0)
+            puller.rounding = own.rounding
             puller.notes += [note for note in own.notes if note not in puller.notes]
     mean = torch.as_tensor(total) / path.n_points()
     mean[:, state.position + 1 :] = 0
@@ -93,7 +99,8 @@ def _cotangents(scope: Scope, fixed: Float[Tensor, "k d_model"], end: State, run
     rows = [scope.path_rows(state) for state in states]
     if any(len(of_one) != len(fixed) for of_one in rows):
         raise InputError(
-            f"{scope.label} has {len(fixed)} cotangents at the prompt and another number elsewhere on the path."
+            f"{scope.label} has {len(fixed)} cotangents at the prompt and another number elsewhere on the path. "
+            "Register it with moves_along=False to keep those of the prompt."
         )
     return torch.stack(rows, 1)
 
@@ -101,7 +108,7 @@ def _cotangents(scope: Scope, fixed: Float[Tensor, "k d_model"], end: State, run
 def _check_size(path: Path, scope: Scope, fixed: Float[Tensor, "k d_model"], end: Run) -> None:
     if path.n_points() < 1:
         raise InputError(f"A path has one point or more; {type(path).__name__} has {path.n_points()}.")
-    size = 4 * len(fixed) * end.xs[0].numel()
+    size = fixed.element_size() * len(fixed) * end.xs[0].numel()
     if size > MOST_BYTES:
         raise InputError(
             f"Along a path the rows of all positions are held at once: {size / 1e9:.1f} GB for the {len(fixed)} cotangents of "
@@ -152,9 +159,9 @@ def _change(scope: Scope, fixed: Float[Tensor, "1 d_model"], end: State, start: 
     return float(fixed[0] @ (end.y - start.y).detach().to(fixed))
 
 
-def _watched(batches: list[range], n_points: int, progress: bool | None) -> Any:
+def _watched(batches: list[range], progress: bool | None) -> Any:
     if progress is False or len(batches) < 2:
         return batches
     from tqdm.auto import tqdm
 
-    return tqdm(batches, desc="points of the path", delay=0 if progress else 1, leave=False)
+    return tqdm(batches, desc="points of the path", unit="batch", delay=0 if progress else 1, leave=False)

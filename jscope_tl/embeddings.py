@@ -28,14 +28,14 @@ def embedding(view: ModelView, what: str, pos: int) -> Float[Tensor, "d_model"]:
     if what in ("bos", "pad"):
         return embedded(view, torch.full((pos,), named_token(view, what), device=view.input_device))[0].float()
     # Gemma multiplies its embeddings: the factor is read off some of them.
-    some = torch.arange(pos, device=view.input_device) % view.d_vocab
+    some = torch.linspace(0, view.d_vocab - 1, max(pos, 2), device=view.input_device).long()[-pos:]
     table = view.W_E.float()
     own, shown = table[some.to(table.device)], embedded(view, some).to(table)
     return table.mean(0) * (own * shown).sum() / own.square().sum().clamp_min(1e-30)
 
 
 def embedded(view: ModelView, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
-    """What the model itself shows at ``hook_embed`` for these tokens, before any hook of the user's."""
+    """What the model itself shows at ``hook_embed`` for these tokens, before hooks of the user's at that point."""
     kept: list[Tensor] = []
     point = view.points["hook_embed"]
     with undisturbed(view, []):

@@ -29,5 +29,5 @@ def count(name: str, value: object, least: int) -> int:
     """A whole number from ``least`` on that fits 64 bits, as an int; anything else is refused."""
     number = whole(value)
     if number is None or not least <= number < 2**63:
-        raise InputError(f"{name} is a whole number, {least} or more; got {value!r}.")
+        raise InputError(f"{name} is a whole number, {least} or more and below 2**63; got {value!r}.")
     return number

@@ -78,7 +78,7 @@ def influence_pattern(
             tokens=tokens.cpu(),
             str_tokens=to_str_tokens(view, tokens.tolist()),
             scope=how.label(scope),
-            options=_options({**options_of(scope), **how.says(scope)}, scores),
+            options=_options({**options_of(scope), **how.says()}, scores),
             unit=how.unit(scope),
             stderr=None if errors is None else finished(errors, forward.y.dtype, view.name),
             basis=view.basis,

@@ -58,7 +58,3 @@ class Inputs:
         d_s = 1 if self.reduction == "dot" else x.shape[-1]
         leaf = torch.ones(1, x.shape[0] * x.shape[1], d_s, dtype=x.dtype, device=x.device, requires_grad=True)
         return leaf, x + (leaf.view(*x.shape[:2], d_s) - 1) * there
-
-    def unit(self, of_norm: str, of_input: str) -> str:
-        """Of the score: per unit of ``x``, or of what is explained itself."""
-        return of_norm if self.reduction == "norm" else of_input

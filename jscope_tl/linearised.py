@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from jscope_tl.averaging import TOKENS_AT_ONCE, averaged_score, to_baseline
+from jscope_tl.averaging import averaged_score, to_baseline
 from jscope_tl.engine import Puller
 from jscope_tl.errors import InputError
 from jscope_tl.forward import Run, run, run_together
@@ -19,6 +19,9 @@ from jscope_tl.model import ModelView
 from jscope_tl.paths import Path, Point, resolve_path
 from jscope_tl.pull import Pull
 from jscope_tl.scopes.base import Scope, Score
+
+TOKENS_AT_ONCE = 1024
+"""In one forward pass over several points of a path."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Linearised:
         frozen = [f"frozen {kind}" for kind in self.frozen]
         return ", ".join([scope.label, *reduction, *path, *frozen])
 
-    def says(self, scope: Scope) -> dict[str, Any]:
+    def says(self) -> dict[str, Any]:
         """For the result's options: what is not the paper's."""
         said: dict[str, Any] = {} if self.reduction == "norm" else {"reduction": self.reduction}
         if not (isinstance(self.path, Point) and isinstance(self.path.baseline, str) and self.path.baseline == "zero"):

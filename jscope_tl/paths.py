@@ -67,7 +67,8 @@ class Line(Path):
 
     Rows are averaged over ``steps`` midpoints ``α = (i - ½)/steps`` of ``x(α) = x0 + α (x - x0)``. With ``reduction="dot"``
     signed contributions then add up to the change of what is explained between baseline and prompt, up to the error of the
-    sum: ``options["resolved"]["completeness"]`` has both numbers, and a result where they differ by more than 5 % says so.
+    sum: ``options["resolved"]["completeness"]`` has both numbers (of scopes with one cotangent, where it is known what changes),
+    and a result where they differ by more than 5 % says so.
     Models with RMSNorm are rough near the zero baseline, where hundreds of steps may not do.
 
     Args:
@@ -185,7 +186,8 @@ def _number(value: Any) -> float | None:
 
 
 def _numbers(alphas: Any) -> tuple[float, ...]:
-    given = [_number(alpha) for alpha in alphas] if isinstance(alphas, Iterable) and not isinstance(alphas, str) else []
+    single = isinstance(alphas, str) or getattr(alphas, "ndim", 1) == 0
+    given = [_number(alpha) for alpha in alphas] if isinstance(alphas, Iterable) and not single else []
     numbers = tuple(number for number in given if number is not None)
     if not numbers or len(numbers) < len(given):
         raise InputError(f"alphas are one or more numbers, 0 at the baseline and 1 at the prompt; got {alphas!r}.")

@@ -244,7 +244,8 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
         ("one string", {}, "several prompts"),
         ([], {}, "no prompts to measure on"),
         (["the"], {}, "Prompt 0: its last token"),
-        ([{"prompt": "the keys", "target": " are", "causes": [0]}], {}, "only causes are BOS"),
+        ([{"prompt": "the keys", "target": " are", "causes": [0]}], {"measure": "known_cause"}, "only causes are BOS"),
+        ([{"prompt": "the keys", "target": " are", "causes": torch.tensor(9)}], {}, "causes are positions among"),
         ([{"prompt": "the keys", "target": " are", "causes": "x"}], {}, "causes are positions among"),
         ([("the keys", " are")], {}, "One prompt at a time"),
         (["the keys are here"], {"methods": [{"scope": "fisher"}]}, "In a list, methods are names"),
@@ -326,9 +327,18 @@ def test_the_command_refuses(
 
 
 def test_seconds_and_passes_are_counted(llama: Any) -> None:
-    rows = faith.leave_one_out(llama, [TOKENS], ["log_prob", "fisher_1", "attention", "integrated_gradients"]).rows
+    rows = faith.leave_one_out(
+        llama, [TOKENS], ["log_prob", "fisher_1", "attention", "integrated_gradients", "contrastive", "random"]
+    ).rows
     passes = {row["method"]: row["passes"] for row in rows}
-    assert passes == {"log_prob": 2, "fisher_1": 2, "attention": 1, "integrated_gradients": 41}
+    assert passes == {
+        "log_prob": 2,
+        "fisher_1": 2,
+        "attention": 1,
+        "integrated_gradients": 42,
+        "contrastive": 3,
+        "random": 0,
+    }
     assert all(row["seconds"] > 0 for row in rows)
 
 
@@ -358,7 +368,7 @@ def test_scopes_explain_the_right_token_however_they_are_given(pocket: Any) -> N
         "keywords": {"reduction": "norm"},
     }
     shares = [row["share"] for row in faith.known_cause(pocket, [case], same).rows]
-    assert shares == pytest.approx([shares[0]] * 4)
+    assert shares == pytest.approx([shares[0]] * 5)
     other = faith.known_cause(pocket, [case], {"are": js.SemanticScope(" are")}).rows[0]["share"]
     assert other != pytest.approx(shares[0])
 

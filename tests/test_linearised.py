@@ -370,7 +370,7 @@ def test_points_may_come_as_any_numbers(llama: Any) -> None:
         for alphas in ((0.5, 1.0), torch.tensor([0.5, 1.0]))
     ]
     assert found[0] == found[1] == {"name": "Line", "baseline": "zero", "alphas": (0.5, 1.0), "n_points": 2}
-    for alphas in ([float("nan")], 0.5, "ab", [None]):
+    for alphas in ([float("nan")], 0.5, torch.tensor(0.5), "ab", [None]):
         with pytest.raises(js.InputError, match="alphas are one or more numbers"):
             inspect.unwrap(js.Line.__init__)(object.__new__(js.Line), alphas=alphas)
 
@@ -388,5 +388,7 @@ def test_stated_errors_of_the_second_order_prediction_hold(pocket: Any) -> None:
 
 
 def test_keywords_of_another_function_are_named(llama: Any) -> None:
-    with pytest.raises(js.InputError, match="'path' is a keyword of js.attribute which this function does not have"):
+    with pytest.raises(
+        js.InputError, match="'path' is a keyword of js.attribute or js.attribute_batch that is not taken here"
+    ):
         js.influence_pattern(llama, TOKENS, "semantic", path="line")

@@ -70,9 +70,7 @@ SCOPES = (
 print("scope          own direction   random directions   (medians over prompts)")
 medians = {}
 for scope in SCOPES:
-    found = [
-        js.diagnostics.linearity(model, text, scope, progress=False) for text in TEXTS[:: max(1, len(TEXTS) // 8)]
-    ]
+    found = [js.diagnostics.linearity(model, text, scope, progress=False) for text in TEXTS[:: max(1, len(TEXTS) // 8)]]
     medians[scope] = [
         float(np.median([getattr(f, radius) for f in found])) for radius in ("own_radius", "random_radius")
     ]

@@ -66,12 +66,12 @@ class Sink:
     def __repr__(self) -> str:
         lines = [f"Sink: shares of the scores on BOS and on the first {self.first} tokens, means over prompts"]
         for scope, row in self.summary().iterrows():
-            line = f"  {scope:<20} BOS {row.bos_share:.1%}, first {self.first} {row.first_share:.1%} "
+            bos = "no BOS" if np.isnan(row.bos_share) else f"BOS {row.bos_share:.1%}"
+            line = f"  {scope:<20} {bos}, first {self.first} {row.first_share:.1%} "
             line += f"(if all scored alike {row.even_share:.1%}), n = {row.n:.0f}"
-            if "first_kl" in row:
-                line += (
-                    f"; hiding them moves the prediction by {row.first_kl:.2g} nat, others {row.first_control_kl:.2g}"
-                )
+            if "first_kl" in row and not np.isnan(row.first_kl):
+                line += f"; hiding them moves the prediction by {row.first_kl:.2g} nat"
+                line += "" if np.isnan(row.first_control_kl) else f", others {row.first_control_kl:.2g}"
             lines.append(line)
         return "\n".join(lines)
 
@@ -152,6 +152,11 @@ def _effect(view: ModelView, result: Attribution, hidden: list[int], seed: int) 
     controls = [rng.choice(others, len(hidden), replace=False).tolist() for _ in range(CONTROLS if enough else 0)]
     logits = _masked_logits(view, result.tokens[: result.position + 1], [[], hidden, *controls])
     log_p, log_q, *log_controls = logits.log_softmax(-1)
+    if torch.equal(logits[0], logits[1]):
+        raise InputError(
+            f"Hiding tokens in the attention patterns that {view.name} shows changes nothing: it computes past them. Load it with "
+            "attn_implementation='eager', or leave the model out."
+        )
     kl = [float((log_p.exp() * (log_p - masked)).sum()) for masked in (log_q, *log_controls)]
     target = result.prediction.target.token
     return MaskEffect(kl[0], float(log_q[target] - log_p[target]), float(np.mean(kl[1:])) if controls else float("nan"))

@@ -43,7 +43,7 @@ class Case:
         return kept or [self.position]
 
 
-def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None) -> list[Case]:
+def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None, with_causes: bool = True) -> list[Case]:
     """Cases from what a user has: see `jscope_tl.faithfulness.evaluate`.
 
     Raises:
@@ -56,7 +56,7 @@ def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None) -> 
     cases = []
     for n, prompt in enumerate(prompts):
         try:
-            cases.append(_case(view, prompt, prepend_bos))
+            cases.append(_case(view, prompt, prepend_bos, with_causes))
         except InputError as error:
             raise InputError(f"Prompt {n}: {error}") from error
     if not cases:
@@ -64,9 +64,11 @@ def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None) -> 
     return cases
 
 
-def _case(view: ModelView, prompt: Any, prepend_bos: bool | None) -> Case:
+def _case(view: ModelView, prompt: Any, prepend_bos: bool | None, with_causes: bool = False) -> Case:
     if isinstance(prompt, PocketPrompt):
         tokens = to_tokens(view, prompt.text, prepend_bos)
+        if not with_causes:
+            return _made(view, tokens, to_id(view, prompt.target, view.d_vocab), (), prompt.task)
         shift = len(bos_positions(view, tokens)) - 1  # its causes count one BOS
         causes = tuple(t + shift for t in prompt.causes)
         words = prompt.text.split()
@@ -74,7 +76,7 @@ def _case(view: ModelView, prompt: Any, prepend_bos: bool | None) -> Case:
         if [said[t] for t in causes if t < len(said)] != [words[t - 1] for t in prompt.causes]:
             raise InputError(
                 f"the causes of a PocketPrompt are tokens of the pocket model's tokenizer, and {view.name} reads other ones. "
-                "Give prompts and causes of your own."
+                "Give prompts and causes of your own (jscope faithfulness --prompts FILE)."
             )
         return _made(view, tokens, to_id(view, prompt.target, view.d_vocab), causes, prompt.task)
     if isinstance(prompt, dict):
@@ -92,6 +94,8 @@ def _from_dict(view: ModelView, prompt: dict[str, Any], prepend_bos: bool | None
     if "prompt" not in prompt or not set(prompt) <= known:
         raise InputError(f"has the keys {sorted(map(str, prompt))}; known are 'prompt', 'target', 'causes' and 'task'.")
     text, task = prompt["prompt"], str(prompt.get("task") or "")
+    if isinstance(text, dict | PocketPrompt):
+        raise InputError(f"its 'prompt' is a string or token ids, not a {type(text).__name__}; give that by itself.")
     if prompt.get("target") is None:
         plain = _case(view, text, prepend_bos)
         return _made(view, plain.tokens, plain.target, _positions(prompt.get("causes"), plain.tokens), task)
@@ -102,7 +106,8 @@ def _from_dict(view: ModelView, prompt: dict[str, Any], prepend_bos: bool | None
 
 
 def _positions(causes: Any, tokens: Int[Tensor, "pos"]) -> tuple[int, ...]:
-    given = [] if causes is None else list(causes) if isinstance(causes, Iterable) else [causes]
+    single = whole(causes) is not None or not isinstance(causes, Iterable)
+    given = [] if causes is None else [causes] if single else list(causes)
     found = tuple(number for cause in given if (number := whole(cause)) is not None and 0 <= number < len(tokens))
     if len(found) < len(given):
         raise InputError(f"causes are positions among the {len(tokens)} tokens before the target; got {causes!r}.")
@@ -112,12 +117,7 @@ def _positions(causes: Any, tokens: Int[Tensor, "pos"]) -> tuple[int, ...]:
 def _made(
     view: ModelView, tokens: Int[Tensor, "pos"], target: int, causes: tuple[int, ...] = (), task: str = ""
 ) -> Case:
-    bos = bos_positions(view, tokens)
-    if causes and set(causes) <= set(bos):
-        raise InputError(
-            f"its only causes are BOS, at {list(bos)}, which is not ranked. Causes count from 0, BOS included."
-        )
-    return Case(tokens, target, causes, bos, task)
+    return Case(tokens, target, causes, bos_positions(view, tokens), task)
 
 
 def predicted(view: ModelView, case: Case) -> int:

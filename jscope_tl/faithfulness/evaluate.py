@@ -56,7 +56,7 @@ def evaluate(
     if unknown or not asked:
         raise InputError(f"measure is one or more of {', '.join(COLUMNS)}; got {measure!r}.")
     view, rules, chosen = ModelView(model), resolve_protocol(protocol, changes), resolve_methods(methods)
-    cases = to_cases(view, prompts, rules.prepend_bos)
+    cases = to_cases(view, prompts, rules.prepend_bos, "known_cause" in asked)
     if asked == ("known_cause",) or not any(case.causes for case in cases):
         _need_causes(asked, cases)
     explainer, rows = Explainer(view, chosen), {name: list[dict[str, Any]]() for name in asked}
@@ -64,6 +64,8 @@ def evaluate(
         explainer.forget()
         argmax = predicted(view, case)
         for name in asked:
+            if name == "known_cause" and case.causes:
+                _need_ranked(n, case, rules)
             if name != "known_cause" or case.causes:
                 rows[name] += _rows(name, n, case, explainer, rules, argmax)
     return {name: Faithfulness(name, tuple(chosen), COLUMNS[name], rows[name], rules, view.name) for name in asked}
@@ -87,6 +89,14 @@ def _measure(name: str, view: ModelView, case: Case, rules: Protocol, argmax: in
 
 def _cost(explained: Explained) -> dict[str, float | int]:
     return {"passes": explained.passes, "seconds": explained.seconds}
+
+
+def _need_ranked(n: int, case: Case, rules: Protocol) -> None:
+    if not set(case.causes) & set(case.candidates(rules.bos)):
+        raise InputError(
+            f"Prompt {n}: its only causes are BOS, at {list(case.bos)}, which is not ranked. Causes count from 0, BOS "
+            "included; bos=True ranks it too."
+        )
 
 
 def _need_causes(asked: tuple[str, ...], cases: list[Case]) -> None:

@@ -42,7 +42,7 @@ AOPC = (Column("aopc", -1, "change of the log-probability as the highest scores 
 
 
 def known_cause(case: Case, scores: Scores, protocol: Protocol) -> Rows:
-    """Equal scores count as drawn in random order."""
+    """Equal scores share a hit, and their mean rank."""
     kept = case.candidates(protocol.bos)
     is_cause = torch.tensor([t in case.causes for t in kept], device="cpu")
     return {name: _found(values[kept], is_cause) for name, values in scores.items()}

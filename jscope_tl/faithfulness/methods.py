@@ -21,8 +21,6 @@ from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.registry import available_scopes, scope_entry
 
-Baseline = Callable[..., Float[Tensor, "pos"]]
-
 
 def at_random(model: Any, tokens: Int[Tensor, "pos"], target: int, seed: int = 0) -> Float[Tensor, "pos"]:
     """Scores drawn at random, the same for the same prompt and seed."""
@@ -61,6 +59,10 @@ METHODS: dict[str, Any] = {
     "random": at_random,
 }
 """By name: keywords of `jscope_tl.attribute`, or a function of model, tokens and target that returns scores."""
+
+
+EXTRA_PASSES = ((at_random, -1), (against_runner_up, 1))
+"""Chance needs no pass, and the runner-up one more."""
 
 
 def resolve_methods(methods: Any) -> dict[str, Any]:
@@ -140,7 +142,9 @@ class Explainer:
                 result = explain(self.view.model, tokens, target)
             except InputError as error:
                 raise InputError(f"Method {name!r}: {error} Or leave it out: methods=[...].") from error
-            self._known[name, target] = Explained(*_scores(name, result, tokens), time.perf_counter() - start)
+            scores, passes = _scores(name, result, tokens)
+            passes += next((n for method, n in EXTRA_PASSES if method is self.methods[name]), 0)
+            self._known[name, target] = Explained(scores, passes, time.perf_counter() - start)
         return self._known[name, target]
 
 
@@ -156,6 +160,8 @@ def _attributed(keywords: dict[str, Any], model: Any, tokens: Int[Tensor, "pos"]
     if isinstance(scope, Scope) and getattr(scope, "target", target) is None:
         return attribute(model, tokens, **{**keywords, "scope": replace(scope, target=target)})  # type: ignore[type-var]
     takes = scope_entry(scope).options if isinstance(scope, str) else ()
+    if inspect.isclass(scope):
+        takes = tuple(inspect.signature(scope).parameters)
     own = {"target": target} if "target" in takes and keywords.get("target") is None else {}
     return attribute(model, tokens, **{**keywords, **own})
 
@@ -176,10 +182,11 @@ def _scores(name: str, result: Any, tokens: Int[Tensor, "pos"]) -> tuple[Float[T
             f"Method {name!r} returned scores of shape {list(result.shape)}, {result.dtype}; needed are {len(tokens)} finite "
             "real numbers, one for each token."
         )
-    return result.detach().double().cpu(), 0 if name == "random" else passes
+    return result.detach().double().cpu(), passes
 
 
 def _passes(result: Any) -> int:
     """A backward row counts as one, and so does each point of a path forward."""
     path = result.options.get("path", {})
-    return 1 + int(path.get("n_points", 0)) + int(result.provenance.n_backward)
+    baseline = "completeness" in result.options.get("resolved", {})
+    return 1 + baseline + int(path.get("n_points", 0)) + int(result.provenance.n_backward)

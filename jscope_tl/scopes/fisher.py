@@ -80,8 +80,8 @@ class FisherScope(Scope):
             raise InputError(f"Fisher has no method {self.method!r}.{nearest(self.method, METHODS)} Known: {METHODS}.")
         for name, least in (("rank", 1), ("images", 0), ("probes", 2), ("max_rows", 1)):
             if getattr(self, name) is not None:
-                count(name, getattr(self, name), least)
-        count("seed", self.seed, 0)
+                object.__setattr__(self, name, count(name, getattr(self, name), least))
+        object.__setattr__(self, "seed", count("seed", self.seed, 0))
         if isinstance(self.rtol, bool) or not isinstance(self.rtol, Real) or not 0 < self.rtol < 1:
             raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol!r}.")
 

@@ -23,23 +23,9 @@ class Entry:
 
 _ENTRIES: dict[str, Entry] = {}
 RESERVED = {
-    "model",
-    "prompt",
-    "scope",
-    "position",
-    "at",
-    "prepend_bos",
-    "fwd_hooks",
-    "chunk_size",
-    "progress",
-    "reduction",
-    "path",
-    "frozen",
-} | {
-    "matmul_precision",
-    "batch_size",
-    "prompts",
-}
+    "model", "prompt", "prompts", "scope", "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "frozen",
+    "chunk_size", "batch_size", "matmul_precision", "progress",
+}  # fmt: skip
 
 
 def register_scope(name: Any, *, unit: str = Scope.unit, moves_along: bool = True) -> Any:
@@ -52,7 +38,7 @@ def register_scope(name: Any, *, unit: str = Scope.unit, moves_along: bool = Tru
         name: the name to register; without it the function's own name is used.
         unit: unit of a function's score, shown with every result. A class states its own.
         moves_along: whether along a path the function is asked at each point, as gradients are; False keeps the cotangents of
-            the prompt, as eigenvectors need it. A class states its own.
+            the prompt, as eigenvectors need it. A class states its own, and keeps them unless it says ``moves_along = True``.
 
     Raises:
         InputError: the name belongs to a scope of the package, or what is decorated is neither class nor function.
@@ -120,18 +106,17 @@ def get_scope(name: str) -> Callable[..., Scope]:
 
 
 def _make(name: str, entry: Entry, **options: Any) -> Scope:
-    if not entry.takes_any:
-        _check_options(name, entry.options, options)
+    _check_options(name, None if entry.takes_any else entry.options, options)
     return entry.make(**options)
 
 
-def _check_options(name: str, takes: tuple[str, ...], options: dict[str, Any]) -> None:
+def _check_options(name: str, takes: tuple[str, ...] | None, options: dict[str, Any]) -> None:
     for option in options:
         if option in RESERVED:
             raise InputError(
-                f"{option!r} is a keyword of js.attribute which this function does not have, nor has a scope."
+                f"{option!r} is a keyword of js.attribute or js.attribute_batch that is not taken here, and no option of a scope."
             )
-        if option not in takes:
+        if takes is not None and option not in takes:
             known = ", ".join(takes) or "no options"
             raise InputError(f"Scope {name!r} has no option {option!r}.{nearest(option, takes)} It takes {known}.")
 

@@ -210,12 +210,12 @@ class _Probes:
         """From the products of all pairs of probes: ``E (ω M ω')² = ‖M‖_F²``, and a probe's variance is at most ``2 ‖M‖_F²``.
 
         The many pairs scatter less than the few energies themselves. Widened as Student's t is for few probes, so that two
-        of it hold 95 % of the errors; and never below what the rounding of the rows leaves.
+        of it hold 95 % of the errors; and never below what the rounding of the rows leaves. Where the input is one number at each
+        position, probes are squares of normal numbers, whose mean is low where their spread is: half of where the upper end of
+        their chi-squared interval lies.
         """
         values = self.values()
         if self.one_number:
-            # Probes are then squares of normal numbers, and their mean is low where their spread is: half of where the upper
-            # end of the chi-squared interval lies.
             drawn = (values - self.known.energy) * (self.n / float(chdtri(self.n, 0.975)) - 1) / 2
         else:
             widened = float(stdtrit(self.n - 1, 0.975)) / 1.96

@@ -1,7 +1,9 @@
 """Fisher Scope: the paper's trace, its estimators' promises, and peaked distributions."""
 
+import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -335,3 +337,12 @@ def test_refuses_logits_that_are_not_elementwise(llama: Any) -> None:
         assert js.attribute(llama, TOKENS, "semantic", target=3).scores.isfinite().all()
     finally:
         handle.remove()
+
+
+def test_whole_numbers_of_numpys_will_do(llama: Any) -> None:
+    make = inspect.unwrap(js.FisherScope.__init__)
+    scope = object.__new__(js.FisherScope)
+    make(scope, method="sampled", rank=np.int64(2), probes=np.int64(4), seed=np.int64(3))
+    found = js.attribute(llama, TOKENS, scope)
+    plain = js.attribute(llama, TOKENS, "fisher", method="sampled", rank=2, probes=4, seed=3)
+    assert torch.equal(found.scores, plain.scores)
