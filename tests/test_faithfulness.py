@@ -366,6 +366,7 @@ def test_scopes_explain_the_right_token_however_they_are_given(pocket: Any) -> N
         "object": js.SemanticScope(),
         "class": js.SemanticScope,
         "keywords": {"reduction": "norm"},
+        "class in keywords": {"scope": js.SemanticScope},
     }
     shares = [row["share"] for row in faith.known_cause(pocket, [case], same).rows]
     assert shares == pytest.approx([shares[0]] * 5)
