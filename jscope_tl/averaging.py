@@ -1,7 +1,6 @@
 """Rows averaged along a path, and whether their contributions add up."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,10 +12,11 @@ from torch import Tensor
 from jscope_tl.embeddings import embedding
 from jscope_tl.engine import Puller
 from jscope_tl.errors import InputError
-from jscope_tl.forward import Run
+from jscope_tl.forward import Run, run_again
 from jscope_tl.inputs import Inputs
 from jscope_tl.model import ModelView
 from jscope_tl.paths import Line, Path, Points
+from jscope_tl.progress import bar
 from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.state import State
 
@@ -44,21 +44,18 @@ def to_baseline(view: ModelView, path: Path, at: Sequence[str], pos: int) -> Ten
     return embedding(view, path.baseline, pos)
 
 
-Rerun = Callable[[Inputs, int], AbstractContextManager[Run]]
-"""From where the model is linearised, and how many copies of the prompt, to their forward pass."""
-
-
-def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, rerun: Rerun, at_once: int) -> Score:
+def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, hooks: list[Any]) -> Score:
     """The scope's score from rows that are averaged along the path; ``end`` is the prompt's own run."""
     state, x0 = end.state(), end.inputs.baseline
     fixed = scope.path_rows(state)
     _check_size(path, scope, fixed, end)
     origin = torch.zeros_like(state.x[0]) if x0 is None else x0.to(state.x)
+    at_once = end.view.prompts_at_once(len(end.tokens), hooks)
     batches = [range(n, min(n + at_once, path.n_points())) for n in range(0, path.n_points(), at_once)]
     total: Tensor | float = 0.0
-    for which in _watched(batches, puller.progress):
+    for which in bar(batches, puller.progress if len(batches) > 1 else False, "points of the path", "batch"):
         place = partial(_place, path, origin, which)
-        with rerun(Inputs(end.inputs.reduction, x0, place), len(which)) as run:
+        with run_again(end, len(which), hooks, Inputs(end.inputs.reduction, x0, place)) as run:
             own = Puller(
                 run.xs,
                 run.y,
@@ -75,7 +72,7 @@ def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, rerun: Re
             puller.notes += [note for note in own.notes if note not in puller.notes]
     mean = torch.as_tensor(total) / path.n_points()
     mean[:, state.position + 1 :] = 0
-    resolved, doubts = _completeness(path, scope, end, fixed, mean, origin, rerun)
+    resolved, doubts = _completeness(path, scope, end, fixed, mean, origin, hooks)
     resolved["cotangents"] = "taken anew at each point" if scope.moves_along else "those of the prompt, at each point"
     return Score(scope.of_rows(mean), resolved=resolved, doubts=doubts)
 
@@ -128,14 +125,14 @@ def _completeness(
     fixed: Float[Tensor, "k d_model"],
     rows: Float[Tensor, "k pos d_s"],
     origin: Float[Tensor, "*pos d_in"],
-    rerun: Rerun,
+    hooks: list[Any],
 ) -> tuple[dict[str, Any], list[str]]:
     """The sum of all signed contributions beside the change of what is explained from baseline to prompt."""
     from_start_to_end = isinstance(path, Line) and path.alphas is None and end.inputs.reduction != "norm"
     if not (from_start_to_end and len(fixed) == 1 and _has_change(scope)):
         return {}, []
     start = partial(_place, Line(alphas=(0.0,)), origin, range(1))
-    with rerun(Inputs(place=start), 1) as baseline:
+    with run_again(end, 1, hooks, Inputs(place=start)) as baseline:
         change = _change(scope, fixed, end.state(), baseline.state())
     total = float(rows.sum())
     doubts = []
@@ -157,11 +154,3 @@ def _change(scope: Scope, fixed: Float[Tensor, "1 d_model"], end: State, start: 
     if scope.moves_along:
         return -float(scope.effect_from(end)(start.y.detach(), start.logits.detach()))
     return float(fixed[0] @ (end.y - start.y).detach().to(fixed))
-
-
-def _watched(batches: list[range], progress: bool | None) -> Any:
-    if progress is False or len(batches) < 2:
-        return batches
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc="points of the path", unit="batch", delay=0 if progress else 1, leave=False)

@@ -18,6 +18,7 @@ from jscope_tl.forward import FwdHooks, Run
 from jscope_tl.linearised import Linearised
 from jscope_tl.model import ModelView
 from jscope_tl.paths import Path, Point
+from jscope_tl.progress import bar
 from jscope_tl.prompts import prompt_warnings, to_position, to_tokens
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
@@ -87,7 +88,7 @@ def attribute_batch(
 
     def results() -> Iterator[Attribution]:
         size = min(batch_size, MOST_PROMPTS)
-        for batch in _batches(view, _watched(prompts, progress), size, position, prepend_bos):
+        for batch in _batches(view, bar(prompts, progress, "prompts", "prompt"), size, position, prepend_bos):
             if len(batch) > 1 and together.possible():
                 yield from together.explained(batch)
             else:
@@ -132,14 +133,6 @@ def _named(n: int) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"Prompt {n}: {error}") from error
-
-
-def _watched(prompts: Iterable[Any], progress: bool | None) -> Iterable[Any]:
-    if progress is False:
-        return prompts
-    from tqdm.auto import tqdm
-
-    return tqdm(prompts, desc="prompts", unit="prompt", delay=0 if progress else 1, leave=False)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One forward pass, cut at the hook point and at the unembedding; everything of the user's is left as it was."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from threading import RLock
@@ -98,7 +98,6 @@ class Run:
         return len(self.positions) > 1 and self._state(0, False).is_linear()
 
 
-@contextmanager
 def run(
     view: ModelView,
     tokens: Int[Tensor, "pos"],
@@ -107,18 +106,14 @@ def run(
     fwd_hooks: Iterable[Any] | None = (),
     inputs: Inputs = AS_IT_IS,
     frozen: Frozen | None = None,
-) -> Iterator[Run]:
+) -> AbstractContextManager[Run]:
     """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
-    Raises:
-        InputError: a hook point does not run, the prediction depends on none, or activations are not finite.
+    Raises `InputError` where a hook point does not run, the prediction depends on none, or activations are not finite.
     """
-    hooks = list(fwd_hooks or ())
-    with _forward(view, [tokens], [0] * len(positions), positions, at, hooks, inputs, frozen or Frozen()) as forward:
-        yield forward
+    return _forward(view, [tokens], [0] * len(positions), positions, at, fwd_hooks, inputs, frozen or Frozen())
 
 
-@contextmanager
 def run_together(
     view: ModelView,
     prompts: Sequence[Int[Tensor, "_"]],
@@ -127,14 +122,18 @@ def run_together(
     fwd_hooks: Iterable[Any] | None = (),
     inputs: Inputs = AS_IT_IS,
     frozen: Frozen | None = None,
-) -> Iterator[Run]:
+) -> AbstractContextManager[Run]:
     """`run` for several prompts in one forward pass, with one explained position in each.
 
     Shorter prompts are filled up behind their end, where a causal model does not look.
     """
-    rows, hooks = range(len(prompts)), list(fwd_hooks or ())
-    with _forward(view, prompts, rows, positions, at, hooks, inputs, frozen or Frozen()) as forward:
-        yield forward
+    return _forward(view, prompts, range(len(prompts)), positions, at, fwd_hooks, inputs, frozen or Frozen())
+
+
+def run_again(first: Run, n: int, fwd_hooks: Iterable[Any] | None, inputs: Inputs) -> AbstractContextManager[Run]:
+    """The prompt of a run ``n`` times side by side, elsewhere; what it held constant stays as it was."""
+    same = first.view, [first.tokens] * n, [first.positions[0]] * n, first.at
+    return run_together(*same, fwd_hooks, inputs, first.frozen)
 
 
 @contextmanager
@@ -144,10 +143,11 @@ def _forward(
     rows: Sequence[int],
     positions: Sequence[int],
     at: Sequence[str],
-    hooks: list[Any],
+    fwd_hooks: Iterable[Any] | None,
     inputs: Inputs,
     frozen: Frozen,
 ) -> Iterator[Run]:
+    hooks = list(fwd_hooks or ())
     view.check_hook_names(hooks)
     tokens = _filled(prompts, view.tokenizer)
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):

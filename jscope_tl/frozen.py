@@ -41,12 +41,12 @@ class Frozen:
         """
         found = []
         for kind in self.kinds:
-            points = {id(point): name for name, point in view.points.items() if name.endswith(POINTS[kind])}
-            if not points:
+            names = view.points_showing(POINTS[kind])
+            if not names:
                 raise InputError(
                     f"{view.name} has no hook point {POINTS[kind]!r}, so frozen={kind!r} is not possible on it."
                 )
-            found += [(name, self._hold(name, begun)) for name in points.values()]
+            found += [(name, self._hold(name, begun)) for name in names]
         return found
 
     def _hold(self, name: str, begun: Callable[[], bool]) -> Callable[..., Float[Tensor, "batch *rest"]]:

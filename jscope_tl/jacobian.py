@@ -12,6 +12,7 @@ from jscope_tl.forward import FwdHooks, run
 from jscope_tl.frozen import Frozen, check_frozen
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, to_position, to_tokens
+from jscope_tl.pull import Pull
 from jscope_tl.scopes.base import checked_cotangents
 from jscope_tl.state import State
 
@@ -55,9 +56,7 @@ def jacobian(
     with run(view, tokens, [position], [view.hook_point(at)], fwd_hooks, frozen=held) as forward:
         state = forward.state()
         puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
-        rows = torch.cat(list(puller.rows(_rows(cotangents, state))))
-        rows[:, position + 1 :] = 0
-        return rows.to(state.y.dtype)
+        return Pull(puller).rows(_rows(cotangents, state)).to(state.y.dtype)
 
 
 def _rows(cotangents: Any, state: State) -> Float[Tensor, "k d_model"]:

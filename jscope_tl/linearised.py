@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from jaxtyping import Int
@@ -12,16 +11,13 @@ from torch import Tensor
 from jscope_tl.averaging import averaged_score, to_baseline
 from jscope_tl.engine import Puller
 from jscope_tl.errors import InputError
-from jscope_tl.forward import Run, run, run_together
+from jscope_tl.forward import AS_IT_IS, Run, run, run_together
 from jscope_tl.frozen import Frozen, check_frozen
 from jscope_tl.inputs import Inputs, check_reduction
 from jscope_tl.model import ModelView
 from jscope_tl.paths import Path, Point, resolve_path
 from jscope_tl.pull import Pull
 from jscope_tl.scopes.base import Scope, Score
-
-TOKENS_AT_ONCE = 1024
-"""In one forward pass over several points of a path."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Linearised:
 
     def _inputs(self, view: ModelView, at: Sequence[str], pos: int) -> Inputs:
         if self.reduction == "norm" and isinstance(self.path, Point):
-            return Inputs()
+            return AS_IT_IS
         return Inputs(self.reduction, to_baseline(view, self.path, at, pos))
 
     def score(self, scope: Scope, forward: Run, puller: Puller) -> Score:
@@ -71,16 +67,7 @@ class Linearised:
             return self.in_units(scope, score)
         if len(forward.at) > 1:
             raise InputError(f"A path starts at one hook point, by its name; {list(forward.at)} are {len(forward.at)}.")
-        score = averaged_score(self.path, scope, forward, puller, partial(self._rerun, forward), self._at_once(forward))
-        return self.in_units(scope, score)
-
-    def _rerun(self, forward: Run, inputs: Inputs, n: int) -> AbstractContextManager[Run]:
-        copies, positions = [forward.tokens] * n, [forward.positions[0]] * n
-        return run_together(forward.view, copies, positions, forward.at, self.hooks, inputs, forward.frozen)
-
-    def _at_once(self, forward: Run) -> int:
-        """Points in one forward pass: hooks may count on one prompt."""
-        return 1 if forward.view.is_hooked(self.hooks) else max(1, TOKENS_AT_ONCE // len(forward.tokens))
+        return self.in_units(scope, averaged_score(self.path, scope, forward, puller, self.hooks))
 
     def in_units(self, scope: Scope, score: Score) -> Score:
         """The score in the unit that goes with the reduction."""

@@ -23,6 +23,8 @@ REFUSED = {
     "HookedEncoderDecoder": "is an encoder-decoder; its prediction has two inputs",
 }
 CURE = "Use a HookedTransformer or a TransformerBridge of a causal (decoder-only) language model."
+TOKENS_AT_ONCE = 1024
+"""In one forward pass over several prompts."""
 LIBRARIES = ("transformer_lens", "transformers", "torch", "accelerate")
 
 
@@ -200,6 +202,14 @@ class ModelView:
         asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         return asked or any(getattr(module, kind) for module in inside.values() for kind in kinds)
+
+    def points_showing(self, what: str) -> list[str]:
+        """Names of the hook points that end so, each point once: bridges know some by several names."""
+        return list({id(point): name for name, point in self.points.items() if name.endswith(what)}.values())
+
+    def prompts_at_once(self, pos: int, fwd_hooks: list[Any]) -> int:
+        """How many prompts of ``pos`` tokens go into one forward pass; one where hooks may count on it."""
+        return 1 if self.is_hooked(fwd_hooks) else max(1, TOKENS_AT_ONCE // pos)
 
     def is_hooked(self, fwd_hooks: list[Any]) -> bool:
         """Whether any hook of the user's is active, which may count on one prompt in the batch."""

@@ -102,3 +102,8 @@ class State:
         unit = (u / scale).to(self._output)
         (pulled,) = torch.autograd.grad(self._output, self._y_cut, unit, retain_graph=True)
         return (pulled.to(u) * scale).to(self.dtype)
+
+
+def divergence(log_p: Float[Tensor, "*n d_vocab"], log_q: Float[Tensor, "*m d_vocab"]) -> Float[Tensor, "*nm"]:
+    """``KL(p ‖ q)`` in nats, from logarithms of the probabilities."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

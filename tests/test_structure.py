@@ -13,7 +13,7 @@ import jscope_tl
 ROOT = Path(jscope_tl.__file__).parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "jscope_tl.")]
 LINE = [
-    "errors", "inputs", "devices", "memory", "state", "engine", "pull", "singular", "model", "prompts", "cuts", "frozen", "forward", "embeddings", "scopes.base", "scopes.registry", "scopes.trace", "scopes.directions",
+    "errors", "progress", "inputs", "devices", "memory", "state", "engine", "pull", "singular", "model", "prompts", "cuts", "frozen", "forward", "embeddings", "scopes.base", "scopes.registry", "scopes.trace", "scopes.directions",
     "scopes.fisher", "scopes.spectral", "result", "storage", "paths", "averaging", "linearised", "attribute", "batch", "jacobian", "decoding", "spectrum", "influence", "patterns", "agreement",
     "patching.pairs", "patching.sweep", "patching.first_order", "patching.comparison", "patching.compare", "patching.ablated", "patching.ablation", "patching.side_by_side",
     "faithfulness.cases", "faithfulness.attention", "faithfulness.methods", "faithfulness.protocol", "faithfulness.measures", "faithfulness.results", "faithfulness.evaluate",

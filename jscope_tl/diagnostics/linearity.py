@@ -11,11 +11,11 @@ from torch import Tensor
 
 from jscope_tl.engine import Puller
 from jscope_tl.errors import InputError, count
-from jscope_tl.forward import FwdHooks, Run, run, run_together
-from jscope_tl.frozen import Frozen
+from jscope_tl.forward import FwdHooks, Run, run, run_again
 from jscope_tl.inputs import Inputs
 from jscope_tl.model import ModelView
 from jscope_tl.prompts import Prompt, bos_positions, to_position, to_str_tokens, to_tokens
+from jscope_tl.pull import Pull
 from jscope_tl.scopes.base import Scope, Score, checked_cotangents
 from jscope_tl.scopes.registry import resolve_scope
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SIZES = tuple(2.0**exponent for exponent in range(-10, 2))
 TOLERANCE = 0.1
-AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +196,7 @@ def _rounded(dtype: torch.dtype) -> list[str]:
 def _rows(scope: Scope, base: Run, progress: bool | None) -> Float[Tensor, "k pos d_in"]:
     state = base.state()
     cotangents = checked_cotangents(scope.cotangents(state), state, scope.label)
-    puller = Puller(base.xs, base.y, base.positions, progress=progress)
-    return torch.cat(list(puller.rows(cotangents)))
+    return Pull(Puller(base.xs, base.y, base.positions, progress=progress)).rows(cotangents)
 
 
 def _source(
@@ -224,11 +222,8 @@ def _directions(rows: Float[Tensor, "k d_in"], n_random: int, seed: int) -> Floa
 def _actual(base: Run, scope: Scope, hooks: list[Any], t: int, moves: Float[Tensor, "n d_in"]) -> Float[Tensor, "n"]:
     """What each move does to what the scope explains."""
     effect, found = scope.effect_from(base.state()), []
-    at_once = 1 if base.view.is_hooked(hooks) else max(1, AT_ONCE // len(base.tokens))
-    for some in moves.split(at_once):
-        copies, positions = [base.tokens] * len(some), [base.positions[0]] * len(some)
-        moved = Inputs(place=partial(_moved, t, some))
-        with run_together(base.view, copies, positions, base.at, hooks, moved, Frozen()) as away:
+    for some in moves.split(base.view.prompts_at_once(len(base.tokens), hooks)):
+        with run_again(base, len(some), hooks, Inputs(place=partial(_moved, t, some))) as away:
             states = [away.state(i) for i in range(len(some))]
             found += [effect(state.y.detach(), state.logits.detach()) for state in states]
     return torch.stack([value.detach().double().cpu() for value in found])

@@ -14,13 +14,12 @@ from jscope_tl.errors import InputError, count
 from jscope_tl.forward import undisturbed
 from jscope_tl.model import ModelView
 from jscope_tl.result import Attribution
+from jscope_tl.state import divergence
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CONTROLS = 8
-AT_ONCE = 1024
-"""Tokens in one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _effect(view: ModelView, result: Attribution, hidden: list[int], seed: int) 
             f"Hiding tokens in the attention patterns that {view.name} shows changes nothing: it computes past them. Load it with "
             "attn_implementation='eager', or leave the model out."
         )
-    kl = [float((log_p.exp() * (log_p - masked)).sum()) for masked in (log_q, *log_controls)]
+    kl = [float(divergence(log_p, masked)) for masked in (log_q, *log_controls)]
     target = result.prediction.target.token
     return MaskEffect(kl[0], float(log_q[target] - log_p[target]), float(np.mean(kl[1:])) if controls else float("nan"))
 
@@ -166,7 +165,7 @@ def _masked_logits(
     view: ModelView, tokens: Int[Tensor, "pos"], sets: Sequence[Sequence[int]]
 ) -> Float[Tensor, "n d_vocab"]:
     """The explained prediction with each set of positions hidden, side by side."""
-    names = {id(point): name for name, point in view.points.items() if name.endswith("hook_pattern")}
+    names = view.points_showing("hook_pattern")
     if not names:
         raise InputError(
             f"{view.name} shows no attention patterns ('hook_pattern'), so no token can be hidden in them."
@@ -175,8 +174,8 @@ def _masked_logits(
     for row, places in zip(hidden, sets, strict=True):
         row[list(places)] = True
     found = []
-    for some in hidden.split(1 if view.is_hooked([]) else max(1, AT_ONCE // len(tokens))):
-        with undisturbed(view, [(name, partial(_hide, some)) for name in names.values()]):
+    for some in hidden.split(view.prompts_at_once(len(tokens), [])):
+        with undisturbed(view, [(name, partial(_hide, some)) for name in names]):
             rows = tokens.to(view.input_device).repeat(len(some), 1)
             found.append(view.model(rows, return_type="logits")[:, -1].double().cpu())
     return torch.cat(found)

@@ -26,13 +26,13 @@ def rollout(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor
 
 def _mean_patterns(model: Any, tokens: Int[Tensor, "pos"]) -> list[Float[Tensor, "dest src"]]:
     view, patterns = ModelView(model), {}
-    named = {id(point): name for name, point in view.points.items() if name.endswith("hook_pattern")}
-    if not named:
+    names = view.points_showing("hook_pattern")
+    if not names:
         raise InputError(f"{view.name} shows no attention patterns ('hook_pattern').")
 
     def keep(pattern: Tensor, hook: Any) -> None:
         patterns[hook.name] = pattern[0].float().mean(0).cpu()
 
-    with undisturbed(view, [(name, keep) for name in named.values()]):
+    with undisturbed(view, [(name, keep) for name in names]):
         view.model(tokens.unsqueeze(0), return_type="logits")
     return list(patterns.values())

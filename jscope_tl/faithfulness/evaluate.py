@@ -10,6 +10,7 @@ from jscope_tl.faithfulness.methods import Explained, Explainer, resolve_methods
 from jscope_tl.faithfulness.protocol import Protocol, resolve_protocol
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.model import ModelView
+from jscope_tl.progress import bar
 
 COLUMNS = {"known_cause": measures.KNOWN_CAUSE, "leave_one_out": measures.LEAVE_ONE_OUT, "aopc": measures.AOPC}
 
@@ -60,7 +61,7 @@ def evaluate(
     if asked == ("known_cause",) or not any(case.causes for case in cases):
         _need_causes(asked, cases)
     explainer, rows = Explainer(view, chosen), {name: list[dict[str, Any]]() for name in asked}
-    for n, case in enumerate(_watched(cases, progress)):
+    for n, case in enumerate(bar(cases, progress, "prompts", "prompt")):
         explainer.forget()
         argmax = predicted(view, case)
         for name in asked:
@@ -106,14 +107,6 @@ def _need_causes(asked: tuple[str, ...], cases: list[Case]) -> None:
             f"known_cause needs prompts whose causes are known; {len(without)} of {len(cases)} have none (prompt {without[0]} "
             "first). Take js.pocket_prompts, dictionaries with 'causes', or measure=('leave_one_out', 'aopc') alone."
         )
-
-
-def _watched(cases: list[Case], progress: bool | None) -> Any:
-    if progress is False:
-        return cases
-    from tqdm.auto import tqdm
-
-    return tqdm(cases, desc="prompts", unit="prompt", delay=0 if progress else 1, leave=False)
 
 
 def aopc(model: Any, prompts: Any, methods: Any = None, **how: Any) -> Faithfulness:

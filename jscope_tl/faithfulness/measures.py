@@ -13,6 +13,7 @@ from jscope_tl.faithfulness.cases import Case
 from jscope_tl.faithfulness.protocol import Protocol
 from jscope_tl.model import ModelView
 from jscope_tl.patching.ablated import ablated_logits
+from jscope_tl.state import divergence
 
 BATCH = 32
 Scores = dict[str, Float[Tensor, "pos"]]
@@ -64,7 +65,7 @@ def leave_one_out(view: ModelView, case: Case, scores: Scores, protocol: Protoco
     masks[torch.arange(len(kept), device="cpu"), kept] = True  # the last row ablates nothing
     logits = ablated_logits(view, case.tokens, masks, protocol.ablation, case.position, [], BATCH)
     log_q, log_p = logits[:-1].log_softmax(-1), logits[-1].log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).numpy()
+    kl = divergence(log_p, log_q).numpy()
     return {name: _ranked(values[kept].numpy(), kl) for name, values in scores.items()}
 
 

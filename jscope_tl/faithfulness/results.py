@@ -66,7 +66,7 @@ class Faithfulness:
     def mean(self, method: str, column: str | None = None, correct_only: bool = False, task: str | None = None) -> Mean:
         """Of one method; by default of the column to quote."""
         own = self.values(column or self.columns[0].name, correct_only, task)[self._index(method)]
-        return _mean(own, self._stderr(method, own, column, correct_only, task))
+        return _mean(own, self._stderr(method, column, correct_only, task))
 
     def difference(self, a: str, b: str, column: str | None = None, correct_only: bool = False) -> Mean:
         """Of method ``a`` less that of ``b`` on the same prompts: the interval is that of the paired difference."""
@@ -118,9 +118,7 @@ class Faithfulness:
             raise InputError(f"Method {method!r} was not measured.{nearest(method, self.methods)}")
         return self.methods.index(method)
 
-    def _stderr(
-        self, method: str, own: Float[np.ndarray, "n"], column: str | None, correct_only: bool, task: str | None
-    ) -> float | None:
+    def _stderr(self, method: str, column: str | None, correct_only: bool, task: str | None) -> float | None:
         """The authors' error of the area: that of the trapezoid rule over points taken for independent."""
         if self.protocol.stderr != "independent" or (column or self.columns[0].name) != "aopc":
             return None

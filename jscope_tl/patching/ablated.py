@@ -10,10 +10,9 @@ from torch import Tensor
 from jscope_tl.embeddings import embedding
 from jscope_tl.forward import undisturbed
 from jscope_tl.model import ModelView
-from jscope_tl.patching.sweep import bar
+from jscope_tl.progress import bar
 from jscope_tl.prompts import to_id, to_str_tokens
 
-TOKENS_AT_ONCE = 2048
 REPLACEMENTS = ("zero", "mean", "pad")
 
 
@@ -37,10 +36,9 @@ def ablated_logits(
 ) -> Float[Tensor, "n d_vocab"]:
     """Logits at ``position`` with the tokens of each mask replaced, in float64 on the CPU."""
     value = embedding(view, replacement, len(tokens)) if isinstance(replacement, str) else None
-    # Hooks may count on one prompt in the batch.
-    batch_size = 1 if view.is_hooked(hooks) else max(1, min(batch_size, TOKENS_AT_ONCE // len(tokens)))
+    batch_size = min(batch_size, view.prompts_at_once(len(tokens), hooks))
     found = []
-    for batch in bar(masks.to(tokens.device).split(batch_size), progress):
+    for batch in bar(masks.to(tokens.device).split(batch_size), progress, "ablated runs", "run"):
         rows = tokens.repeat(len(batch), 1)
         if isinstance(replacement, int):
             rows[batch] = replacement

@@ -20,6 +20,7 @@ from jscope_tl.patching.comparison import Cost
 from jscope_tl.prompts import Prompt, to_tokens
 from jscope_tl.result import Attribution
 from jscope_tl.scopes.base import Scope
+from jscope_tl.state import divergence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +137,7 @@ def _effects(
     effects = {
         "logit": ablated[:, target] - base[0, target],
         "log_prob": log_q[:, target] - log_p[0, target],
-        "kl": (log_p.exp() * (log_p - log_q)).sum(-1),
+        "kl": divergence(log_p, log_q),
     }
     later = torch.zeros(pos - len(ablated), dtype=torch.float64, device="cpu")
     return {name: torch.cat([values, later]) for name, values in effects.items()}

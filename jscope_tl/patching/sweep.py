@@ -13,6 +13,7 @@ from torch import Tensor
 from jscope_tl.forward import undisturbed
 from jscope_tl.model import ModelView
 from jscope_tl.patching.pairs import Pair
+from jscope_tl.progress import bar
 from jscope_tl.scopes.base import Effect
 
 Cells = Sequence[tuple[int, int]]
@@ -69,13 +70,15 @@ class Sweep:
         name = _activation_name(self.patches.view, points)
         if name is not None:
             return self._by_transformer_lens(cells, name)
-        runs = (self.patches.run([(points[layer], t)]) for layer, t in bar(cells, self.patches.progress))
+        runs = (self.patches.run([(points[layer], t)]) for layer, t in _watched(cells, self.patches.progress))
         return torch.stack([self.metric(logits) for logits in runs])
 
     def together(self, cells: Cells) -> Float[Tensor, "layer"]:
         """The effect of all chosen cells of a hook point in one run."""
         places = [[(name, t) for at, t in cells if at == layer] for layer, name in enumerate(self.patches.source)]
-        return torch.stack([self.metric(self.patches.run(of_one)) for of_one in bar(places, self.patches.progress)])
+        return torch.stack(
+            [self.metric(self.patches.run(of_one)) for of_one in _watched(places, self.patches.progress)]
+        )
 
     def whole(self) -> float:
         """The effect of the whole source run."""
@@ -130,16 +133,11 @@ def _activation_name(view: ModelView, points: list[str]) -> str | None:
 def _own_bar(patching: Any, progress: bool | None) -> Iterator[None]:
     """transformer_lens' sweep always shows a bar; ours can be switched off."""
     theirs = patching.tqdm
-    patching.tqdm = partial(bar, progress=progress)
+    patching.tqdm = partial(_watched, progress=progress)
     try:
         yield
     finally:
         patching.tqdm = theirs
 
 
-def bar(items: Any, progress: bool | None) -> Any:
-    """Progress over patched runs; by default where the wait is over a second."""
-    from tqdm.auto import tqdm
-
-    delay = 0 if progress else 1
-    return tqdm(items, desc="patched runs", unit="run", delay=delay, leave=False, disable=progress is False)
+_watched = partial(bar, desc="patched runs", unit="run")

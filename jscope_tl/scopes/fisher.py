@@ -14,7 +14,7 @@ from jscope_tl.pull import Pull
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
 from jscope_tl.scopes.registry import register_scope
-from jscope_tl.state import Basis, State
+from jscope_tl.state import Basis, State, divergence
 
 VOCAB_BLOCK = 8192
 """Tokens whose unembedding is copied at once, where the whole is not needed."""
@@ -130,7 +130,7 @@ class FisherScope(Scope):
     def effect_from(self, base: State) -> Effect:
         """``KL(p_base ‖ p)`` of the two next-token distributions."""
         log_p = base.log_probs.detach()
-        return lambda y, logits: (log_p.exp() * (log_p - logits.to(log_p).log_softmax(-1))).sum()
+        return lambda y, logits: divergence(log_p, logits.to(log_p).log_softmax(-1))
 
     def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
         """``½ δ^T J_t^T F_u J_t δ``, the second-order prediction of the KL divergence, from the rows as they were pulled."""
