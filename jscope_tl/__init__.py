@@ -1,15 +1,16 @@
 """Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
 
-from jscope_tl import diagnostics, faithfulness, patching, series, views
-from jscope_tl.agreement import HeadAgreement, head_agreement
-from jscope_tl.attribute import attribute
-from jscope_tl.batch import attribute_batch
+from jscope_tl import diagnostics, faithfulness, patching, views
+from jscope_tl.pocket import series
+from jscope_tl.diagnostics.heads import HeadAgreement, head_agreement
+from jscope_tl.attribution.attribute import attribute
+from jscope_tl.attribution.batch import attribute_batch
 from jscope_tl.errors import InputError
-from jscope_tl.influence import influence_pattern
-from jscope_tl.jacobian import jacobian
-from jscope_tl.paths import Line, Noise, Path, Point
+from jscope_tl.attribution.influence import influence_pattern
+from jscope_tl.attribution.jacobian import jacobian
+from jscope_tl.attribution.paths import Line, Noise, Path, Point
 from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks
-from jscope_tl.result import Attribution, InfluencePattern
+from jscope_tl.results.attribution import Attribution, InfluencePattern
 from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.directions import (
     ContrastiveScope,
@@ -23,8 +24,8 @@ from jscope_tl.scopes.directions import (
 from jscope_tl.scopes.fisher import FisherInputScope, FisherScope
 from jscope_tl.scopes.registry import available_scopes, get_scope, register_scope
 from jscope_tl.scopes.spectral import SpectralScope
-from jscope_tl.spectrum import Spectrum, spectrum
-from jscope_tl.state import Basis, State
+from jscope_tl.attribution.spectrum import Spectrum, spectrum
+from jscope_tl.engine.state import Basis, State
 from jscope_tl.views.report import report
 
 __all__ = [

@@ -9,8 +9,8 @@ import torch
 from scipy.stats import spearmanr
 
 import jscope_tl as js
-from jscope_tl.agreement import spearman
-from jscope_tl.patterns import to_heads
+from jscope_tl.diagnostics.heads import spearman
+from jscope_tl.model.patterns import to_heads
 from tests.models import TOKENS
 from tests.views.results import attention_of
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.model import ModelView
+from jscope_tl.model.view import ModelView
 from tests import models, oracles
 from tests.conftest import shared_tiny
 from tests.models import TOKENS, Tiny, snapshot

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jscope_tl as js
-from jscope_tl.cli import main
+from jscope_tl.cli.command import main
 from jscope_tl.pocket.load import has_bridge
 from tests import models
 

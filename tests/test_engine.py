@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl import engine
-from jscope_tl.devices import matmul_precision
-from jscope_tl.engine import Puller
-from jscope_tl.forward import run
-from jscope_tl.memory import LiveBytes, is_out_of_memory
-from jscope_tl.model import ModelView
-from jscope_tl.pull import Pull
+from jscope_tl.engine import backward as engine
+from jscope_tl.model.devices import matmul_precision
+from jscope_tl.engine.backward import Puller
+from jscope_tl.engine.forward import run
+from jscope_tl.engine.memory import LiveBytes, is_out_of_memory
+from jscope_tl.model.view import ModelView
+from jscope_tl.engine.vjp import Pull
 from tests.conftest import shared_tiny
 from tests.models import D_MODEL, TOKENS
 

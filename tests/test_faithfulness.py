@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl import cli
+from jscope_tl.cli import command as cli
 from jscope_tl.faithfulness import measures
 from jscope_tl.faithfulness.cases import Case, to_cases
 from jscope_tl.faithfulness.methods import at_random
 from jscope_tl.faithfulness.results import Faithfulness
-from jscope_tl.model import ModelView
+from jscope_tl.model.view import ModelView
 from tests.conftest import shared_tiny
 from tests.models import TOKENS, snapshot
 

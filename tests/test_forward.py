@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.forward import run
-from jscope_tl.model import ModelView
+from jscope_tl.engine.forward import run
+from jscope_tl.model.view import ModelView
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS, snapshot

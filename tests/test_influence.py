@@ -160,8 +160,8 @@ def test_errors_name_the_position(llama: Any) -> None:
 
 def test_products_stand_for_backward_passes_only_where_they_may(llama: Any) -> None:
     """With several positions the unembedding is applied by hand, unless what follows it mixes logits."""
-    from jscope_tl.forward import run
-    from jscope_tl.model import ModelView
+    from jscope_tl.engine.forward import run
+    from jscope_tl.model.view import ModelView
 
     with run(ModelView(llama), TOKENS, [3, 7], ["hook_embed"]) as forward:
         assert forward.state(0)._by_product

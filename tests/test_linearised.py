@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl.frozen import Frozen
-from jscope_tl.model import ModelView
+from jscope_tl.engine.constant import Frozen
+from jscope_tl.model.view import ModelView
 from tests import models, oracles
 from tests.conftest import dense
 from tests.models import D_MODEL, TOKENS, Tiny, snapshot

@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import jscope_tl as js
-from jscope_tl.model import ModelView
+from jscope_tl.model.view import ModelView
 from jscope_tl.pocket.load import has_bridge
 from tests import models
 from tests.conftest import shared_tiny

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import jscope_tl as js
-from jscope_tl.cli import parser
+from jscope_tl.cli.command import parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

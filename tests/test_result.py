@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 import jscope_tl as js
-from jscope_tl import storage
-from jscope_tl.storage import SCHEMA
+from jscope_tl.results import files as storage
+from jscope_tl.results.files import SCHEMA
 from tests.models import TOKENS
 
 

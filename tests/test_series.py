@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import jscope_tl as js
-from jscope_tl import series
+from jscope_tl.pocket import series
 from tests.models import ANY_KIND, tiny
 
 KINDS = [series.lorenz, series.logistic_map, series.brownian, series.sine]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl import singular
+from jscope_tl.scopes import singular
 from tests import models, oracles
 from tests.conftest import dense, shared_tiny
 from tests.models import D_MODEL, TOKENS, Tiny, snapshot

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import jscope_tl as js
-from jscope_tl.loading import load_model
+from jscope_tl.model.loading import load_model
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.forward import undisturbed
-from jscope_tl.model import ModelView
+from jscope_tl.engine.forward import undisturbed
+from jscope_tl.model.view import ModelView
 
 
 def last_layer(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:

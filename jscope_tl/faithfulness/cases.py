@@ -9,9 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
-from jscope_tl.model import ModelView
+from jscope_tl.model.view import ModelView
 from jscope_tl.pocket import PocketPrompt
-from jscope_tl.prompts import bos_positions, to_id, to_str_tokens, to_tokens
+from jscope_tl.model.prompts import bos_positions, to_id, to_str_tokens, to_tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jscope_tl.agreement import spearman
+from jscope_tl.diagnostics.heads import spearman
 from jscope_tl.faithfulness.cases import Case
 from jscope_tl.faithfulness.protocol import Protocol
-from jscope_tl.model import ModelView
-from jscope_tl.patching.ablated import ablated_logits
-from jscope_tl.state import divergence
+from jscope_tl.model.view import ModelView
+from jscope_tl.patching.ablated_runs import ablated_logits
+from jscope_tl.engine.state import divergence
 
 BATCH = 32
 Scores = dict[str, Float[Tensor, "pos"]]

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.attribute import attribute
+from jscope_tl.attribution.attribute import attribute
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.faithfulness.attention import last_layer, rollout
-from jscope_tl.model import ModelView
-from jscope_tl.paths import Line, Noise
-from jscope_tl.result import Attribution
+from jscope_tl.model.view import ModelView
+from jscope_tl.attribution.paths import Line, Noise
+from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.registry import available_scopes, scope_entry
 

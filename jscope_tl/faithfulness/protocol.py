@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from jscope_tl.errors import InputError, nearest
-from jscope_tl.patching.ablated import REPLACEMENTS
+from jscope_tl.patching.ablated_runs import REPLACEMENTS
 
 FULL = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

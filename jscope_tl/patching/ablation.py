@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.agreement import spearman
-from jscope_tl.attribute import attribute
+from jscope_tl.diagnostics.heads import spearman
+from jscope_tl.attribution.attribute import attribute
 from jscope_tl.errors import InputError, whole
-from jscope_tl.forward import FwdHooks
-from jscope_tl.model import ModelView
-from jscope_tl.patching.ablated import ablated_logits, replaced_by
+from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.model.view import ModelView
+from jscope_tl.patching.ablated_runs import ablated_logits, replaced_by
 from jscope_tl.patching.comparison import Cost
-from jscope_tl.prompts import Prompt, to_tokens
-from jscope_tl.result import Attribution
+from jscope_tl.model.prompts import Prompt, to_tokens
+from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope
-from jscope_tl.state import divergence
+from jscope_tl.engine.state import divergence
 
 if TYPE_CHECKING:
     import pandas as pd

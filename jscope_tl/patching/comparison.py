@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.agreement import spearman
+from jscope_tl.diagnostics.heads import spearman
 from jscope_tl.errors import InputError, whole
-from jscope_tl.result import Attribution
+from jscope_tl.results.attribution import Attribution
 
 if TYPE_CHECKING:
     import pandas as pd

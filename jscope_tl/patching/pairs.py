@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.forward import undisturbed
-from jscope_tl.model import ModelView
-from jscope_tl.patterns import need_same_prompt
-from jscope_tl.prompts import to_position, to_tokens
+from jscope_tl.engine.forward import undisturbed
+from jscope_tl.model.view import ModelView
+from jscope_tl.model.patterns import need_same_prompt
+from jscope_tl.model.prompts import to_position, to_tokens
 
 DIRECTIONS = ("noising", "denoising")
 

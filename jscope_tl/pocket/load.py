@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from jscope_tl.devices import to_device, to_dtype
+from jscope_tl.model.devices import to_device, to_dtype
 from jscope_tl.errors import InputError, whole
 
 NAME = "jscope-pocket"

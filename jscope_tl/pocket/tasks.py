@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jscope_tl import series
+from jscope_tl.pocket import series
 from jscope_tl.pocket import words as w
 from jscope_tl.pocket.corpus import Document, draw, marked, pick_frame
 

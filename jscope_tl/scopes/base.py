@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.pull import Pull
-from jscope_tl.state import Basis, State
+from jscope_tl.engine.vjp import Pull
+from jscope_tl.engine.state import Basis, State
 
 Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 """From the ``y`` and the logits that a run ended in to how far it is from the base run."""

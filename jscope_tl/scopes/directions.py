@@ -11,7 +11,7 @@ from torch import Tensor
 from jscope_tl.errors import InputError, count
 from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.registry import register_scope
-from jscope_tl.state import Basis, State
+from jscope_tl.engine.state import Basis, State
 
 Quantity = Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, count, nearest
-from jscope_tl.pull import Pull
+from jscope_tl.engine.vjp import Pull
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
 from jscope_tl.scopes.registry import register_scope
-from jscope_tl.state import Basis, State, divergence
+from jscope_tl.engine.state import Basis, State, divergence
 
 VOCAB_BLOCK = 8192
 """Tokens whose unembedding is copied at once, where the whole is not needed."""

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, nearest
-from jscope_tl.pull import Pull
+from jscope_tl.engine.vjp import Pull
 from jscope_tl.scopes.base import Effect, Scope, Score, checked_cotangents
 from jscope_tl.scopes.fisher import FisherScope
 from jscope_tl.scopes.registry import register_scope
-from jscope_tl.singular import collected, largest
-from jscope_tl.state import Basis, State
+from jscope_tl.scopes.singular import collected, largest
+from jscope_tl.engine.state import Basis, State
 
 OF = {
     "jacobian": "gain (unit of y per unit of x)",

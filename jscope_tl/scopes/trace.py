@@ -17,7 +17,7 @@ from scipy.special import chdtri, stdtrit
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.pull import Pull
+from jscope_tl.engine.vjp import Pull
 from jscope_tl.scopes.base import Score
 
 BLOCK = 8

@@ -6,11 +6,11 @@ from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from jscope_tl.result import Attribution
+from jscope_tl.results.attribution import Attribution
 from jscope_tl.views.figures import heatmap
 from jscope_tl.views.scale import background, ink, scale_of
 from jscope_tl.views.terminal import headline, prediction_line, resolved_line
-from jscope_tl.views.text import score_text, visible
+from jscope_tl.results.text import score_text, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jscope_tl.diagnostics.linearity import TOLERANCE, Linearity
+from jscope_tl.diagnostics.linear_range import TOLERANCE, Linearity
 from jscope_tl.errors import InputError
 
 if TYPE_CHECKING:

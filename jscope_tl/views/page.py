@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from jscope_tl.storage import write_whole
+from jscope_tl.results.files import write_whole
 
 STYLE = """
 :root { color-scheme: light; --line: #d0d7de; --quiet: #57606a; --mark: #0550ae }

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
-from jscope_tl.result import Attribution, InfluencePattern, PredictedToken
-from jscope_tl.storage import check_target
+from jscope_tl.results.attribution import Attribution, InfluencePattern, PredictedToken
+from jscope_tl.results.files import check_target
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuits import script
 from jscope_tl.views.figures import heatmap, series
@@ -17,7 +17,7 @@ from jscope_tl.views.html import coloured, picture
 from jscope_tl.views.page import write_page
 from jscope_tl.views.scale import scale_of
 from jscope_tl.views.terminal import headline, prediction_line, resolved_line
-from jscope_tl.views.text import percent, score_text, visible
+from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.together import Result, as_list, prompt_text
 
 READER = """<script>

@@ -4,9 +4,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jscope_tl.result import Attribution
+from jscope_tl.results.attribution import Attribution
 from jscope_tl.views.scale import background, ink, scale_of
-from jscope_tl.views.text import percent, score_text, visible
+from jscope_tl.results.text import percent, score_text, visible
 
 
 def headline(result: Attribution) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
-from jscope_tl.result import Attribution, InfluencePattern
-from jscope_tl.views.text import visible
+from jscope_tl.results.attribution import Attribution, InfluencePattern
+from jscope_tl.results.text import visible
 
 Result = Attribution | InfluencePattern
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl.diagnostics.linearity import Linearity
+from jscope_tl.diagnostics.linear_range import Linearity
 from tests import oracles
 from tests.conftest import dense, shared_tiny
 from tests.models import TOKENS, Tiny, hf_model, snapshot

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from jscope_tl.engine import Puller
-from jscope_tl.pull import Pull
+from jscope_tl.engine.backward import Puller
+from jscope_tl.engine.vjp import Pull
 from jscope_tl.scopes import trace
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.views.text import visible
+from jscope_tl.results.text import visible
 from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
 
 TOKEN = ".colored-tokens > span"

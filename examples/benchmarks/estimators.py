@@ -1,0 +1,115 @@
+"""Fisher estimators: mean relative error per position against their cost in backward passes.
+
+The Jacobian of a prompt is computed once; the estimators then run on the linear map that it is, through the same engine and
+the same code as on the model, so that many seeds cost little.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import jscope_tl as js
+from jscope_tl.engine.backward import Puller
+from jscope_tl.engine.forward import run
+from jscope_tl.model.view import ModelView
+from jscope_tl.model.prompts import to_tokens
+from jscope_tl.engine.vjp import Pull
+from jscope_tl.scopes import trace
+from jscope_tl.scopes.base import Score
+from jscope_tl.scopes.fisher import root
+
+BUDGETS = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One prompt: ``S`` with ``S^T S = F_u``, the Jacobian ``[d_model, pos, d_in]``, and the exact trace."""
+
+    S: Float[Tensor, "n d_model"]
+    J: Float[Tensor, "d_model pos d_in"]
+    exact: Float[Tensor, "pos"]
+
+    def pull(self) -> Pull:
+        x = torch.zeros(1, *self.J.shape[1:], device=self.J.device).requires_grad_()
+        y = (x.flatten(1) @ self.J.flatten(1).T).reshape(1, -1)
+        return Pull(Puller([x], y, [self.J.shape[1] - 1], progress=False))
+
+
+def linear(model: Any, prompt: Any) -> Linear:
+    """The linear map of a prompt's last prediction."""
+    view = ModelView(model)
+    tokens = to_tokens(view, prompt)
+    with run(view, tokens, [len(tokens) - 1], ["hook_embed"]) as forward:
+        state = forward.state()
+        p = state.log_probs.detach().exp().to(state.dtype)
+        (S,) = root(state.W_U, state.slope, p, len(p))
+    J = js.jacobian(model, tokens)
+    # The rows of S in fewer dimensions, where there are more tokens than directions: what is random stays as it is.
+    S = trace.principal_rows(S.T @ S).to(J.device)
+    mixed = torch.linalg.qr(torch.randn(len(S), len(S), generator=torch.Generator().manual_seed(0))).Q.to(S) @ S
+    return Linear(mixed, J, torch.einsum("kd,dpi->kpi", S, J).square().sum((0, 2)))
+
+
+def plain_probes(case: Linear, budget: int, seed: int) -> Score:
+    """No leading directions: Hutchinson's estimator alone."""
+    signs = trace.random_signs(budget, len(case.S), torch.Generator().manual_seed(seed)).to(case.S)
+    return Score(case.pull().energies(signs @ case.S).mean(0))
+
+
+def finite_differences(case: Linear, budget: int, seed: int) -> Score:
+    """Each position by itself: ``‖S J_t v‖²`` for random directions ``v`` of ``x_t``, a forward pass each."""
+    pos, d_in = case.J.shape[1:]
+    n = max(1, budget // pos)
+    v = torch.randn(n, pos, d_in, generator=torch.Generator().manual_seed(seed)).to(case.J)
+    moved = torch.einsum("npi,dpi->npd", v, case.J) @ case.S.T
+    return Score(moved.square().sum(-1).mean(0))
+
+
+METHODS: dict[str, Callable[[Linear, int, int], Score]] = {
+    "leading directions only": lambda case, b, seed: trace.low_rank(trace.principal_rows(case.S.T @ case.S), b, case.pull()),
+    "finite differences per position": finite_differences,
+    "random probes only": plain_probes,
+    "leading directions + probes (`sampled`)": lambda case, b, seed: trace.sampled(
+        case.S, b // 2, 0, b - b // 2, seed, case.pull()
+    ),
+    "leading, their images, probes (`krylov`)": lambda case, b, seed: trace.sampled(
+        case.S, *krylov_split(b), seed, case.pull()
+    ),
+}  # fmt: skip
+
+
+def krylov_split(budget: int) -> tuple[int, int, int]:
+    """Leading directions, images and probes within a budget: an image costs a product and a row, all together two more."""
+    rank = 3 * budget // 8
+    images = rank // 2 - 1
+    return rank, images, budget - rank - 2 * images - 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean over positions, prompts and seeds of the relative error, and how often two standard errors hold it."""
+
+    model: str
+    method: str
+    cost: int
+    error: float
+    within: float | None
+
+
+def field(name: str, cases: list[Linear], seeds: int) -> Iterator[Measured]:
+    """All methods at all budgets; one that cannot do with less than it costs appears once."""
+    for method, estimate in METHODS.items():
+        least = max(len(case.exact) for case in cases) if estimate is finite_differences else 0
+        for budget in dict.fromkeys(max(least, budget) for budget in BUDGETS):
+            scores = [(case, estimate(case, budget, seed)) for case in cases for seed in range(seeds)]
+            errors = [((score.values - case.exact).abs() / case.exact).mean() for case, score in scores]
+            within = [
+                ((s.values - c.exact).abs() <= 2 * s.stderr).float().mean() for c, s in scores if s.stderr is not None
+            ]
+            mean = float(torch.stack(within).mean()) if within else None
+            yield Measured(name, method, budget, float(torch.stack(errors).mean()), mean)
+    yield Measured(name, "all directions (`exact`)", max(min(case.S.shape) for case in cases), 0.0, None)

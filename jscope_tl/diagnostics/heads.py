@@ -1,0 +1,104 @@
+"""Where to look: how much each head's attention pattern agrees with a scope."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from jscope_tl.errors import InputError
+from jscope_tl.model.patterns import Head, to_heads
+from jscope_tl.results.attribution import InfluencePattern
+
+FEWEST = 3
+"""Sources that a row must have to be ranked: two are always in perfect order or in perfect disorder."""
+
+
+@dataclass(frozen=True)
+class HeadAgreement:
+    """How a head's attention agrees with a scope over ``n_rows`` destinations.
+
+    ``correlation`` is Spearman's, the mean over the destinations; ``same_top`` the share of destinations where the head
+    attends most to the scope's strongest source.
+    """
+
+    layer: int | None
+    head: int
+    name: str
+    correlation: float
+    same_top: float
+    n_rows: int
+
+
+def head_agreement(
+    pattern: Any,
+    cache_or_patterns: Any,
+    layers: Iterable[int] | int | None = None,
+    heads: Iterable[int] | int | None = None,
+) -> list[HeadAgreement]:
+    """How much each head's attention ranks the sources of a prediction as the scope does, best agreement first.
+
+    For every destination the sources up to it are ranked, BOS left out, once by the head's attention and once by the
+    scope's score; what is returned is Spearman's correlation of the two (1: the same order; 0: none; -1: the reverse),
+    averaged over the destinations with three sources or more. Scores of different destinations are never compared.
+
+    Args:
+        pattern: an `InfluencePattern`.
+        cache_or_patterns: the cache of the same prompt, or a tensor ``[layer, head, dest, src]``.
+        layers, heads: which to compare; None is all.
+
+    Raises:
+        InputError: patterns of another prompt, or no destination with three sources.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model = js.load_pocket_model()
+        >>> prompt = "the keys to the cabinet near the doors"
+        >>> _, cache = model.run_with_cache(prompt)
+        >>> len(js.head_agreement(js.influence_pattern(model, prompt, "fisher"), cache))
+        16
+    """
+    if not isinstance(pattern, InfluencePattern):
+        raise InputError(
+            f"head_agreement compares one InfluencePattern, as of js.influence_pattern; got a {type(pattern).__name__}."
+        )
+    return agreement_of(pattern, to_heads(cache_or_patterns, pattern.tokens, layers, heads))
+
+
+def agreement_of(pattern: InfluencePattern, heads: list[Head]) -> list[HeadAgreement]:
+    """`head_agreement` for heads that are at hand."""
+    rows = [row for i, dest in enumerate(pattern.positions) if (row := _row(pattern, heads, i, dest)) is not None]
+    if not rows:
+        raise InputError(
+            f"No destination of this pattern has {FEWEST} sources besides BOS to rank; take a longer prompt or later "
+            "positions."
+        )
+    correlations, same_top = np.mean(rows, axis=0)
+    found = [
+        HeadAgreement(head.layer, head.head, head.name, float(correlations[i]), float(same_top[i]), len(rows))
+        for i, head in enumerate(heads)
+    ]
+    return sorted(found, key=lambda agreement: -agreement.correlation)
+
+
+def _row(pattern: InfluencePattern, heads: list[Head], i: int, dest: int) -> Any:
+    """Correlation and whether the strongest source is the same, for each head."""
+    sources = [t for t in range(dest + 1) if t not in pattern.bos_positions]
+    if len(sources) < FEWEST or not pattern.scores[i, sources].any():
+        return None
+    attention = np.stack([head.pattern[dest, sources].numpy() for head in heads])
+    scores = pattern.scores[i, sources].numpy()
+    return np.stack([spearman(attention, scores), attention.argmax(-1) == scores.argmax()])
+
+
+def spearman(a: Float[np.ndarray, "*n m"], b: Float[np.ndarray, "m"]) -> Float[np.ndarray, "*n"]:
+    """Rank correlation along the last axis, equal values sharing their mean rank; 0 where one side is constant."""
+    ranks_a, ranks_b = (_centred(rankdata(values, axis=-1)) for values in (a, b))
+    norms = np.linalg.norm(ranks_a, axis=-1) * np.linalg.norm(ranks_b)
+    return np.divide(ranks_a @ ranks_b, norms, out=np.zeros_like(norms), where=norms > 0)
+
+
+def _centred(ranks: Float[np.ndarray, "*n m"]) -> Float[np.ndarray, "*n m"]:
+    return ranks - ranks.mean(-1, keepdims=True)

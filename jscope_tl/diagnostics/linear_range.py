@@ -1,0 +1,237 @@
+"""How far the linear picture holds: predicted against actual change as one token's vector is moved further and further."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.engine.backward import Puller
+from jscope_tl.errors import InputError, count
+from jscope_tl.engine.forward import FwdHooks, Run, run, run_again
+from jscope_tl.engine.inputs import Inputs
+from jscope_tl.model.view import ModelView
+from jscope_tl.model.prompts import Prompt, bos_positions, to_position, to_str_tokens, to_tokens
+from jscope_tl.engine.vjp import Pull
+from jscope_tl.scopes.base import Scope, Score, checked_cotangents
+from jscope_tl.scopes.registry import resolve_scope
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZES = tuple(2.0**exponent for exponent in range(-10, 2))
+TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Linearity:
+    """Predicted and actual changes along the scope's own direction and along random ones.
+
+    Attributes:
+        sizes: ``[size]``, of the perturbation, in units of the norm of the token's vector.
+        predicted: ``[direction, sign, size]``, to leading order; the first direction is the scope's own.
+        actual: in the same shape.
+        unit: of both.
+        scope: its name.
+        str_token: the token that was moved, at ``source``.
+        source: its position.
+        norm: of its vector.
+        warnings: doubts.
+    """
+
+    sizes: Float[Tensor, "size"]
+    predicted: Float[Tensor, "direction 2 size"]
+    actual: Float[Tensor, "direction 2 size"]
+    unit: str
+    scope: str
+    str_token: str
+    source: int
+    norm: float
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def own_error(self) -> Float[Tensor, "size"]:
+        """Root mean square of actual less predicted over that of predicted, along the scope's own direction."""
+        return self._error(slice(0, 1))
+
+    @property
+    def random_error(self) -> Float[Tensor, "size"]:
+        """The same over all random directions together."""
+        return self._error(slice(1, None))
+
+    def radius(self, error: Float[Tensor, "size"], tolerance: float = TOLERANCE) -> float:
+        """The size up to which an error stays under ``tolerance``, in units of the vector's norm.
+
+        Between two sizes by a straight line in logarithms; 0 where it never is, infinite where it still is at the largest.
+        Sizes so small that rounding is all one sees are passed over.
+        """
+        under = (error <= tolerance).nonzero().flatten()
+        if not len(under):
+            return 0.0
+        beyond = (error[under[0] :] > tolerance).nonzero().flatten()
+        if not len(beyond):
+            return float("inf")
+        i = int(under[0] + beyond[0])
+        low, high = error[i - 1].clamp_min(1e-12).log(), error[i].log()
+        share = float((torch.tensor(tolerance, device="cpu").log() - low) / (high - low))
+        return float(self.sizes[i - 1] * (self.sizes[i] / self.sizes[i - 1]) ** share)
+
+    @property
+    def own_radius(self) -> float:
+        """Up to where the error along the scope's own direction stays under 10 %."""
+        return self.radius(self.own_error)
+
+    @property
+    def random_radius(self) -> float:
+        """The same along random directions."""
+        return self.radius(self.random_error)
+
+    def figure(self) -> "Figure":
+        """Actual against predicted change, and the errors, over the size of the perturbation."""
+        from jscope_tl.views.linear import linearity
+
+        return linearity(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Linearity of the {self.scope} scope at {self.str_token!r} (position {self.source}): the error stays under "
+            f"{TOLERANCE:.0%} up to {self.own_radius:.3g} of the vector's norm along the scope's own direction, "
+            f"{self.random_radius:.3g} along {len(self.predicted) - 1} random ones"
+        )
+
+    def _error(self, directions: slice) -> Float[Tensor, "size"]:
+        predicted, actual = self.predicted[directions], self.actual[directions]
+        wrong = (actual - predicted).square().mean((0, 1)).sqrt()
+        return wrong / predicted.square().mean((0, 1)).sqrt().clamp_min(torch.finfo(wrong.dtype).tiny)
+
+
+def linearity(
+    model: Any,
+    prompt: Prompt,
+    scope: str | Scope | Callable[..., Any] = "semantic",
+    *,
+    source: int | None = None,
+    position: int = -1,
+    at: str = "hook_embed",
+    sizes: Sequence[float] = SIZES,
+    n_random: int = 8,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    progress: bool | None = None,
+    **options: Any,
+) -> Linearity:
+    """Move one token's vector by more and more, and hold what the scope predicts against what the model does.
+
+    Along the direction that the scope says moves it most (the first right singular vector of ``C J_t``) and along random
+    ones, forwards and backwards. Predicted is what a scope predicts to leading order (Fisher: the second-order KL), actual
+    the change of what it explains.
+
+    Args:
+        model, prompt, scope, position, at, prepend_bos, fwd_hooks, progress, options: see `attribute`. ``fisher`` is taken with all
+            directions, at most ``d_model`` backward passes.
+        source: the position whose vector is moved; None is the one with the highest score besides BOS.
+        sizes: of the perturbation, in units of the norm of that vector, rising.
+        n_random: random directions; ``seed`` is theirs.
+
+    Raises:
+        InputError: as `attribute`; sizes that are not rising and positive; a source behind the explained position.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> found = js.diagnostics.linearity(js.load_pocket_model(), "the keys to the cabinet near the doors", "log_prob")
+        >>> found.own_radius > 0
+        True
+    """
+    scope = resolve_scope(scope, options)
+    grid = _sizes(sizes)
+    n_random, seed = count("n_random", n_random, 1), count("seed", seed, 0)
+    view = ModelView(model)
+    tokens = to_tokens(view, prompt, prepend_bos)
+    explained, point, hooks = to_position(position, len(tokens)), view.hook_point(at), list(fwd_hooks or ())
+    warnings = scope.check(view.basis)
+    with run(view, tokens, [explained], [point], hooks) as base:
+        rows = _rows(scope, base, progress)
+        t = _source(source, rows, view, tokens, explained)
+        x = base.activations[0][0, t].detach()
+        directions = _directions(rows[:, t], n_random, seed)
+        steps = grid.to(x) * x.norm()
+        moves = torch.stack([directions, -directions], 1).unsqueeze(2) * steps.view(1, 1, -1, 1)
+        predicted = scope.predicted_from(torch.einsum("kd,rsnd->krsn", rows[:, t], moves), Score(rows[:, 0, 0]))
+        actual = _actual(base, scope, hooks, t, moves.flatten(0, 2)).view(predicted.shape)
+    return Linearity(
+        sizes=grid,
+        predicted=predicted.double().cpu(),
+        actual=actual,
+        unit=scope.effect_unit,
+        scope=scope.label,
+        str_token=to_str_tokens(view, [int(tokens[t])])[0],
+        source=t,
+        norm=float(x.norm()),
+        warnings=[*warnings, *_rounded(x.dtype)],
+    )
+
+
+def _sizes(sizes: Any) -> Float[Tensor, "size"]:
+    try:
+        grid = torch.as_tensor([float(size) for size in sizes], dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sizes are two or more rising numbers above 0; got {sizes!r}.") from error
+    if len(grid) < 2 or not grid.isfinite().all() or not (grid.diff() > 0).all() or grid[0] <= 0:
+        raise InputError(f"sizes are two or more rising numbers above 0; got {sizes!r}.")
+    return grid
+
+
+def _rounded(dtype: torch.dtype) -> list[str]:
+    if dtype not in (torch.float16, torch.bfloat16):
+        return []
+    return [
+        f"In {str(dtype).removeprefix('torch.')} rounding hides what small moves do: a radius of 0 may be that. Try float32."
+    ]
+
+
+def _rows(scope: Scope, base: Run, progress: bool | None) -> Float[Tensor, "k pos d_in"]:
+    state = base.state()
+    cotangents = checked_cotangents(scope.cotangents(state), state, scope.label)
+    return Pull(Puller(base.xs, base.y, base.positions, progress=progress)).rows(cotangents)
+
+
+def _source(
+    source: Any, rows: Float[Tensor, "k pos d_in"], view: ModelView, tokens: Int[Tensor, "pos"], explained: int
+) -> int:
+    if source is not None:
+        t = to_position(source, len(tokens))
+        if t > explained:
+            raise InputError(f"source {source} is behind the explained position {explained}, which does not see it.")
+        return t
+    scores = rows[:, : explained + 1].square().sum((0, 2))
+    scores[list(bos_positions(view, tokens[:explained]))] = -1
+    return int(scores.argmax())
+
+
+def _directions(rows: Float[Tensor, "k d_in"], n_random: int, seed: int) -> Float[Tensor, "direction d_in"]:
+    """The scope's own, then random ones, of unit length."""
+    own = torch.linalg.svd(rows, full_matrices=False).Vh[:1]
+    drawn = torch.randn(n_random, rows.shape[1], generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return torch.cat([own, (drawn / drawn.norm(dim=1, keepdim=True)).to(own)])
+
+
+def _actual(base: Run, scope: Scope, hooks: list[Any], t: int, moves: Float[Tensor, "n d_in"]) -> Float[Tensor, "n"]:
+    """What each move does to what the scope explains."""
+    effect, found = scope.effect_from(base.state()), []
+    for some in moves.split(base.view.prompts_at_once(len(base.tokens), hooks)):
+        with run_again(base, len(some), hooks, Inputs(place=partial(_moved, t, some))) as away:
+            states = [away.state(i) for i in range(len(some))]
+            found += [effect(state.y.detach(), state.logits.detach()) for state in states]
+    return torch.stack([value.detach().double().cpu() for value in found])
+
+
+def _moved(
+    t: int, moves: Float[Tensor, "n d_in"], activation: Float[Tensor, "n pos d_in"]
+) -> Float[Tensor, "n pos d_in"]:
+    moved = activation.clone()
+    moved[:, t] += moves.to(activation)
+    return moved

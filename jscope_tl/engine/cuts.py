@@ -1,0 +1,69 @@
+"""Where the graph of a forward pass is cut, so that only what lies between hook point and unembedding is differentiated."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jscope_tl.engine.inputs import Inputs
+
+
+@dataclass
+class Cuts:
+    """Where the graph is cut: the activation at each hook point, and copies of the explained positions at the unembedding.
+
+    The first hook point in the model's order is a leaf, with nothing before it; later ones stay attached to it.
+    """
+
+    rows: Sequence[int]
+    positions: Sequence[int]
+    narrow: bool
+    inputs: Inputs
+    activations: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    xs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    y: list[Tensor] = field(default_factory=list)
+    y_cuts: list[list[Tensor]] = field(default_factory=list)
+    unembedded: list[Tensor] = field(default_factory=list)
+
+    def attach(self, unembed: nn.Module) -> Iterator[Any]:
+        """Plain torch hooks: TransformerLens 2 has no hook point at the unembedding."""
+        yield unembed.register_forward_pre_hook(self._cut_output)
+        yield unembed.register_forward_hook(self._keep_unembedded)
+
+    def cut_input(self, name: str) -> Callable[..., Float[Tensor, "1 pos d_in"]]:
+        """A hook that keeps the activation and passes it on, attached to the coordinates that rows refer to."""
+
+        def cut(activation: Float[Tensor, "batch pos d_in"], hook: Any) -> Float[Tensor, "batch pos d_in"]:
+            leaf, onward = self.inputs.cut(activation)
+            self.xs[name].append(leaf)
+            of_all = leaf if self.inputs.reduction == "norm" else onward.reshape(1, -1, onward.shape[-1])
+            self.activations[name].append(of_all)
+            return onward
+
+        return cut
+
+    def read_input(self, name: str) -> Callable[..., None]:
+        """A hook for a branch of the stream: keeps the tensor that branch and stream share, so that both count."""
+
+        def read(activation: Float[Tensor, "1 pos d_in"], hook: Any) -> None:
+            self.xs[name].append(activation if activation.requires_grad else activation.requires_grad_())
+            self.activations[name].append(self.xs[name][-1])
+
+        return read
+
+    def _cut_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self.y.append(args[0][list(self.rows), list(self.positions)])
+        self.y_cuts.append([y.detach().clone().requires_grad_() for y in self.y[-1]])
+        cut = torch.stack(self.y_cuts[-1])
+        if self.narrow:  # unembedding the other positions would cost a [pos, d_vocab] tensor
+            return (cut.unsqueeze(0), *args[1:])
+        everywhere = args[0].detach().clone()
+        everywhere[list(self.rows), list(self.positions)] = cut
+        return (everywhere, *args[1:])
+
+    def _keep_unembedded(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.unembedded.append(output)

@@ -1,0 +1,300 @@
+"""One forward pass, cut at the hook point and at the unembedding; everything of the user's is left as it was."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from threading import RLock
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from jscope_tl.engine.cuts import Cuts
+from jscope_tl.errors import InputError
+from jscope_tl.engine.constant import Frozen, quiet_norms
+from jscope_tl.engine.inputs import Inputs
+from jscope_tl.model.view import ModelView
+from jscope_tl.model.prompts import to_id
+from jscope_tl.engine.state import State
+
+OWN_LEVEL = 1000
+AS_IT_IS = Inputs()
+ONE_AT_A_TIME = RLock()
+"""Hooks and frozen parameters belong to the model, which threads share: their forward passes take turns."""
+FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward pass, cut at the hook points and at the unembedding, with ``n`` explained positions.
+
+    Attributes:
+        prompts: the tokens of one prompt, or of several that were run side by side.
+        rows: in which of the prompts each explained position is.
+        positions: the explained positions, not negative.
+        at: the names of the hook points.
+        activations: at the hook points, ``[1, pos, d_in]`` each; several prompts one after the other, each filled up to the
+            longest.
+        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
+        y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
+    """
+
+    view: ModelView
+    prompts: Sequence[Int[Tensor, "_"]]
+    rows: Sequence[int]
+    positions: Sequence[int]
+    at: Sequence[str]
+    activations: list[Float[Tensor, "1 pos d_in"]]
+    xs: list[Float[Tensor, "1 pos d_s"]]
+    y: Float[Tensor, "n d_model"]
+    _y_cuts: list[Float[Tensor, "d_model"]]
+    _logits: Float[Tensor, "n d_vocab"]
+    _slope: Float[Tensor, "n d_vocab"]
+    inputs: Inputs
+    frozen: Frozen
+
+    @property
+    def tokens(self) -> Int[Tensor, "pos"]:
+        """Of the first prompt."""
+        return self.prompts[0]
+
+    def part(self, i: int) -> slice:
+        """Where the prompt of the ``i``-th explained position lies in ``xs``."""
+        start = self.rows[i] * (self.xs[0].shape[1] // len(self.prompts))
+        return slice(start, start + len(self.prompts[self.rows[i]]))
+
+    def state(self, i: int = 0) -> State:
+        """What a scope may look at, at the ``i``-th explained position."""
+        return self._state(i, self._products_do)
+
+    def _state(self, i: int, by_product: bool) -> State:
+        position, at_position, tokens = self.positions[i], self._logits[i], self.prompts[self.rows[i]]
+        precise = (
+            torch.float32 if at_position.device.type == "mps" else torch.float64
+        )  # confident p: 1 - p would cancel
+        logits = at_position.detach().to(precise).requires_grad_()
+        following = int(tokens[position + 1]) if position + 1 < len(tokens) else len(logits)
+        default = following if following < len(logits) else int(logits.argmax())
+        return State(
+            tokens=tokens,
+            position=position,
+            x=self.activations[0][0, self.part(i)],
+            y=self.y[i],
+            logits=logits,
+            W_U=self.view.W_U,
+            slope=self._slope[i],
+            basis=self.view.basis,
+            to_id=partial(_target_id, self.view, default, len(logits)),
+            _y_cut=self._y_cuts[i],
+            _output=at_position,
+            _by_product=by_product,
+        )
+
+    @cached_property
+    def _products_do(self) -> bool:
+        """With many explained positions a backward pass through the unembedding of all, for each, would be quadratic."""
+        return len(self.positions) > 1 and self._state(0, False).is_linear()
+
+
+def run(
+    view: ModelView,
+    tokens: Int[Tensor, "pos"],
+    positions: Sequence[int],
+    at: Sequence[str],
+    fwd_hooks: Iterable[Any] | None = (),
+    inputs: Inputs = AS_IT_IS,
+    frozen: Frozen | None = None,
+) -> AbstractContextManager[Run]:
+    """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
+
+    Raises `InputError` where a hook point does not run, the prediction depends on none, or activations are not finite.
+    """
+    return _forward(view, [tokens], [0] * len(positions), positions, at, fwd_hooks, inputs, frozen or Frozen())
+
+
+def run_together(
+    view: ModelView,
+    prompts: Sequence[Int[Tensor, "_"]],
+    positions: Sequence[int],
+    at: Sequence[str],
+    fwd_hooks: Iterable[Any] | None = (),
+    inputs: Inputs = AS_IT_IS,
+    frozen: Frozen | None = None,
+) -> AbstractContextManager[Run]:
+    """`run` for several prompts in one forward pass, with one explained position in each.
+
+    Shorter prompts are filled up behind their end, where a causal model does not look.
+    """
+    return _forward(view, prompts, range(len(prompts)), positions, at, fwd_hooks, inputs, frozen or Frozen())
+
+
+def run_again(first: Run, n: int, fwd_hooks: Iterable[Any] | None, inputs: Inputs) -> AbstractContextManager[Run]:
+    """The prompt of a run ``n`` times side by side, elsewhere; what it held constant stays as it was."""
+    same = first.view, [first.tokens] * n, [first.positions[0]] * n, first.at
+    return run_together(*same, fwd_hooks, inputs, first.frozen)
+
+
+@contextmanager
+def _forward(
+    view: ModelView,
+    prompts: Sequence[Int[Tensor, "_"]],
+    rows: Sequence[int],
+    positions: Sequence[int],
+    at: Sequence[str],
+    fwd_hooks: Iterable[Any] | None,
+    inputs: Inputs,
+    frozen: Frozen,
+) -> Iterator[Run]:
+    hooks = list(fwd_hooks or ())
+    view.check_hook_names(hooks)
+    tokens = _filled(prompts, view.tokenizer)
+    with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
+        with ExitStack() as stack:
+            stack.enter_context(ONE_AT_A_TIME)
+            cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks), inputs=inputs)
+            stack.enter_context(_frozen(view.model))
+            stack.enter_context(_own_hook_level(view.model))
+            # The cut comes last, so that it is made in what the user's hooks leave at the same point.
+            own = [(name, _cut(view, cuts, name)) for name in at] + frozen.hooks(view, lambda: bool(cuts.xs))
+            stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, *own]))
+            for handle in cuts.attach(view.model.unembed):
+                stack.callback(handle.remove)
+            stack.enter_context(_inference_tensors_named())
+            stack.enter_context(quiet_norms())
+            output = view.model(tokens.clone(), return_type="logits")
+        found = _run(view, prompts, at, cuts, output, frozen)
+        frozen.check(view, found.y, view.is_hooked(hooks))
+        yield found
+
+
+def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:
+    """A hook at the point; beside the stream it can only watch."""
+    if not view.reads_beside(name):
+        return cuts.cut_input(name)
+    if cuts.inputs.reduction != "norm" or cuts.inputs.place is not None:
+        raise InputError(
+            f"On a {type(view.model).__name__} {name!r} is what the MLP reads beside the stream: the stream cannot be moved "
+            "there, as reductions of the input and paths do. Use 'hook_resid_pre' or 'hook_resid_post'."
+        )
+    return cuts.read_input(name)
+
+
+def _filled(prompts: Sequence[Int[Tensor, "_"]], tokenizer: Any) -> Int[Tensor, "batch pos"]:
+    """All as long as the longest, with a token that no model takes for padding or for a beginning."""
+    special = {getattr(tokenizer, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    filler = next(token for token in range(len(special) + 1) if token not in special)
+    longest = max(map(len, prompts))
+    return torch.stack([nn.functional.pad(prompt, (0, longest - len(prompt)), value=filler) for prompt in prompts])
+
+
+@contextmanager
+def undisturbed(view: ModelView, hooks: list[Any]) -> Iterator[None]:
+    """For runs without gradients: the model's own dtype, one thread at a time, with hooks that leave the user's in place."""
+    view.check_hook_names(hooks)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _full_precision(view),
+        ONE_AT_A_TIME,
+        _own_hook_level(view.model),
+        view.model.hooks(fwd_hooks=hooks),
+    ):
+        yield
+
+
+@contextmanager
+def _full_precision(view: ModelView) -> Iterator[None]:
+    """The model's own dtype, also inside the user's ``torch.autocast``."""
+    with ExitStack() as stack:
+        for device in {"cpu", view.input_device.type} & {"cpu", "cuda"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def _inference_tensors_named() -> Iterator[None]:
+    """A hook's tensor from inference mode cannot be differentiated through; torch's message does not say whose it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Inference tensors" not in str(error):
+            raise
+        raise InputError(
+            "A hook brings in a tensor that was made inside torch.inference_mode(), which cannot be differentiated "
+            "through. Make it outside, or hand the hook a clone() made outside."
+        ) from error
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside; each gets its flag back."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _own_hook_level(model: Any) -> Iterator[None]:
+    """A level for our hooks that no hook of the user's has: leaving a level removes every hook that sits on it."""
+    level = getattr(model, "context_level", 0)
+    model.context_level = level + OWN_LEVEL
+    try:
+        yield
+    finally:
+        model.context_level = level
+
+
+def _run(
+    view: ModelView, prompts: Sequence[Int[Tensor, "_"]], at: Sequence[str], cuts: Cuts, output: Tensor, frozen: Frozen
+) -> Run:
+    for name, times in [(name, len(cuts.xs[name])) for name in at] + [("The unembedding", len(cuts.y))]:
+        if times != 1:
+            raise InputError(
+                f"{name!r} ran {times} times in one forward pass of {view.name}; it must run once. Choose another hook "
+                "point, 'hook_embed' for one."
+            )
+    activations, xs = ([kept[name][0] for name in at] for kept in (cuts.activations, cuts.xs))
+    y, y_cuts, unembedded = cuts.y[0], cuts.y_cuts[0], cuts.unembedded[0]
+    named = [*zip(at, activations, strict=True), ("the final hidden state", y), ("the logits", output)]
+    for name, tensor in named:
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"There are infinite or undefined values in {name} of {view.name}; nothing can be attributed to them. "
+                f"{not_finite_cure(y.dtype)}"
+            )
+    if not y.requires_grad:
+        raise InputError(
+            f"The prediction does not depend on {at[-1]!r}: a hook between them replaces or detaches everything."
+        )
+    explained = (0, slice(None)) if cuts.narrow else (list(cuts.rows), list(cuts.positions))
+    logits = output[explained]
+    slope = _slope(logits, unembedded)[explained]
+    return Run(
+        view, prompts, cuts.rows, cuts.positions, at, activations, xs, y, y_cuts, logits, slope, cuts.inputs, frozen
+    )
+
+
+def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int:
+    return default if target is None else to_id(view, target, n_logits)
+
+
+def _slope(
+    logits: Float[Tensor, "n d_vocab"], unembedded: Float[Tensor, "batch pos d_vocab"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Soft-cap and logit scale act on each logit by itself, so one backward pass gives all their derivatives."""
+    (slope,) = torch.autograd.grad(logits.sum(), unembedded, retain_graph=True)
+    return slope.to(torch.promote_types(slope.dtype, torch.float32))
+
+
+def not_finite_cure(dtype: torch.dtype) -> str:
+    """What to try against infinite values, by dtype."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return f"{str(dtype).removeprefix('torch.')} overflows or rounds too much: try float32. Or check hooks and weights."
+    return "Check the hooks and the weights."

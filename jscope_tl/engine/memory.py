@@ -1,0 +1,71 @@
+"""How much memory a computation takes on its device, and when there is too little of it."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CPU_BUDGET = 24 * 2**20
+"""For one chunk of backward rows on a CPU: what its caches and memory bus like; larger chunks are slower, not faster."""
+GPU_SHARE = 0.25
+"""Of an accelerator's free memory."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """The largest sum of tensors that were made inside and alive at one time, in bytes.
+
+    Example:
+        >>> import torch
+        >>> from jscope_tl.engine.memory import LiveBytes
+        >>> with LiveBytes() as meter:
+        ...     x = torch.zeros(1000).exp().sum()
+        >>> meter.peak >= 8000
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        given = {_storage(x) for x in (*args, *(kwargs or {}).values()) if _has_storage(x)}
+        for made in output if isinstance(output, tuple | list) else (output,):
+            if _has_storage(made) and _storage(made) not in given | self._seen:
+                self._count(made)
+        return output
+
+    def _count(self, made: torch.Tensor) -> None:
+        storage, key, size = made.untyped_storage(), _storage(made), made.untyped_storage().nbytes()
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _has_storage(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.layout == torch.strided
+
+
+def _storage(x: torch.Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def chunk_budget(device: torch.device) -> int:
+    """Bytes that a chunk of backward rows may take there."""
+    if device.type == "cuda":
+        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return CPU_BUDGET
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has an error of its own for it on some devices, and a sentence on others."""
+    said = str(error).lower()
+    sentences = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sentence in said for sentence in sentences)

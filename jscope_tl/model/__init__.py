@@ -1,0 +1,1 @@
+"""Where a prompt enters: one view of TransformerLens' model classes, prompts as token ids, attention patterns, loading."""

@@ -1,0 +1,48 @@
+"""Embeddings that take a token's place: nothing, the mean of the vocabulary, or another token's."""
+
+from collections import OrderedDict
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError
+from jscope_tl.engine.forward import undisturbed
+from jscope_tl.model.view import ModelView
+
+NAMED = ("zero", "mean", "bos", "pad")
+
+
+def named_token(view: ModelView, name: str) -> int:
+    """Id of the BOS or padding token."""
+    token = getattr(view.tokenizer, f"{name}_token_id", None)
+    if token is None or not 0 <= token < view.d_vocab:
+        raise InputError(f"{view.name} has no {name.upper()} token of its own. Use 'zero', 'mean', or another token.")
+    return int(token)
+
+
+def embedding(view: ModelView, what: str, pos: int) -> Float[Tensor, "d_model"]:
+    """``"zero"``, ``"mean"``, ``"bos"`` or ``"pad"`` as the model would show it at ``hook_embed`` of a prompt of ``pos`` tokens."""
+    if what == "zero":
+        return torch.zeros(view.W_E.shape[1], device=view.input_device)
+    if what in ("bos", "pad"):
+        return embedded(view, torch.full((pos,), named_token(view, what), device=view.input_device))[0].float()
+    # Gemma multiplies its embeddings: the factor is read off some of them.
+    some = torch.linspace(0, view.d_vocab - 1, max(pos, 2), device=view.input_device).long()[-pos:]
+    table = view.W_E.float()
+    own, shown = table[some.to(table.device)], embedded(view, some).to(table)
+    return table.mean(0) * (own * shown).sum() / own.square().sum().clamp_min(1e-30)
+
+
+def embedded(view: ModelView, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
+    """What the model itself shows at ``hook_embed`` for these tokens, before hooks of the user's at that point."""
+    kept: list[Tensor] = []
+    point = view.points["hook_embed"]
+    with undisturbed(view, []):
+        theirs, point._forward_hooks = point._forward_hooks, OrderedDict()
+        try:
+            point.register_forward_hook(lambda module, args, shown: kept.append(shown.clone()))
+            view.model(tokens.unsqueeze(0))
+        finally:
+            point._forward_hooks = theirs
+    return kept[0][0].detach()

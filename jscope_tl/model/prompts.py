@@ -1,0 +1,159 @@
+"""From what a user types (text, ids, a tensor, a target, a position) to ids that the model takes, or to a refusal."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, whole
+from jscope_tl.model.view import ModelView
+
+Prompt = str | Sequence[int] | Int[Tensor, "*batch pos"]
+
+
+def to_tokens(view: ModelView, prompt: Any, prepend_bos: Any = None) -> Int[Tensor, "pos"]:
+    """The prompt as ids on the model's device; strings by the model's tokenizer and BOS default, ids as they are."""
+    if prepend_bos not in (None, True, False):
+        raise InputError(f"prepend_bos is True, False or None (the model's default); got {prepend_bos!r}.")
+    if isinstance(prompt, str):
+        tokens = _tokenize(view, prompt, prepend_bos)
+    elif prepend_bos:
+        raise InputError("prepend_bos is for strings; ids are taken as they are, put the BOS id there yourself.")
+    else:
+        tokens = _from_ids(prompt)
+    if len(tokens) == 0:
+        raise InputError("The prompt is empty; there is no prediction to explain. Give at least one token.")
+    if len(tokens) > view.n_ctx:
+        raise InputError(f"The prompt has {len(tokens)} tokens, {view.name} takes at most {view.n_ctx}; shorten it.")
+    for token in tokens:
+        if not 0 <= token < view.d_vocab:
+            raise InputError(f"Token id {token} is out of range; {view.name} has ids 0 to {view.d_vocab - 1}.")
+    return torch.tensor(tokens, dtype=torch.long, device=view.input_device)
+
+
+def _tokenize(view: ModelView, prompt: str, prepend_bos: bool | None) -> list[int]:
+    if view.tokenizer is None:
+        raise InputError(f"{view.name} has no tokenizer; give the prompt as token ids.")
+    if not prompt:
+        raise InputError("The prompt is an empty string; there is no prediction to explain. Give at least one word.")
+    _refuse_undecodable("prompt", prompt)
+    override = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
+    return view.model.to_tokens(prompt, truncate=False, **override)[0].tolist()
+
+
+def _refuse_undecodable(what: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The {what} has characters that are no text (broken UTF-8 at {error.start}); mend it."
+        ) from error
+
+
+def _from_ids(prompt: Any) -> list[int]:
+    if isinstance(prompt, Tensor):
+        return _from_tensor(prompt)
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise InputError(f"A prompt is a string, a list of ids or an integer tensor, not {type(prompt).__name__}.")
+    if prompt and all(isinstance(item, str) for item in prompt):
+        raise InputError(f"One prompt at a time: got a list of {len(prompt)} strings. Call attribute for each.")
+    ids = [whole(item) for item in prompt]
+    if None in ids:
+        raise InputError("A list prompt is a list of token ids (whole numbers); this one has other things in it.")
+    return [token for token in ids if token is not None]
+
+
+def _from_tensor(prompt: Tensor) -> list[int]:
+    if prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
+        raise InputError(
+            f"Token ids are integers, this tensor is {prompt.dtype}. Embeddings cannot be given as a prompt."
+        )
+    if prompt.is_sparse or prompt.is_meta:
+        raise InputError("A prompt tensor is an ordinary (dense) tensor with data; this one is sparse or on 'meta'.")
+    if prompt.ndim == 2 and prompt.shape[0] == 1:
+        prompt = prompt[0]
+    if prompt.ndim != 1:
+        raise InputError(
+            f"A prompt tensor is [pos] or [1, pos], this one is {list(prompt.shape)}. One prompt at a time: call "
+            "attribute for each row."
+        )
+    return prompt.tolist()
+
+
+def to_position(position: Any, n_tokens: int) -> int:
+    """The explained position as a number from the start."""
+    number = whole(position)
+    if number is None:
+        raise InputError(f"position is a whole number (negative counts from the end), not {position!r}.")
+    if not -n_tokens <= number < n_tokens:
+        raise InputError(
+            f"position {number} is outside the prompt of {n_tokens} tokens ({-n_tokens} to {n_tokens - 1})."
+        )
+    return number % n_tokens
+
+
+def to_id(view: ModelView, target: Any, n_logits: int) -> int:
+    """A target (a string of one token, or an id) as an id."""
+    number = _single_token(view, target) if isinstance(target, str) else whole(target)
+    if number is None:
+        raise InputError(f"A target is a string that is one token, or a token id; got {target!r}.")
+    if not 0 <= number < n_logits:
+        raise InputError(
+            f"Target {target!r} (id {number}) is out of range; {view.name} predicts ids 0 to {n_logits - 1}."
+        )
+    return number
+
+
+def _single_token(view: ModelView, target: str) -> int:
+    if view.tokenizer is None:
+        raise InputError(f"{view.name} has no tokenizer; give the target as a token id.")
+    _refuse_undecodable("target", target)
+    ids = _ids(view, target)
+    if len(ids) != 1:
+        pieces = ", ".join(repr(piece) for piece in to_str_tokens(view, ids))
+        others = [other for other in (" " + target, target.strip()) if target.strip() and len(_ids(view, other)) == 1]
+        hint = f" Try {others[0]!r}." if others else ""
+        raise InputError(f"Target {target!r} is {len(ids)} tokens ({pieces}), it must be exactly one.{hint}")
+    if ids[0] == view.tokenizer.unk_token_id and target.strip() != view.tokenizer.unk_token:
+        raise InputError(f"Target {target!r} is not in the vocabulary of {view.name}.")
+    return ids[0]
+
+
+def _ids(view: ModelView, text: str) -> list[int]:
+    return list(view.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def to_str_tokens(view: ModelView, ids: Iterable[int]) -> list[str]:
+    """Each id as text by itself; its number in angle brackets where the model has no tokenizer."""
+    if view.tokenizer is None:
+        return [f"<{token}>" for token in ids]
+    return [view.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
+
+
+def bos_positions(view: ModelView, tokens: Int[Tensor, "pos"]) -> tuple[int, ...]:
+    """Positions of BOS tokens at the start of the prompt (where BOS doubles as EOS, later ones are text)."""
+    bos = getattr(view.tokenizer, "bos_token_id", None)  # may be 0
+    leading = 0
+    while bos is not None and leading < len(tokens) and int(tokens[leading]) == bos:
+        leading += 1
+    return tuple(range(leading))
+
+
+def prompt_warnings(view: ModelView, tokens: Int[Tensor, "pos"]) -> list[str]:
+    """Doubts about the prompt itself: a second BOS, words that the tokenizer does not know."""
+    warnings = []
+    if len(bos_positions(view, tokens)) > 1:
+        warnings.append(
+            "The prompt starts with more than one BOS, which changes the map. TransformerLens prepends one to strings; "
+            "leave it out of the text, or pass prepend_bos=False."
+        )
+    unknown = getattr(view.tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown not in (view.tokenizer.bos_token_id, view.tokenizer.eos_token_id):
+        where = [i for i, token in enumerate(tokens.tolist()) if token == unknown]
+        if where:
+            warnings.append(
+                f"Words at positions {where} are not in the model's vocabulary; it sees the unknown token there."
+            )
+    return warnings

@@ -1,0 +1,254 @@
+"""The one place that knows TransformerLens' classes: what a model is, what it refuses, how its weights were processed."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.engine.state import Basis
+
+CENTERED = 0.05
+"""Mean of ``W_U`` over the vocabulary, in units of what random columns would have (1): below this it was centred."""
+
+EXPLAINABLE = {"HookedTransformer", "TransformerBridge"}
+REFUSED = {
+    "RemoteBridge": "runs elsewhere and has no local module, so nothing can be differentiated through it",
+    "HookedEncoder": "is an encoder; it predicts no next token",
+    "BertNextSentencePrediction": "is an encoder; it predicts no next token",
+    "HookedAudioEncoder": "is an audio encoder; it predicts no next token",
+    "HookedEncoderDecoder": "is an encoder-decoder; its prediction has two inputs",
+}
+CURE = "Use a HookedTransformer or a TransformerBridge of a causal (decoder-only) language model."
+TOKENS_AT_ONCE = 1024
+"""In one forward pass over several prompts."""
+LIBRARIES = ("transformer_lens", "transformers", "torch", "accelerate")
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model that can be explained, seen the same way whichever class of TransformerLens it is.
+
+    Raises:
+        InputError: the model is an encoder, an encoder-decoder, remote, no TransformerLens model, or in training mode.
+    """
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        kind = type(self.model).__name__
+        bases = {base.__name__ for base in type(self.model).__mro__}
+        for refused in sorted(bases & REFUSED.keys()):
+            raise InputError(f"{kind} {REFUSED[refused]}. {CURE}")
+        if not bases & EXPLAINABLE:
+            raise InputError(f"{kind} is not a TransformerLens model that predicts tokens. {CURE}")
+        self._refuse_other_directions()
+        self._refuse_training()
+
+    def _refuse_other_directions(self) -> None:
+        """Encoders hide in both classes; TransformerLens 3 calls a bridged BERT causal in its configuration."""
+        config = getattr(self._inner, "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            raise InputError(f"{self.name} is an encoder-decoder; its prediction has two inputs. {CURE}")
+        generates = getattr(getattr(self.model, "adapter", None), "supports_generation", True)
+        if not generates or getattr(self.cfg, "attention_dir", "causal") != "causal":
+            raise InputError(f"{self.name} is an encoder; it predicts no next token. {CURE}")
+        if not isinstance(getattr(self.model, "unembed", None), nn.Module):
+            raise InputError(f"{self.name} has no unembedding, hence no next-token prediction. {CURE}")
+
+    def _refuse_training(self) -> None:
+        """A HookedTransformer has no dropout and is never put into evaluation mode by its loaders; a bridge has both."""
+        if self._inner is not self.model and any(module.training for module in self._inner.modules()):
+            raise InputError(
+                f"{self.name} is in training mode, where dropout makes every run another. Call model.eval() first."
+            )
+        if any(parameter.is_inference() for parameter in self.model.parameters()):
+            raise InputError(
+                f"{self.name} was loaded inside torch.inference_mode(), and such weights cannot be differentiated "
+                "through. Load it outside; using it inside is fine."
+            )
+
+    @property
+    def _inner(self) -> nn.Module:
+        """The HuggingFace model inside a bridge, else the model itself."""
+        return getattr(self.model, "original_model", self.model)
+
+    @property
+    def cfg(self) -> Any:
+        """TransformerLens' configuration."""
+        return self.model.cfg
+
+    @property
+    def name(self) -> str:
+        """Model name as TransformerLens knows it."""
+        return str(getattr(self.cfg, "model_name", None) or type(self.model).__name__)
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of token ids that the model takes."""
+        return int(self.cfg.d_vocab)
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest prompt that the model takes."""
+        return int(self.cfg.n_ctx)
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids must be: the device of the embedding."""
+        embed = getattr(self.model, "embed", None)
+        parameters = embed.parameters() if isinstance(embed, nn.Module) else self.model.parameters()
+        return next(iter(parameters), torch.empty(0)).device
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        return getattr(self.model, "tokenizer", None)
+
+    @cached_property
+    def points(self) -> dict[str, nn.Module]:
+        """The hook points by name; bridges know some by several, and take a while to list them."""
+        return self.model.hook_dict
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding matrix, in TransformerLens' orientation."""
+        return self.model.W_U.detach()
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The embedding matrix."""
+        return self.model.W_E.detach()
+
+    @cached_property
+    def basis(self) -> Basis:
+        """How the weights were processed, read off the weights themselves: configurations forget it."""
+        return Basis(ln_folded=self._norm_without_gain(), unembed_centered=self._centered())
+
+    def _norm_without_gain(self) -> bool:
+        if getattr(self.cfg, "normalization_type", "LN") is None:
+            return False  # no final norm at all: the norm of y is free
+        norm = getattr(self.model, "ln_final", None)
+        if norm is None:
+            return False
+        # A bridge keeps the tensor from before folding in .w and .b: the current one is in .weight and .bias.
+        gain, bias = (_first_tensor(norm, names) for names in (("weight", "w"), ("bias", "b")))
+        uniform = gain is None or bool((gain == gain.flatten()[0]).all())
+        return uniform and (bias is None or not bias.any())
+
+    def _centered(self) -> bool:
+        # A few rows tell most models apart: reading all of W_U would cost as much as a layer.
+        return _has_no_mean(self.W_U[:16]) and _has_no_mean(self.W_U)
+
+    def hook_points(self, at: Any) -> list[str]:
+        """Residual-stream hook points by name: one, several, or ``"resid_pre"`` and its like for all layers.
+
+        Raises:
+            InputError: there is none of that name, or it is not in the residual stream.
+        """
+        if isinstance(at, str) and f"hook_{at}" in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post"):
+            names = [f"blocks.{layer}.hook_{at}" for layer in range(int(self.cfg.n_layers))]
+        elif isinstance(at, list | tuple) and at:
+            names = list(at)
+        else:
+            names = [at]
+        for name in names:
+            self._check_hook_point(name, self.points)
+        if len(set(names)) < len(names):
+            raise InputError(f"Each hook point once; got {names}.")
+        return names
+
+    def hook_point(self, at: Any) -> str:
+        """The one hook point of that name; several are refused."""
+        names = self.hook_points(at)
+        if len(names) > 1 or not isinstance(at, str):
+            raise InputError(
+                f"One hook point is needed here, by its name; {at!r} are {len(names)}. Call once for each."
+            )
+        return names[0]
+
+    def _check_hook_point(self, name: Any, points: dict[str, nn.Module]) -> None:
+        residual = [n for n in points if is_residual(n)]
+        if not isinstance(name, str) or name not in points:
+            raise InputError(
+                f"{self.name} has no hook point {name!r}.{nearest(str(name), residual)} Scopes attach to the residual "
+                "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..., or 'resid_pre' for all "
+                "layers."
+            )
+        if not any(points[name] is points[n] for n in residual):  # bridges know each point by several names
+            raise InputError(
+                f"{name!r} is not in the residual stream, where one vector per position is all that later layers see. "
+                "Use 'hook_embed' or 'blocks.N.hook_resid_pre' / 'hook_resid_mid' / 'hook_resid_post'."
+            )
+        if self.reads_beside(name) and getattr(self.cfg, "parallel_attn_mlp", False):
+            raise InputError(
+                f"{self.name} computes attention and MLP side by side, so there is no stream between them, as {name!r} "
+                "would be. Use 'hook_resid_pre' or 'hook_resid_post'."
+            )
+
+    def reads_beside(self, name: str) -> bool:
+        """Whether the point is beside the stream: on a bridge ``hook_resid_mid`` is what the MLP reads of it."""
+        points = self.points  # bridges know each point by several names
+        mids = [points[n] for n in points if n.endswith("hook_resid_mid")]
+        return self._inner is not self.model and any(points[name] is mid for mid in mids)
+
+    def unembedding_is_hooked(self, fwd_hooks: list[Any]) -> bool:
+        """Whether any hook sits at or behind the unembedding, where it may count positions."""
+        inside = dict(self.model.unembed.named_modules())
+        names = [name for name, point in self.points.items() if any(point is m for m in inside.values())]
+        asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
+        kinds = ("_forward_hooks", "_forward_pre_hooks")
+        return asked or any(getattr(module, kind) for module in inside.values() for kind in kinds)
+
+    def points_showing(self, what: str) -> list[str]:
+        """Names of the hook points that end so, each point once: bridges know some by several names."""
+        return list({id(point): name for name, point in self.points.items() if name.endswith(what)}.values())
+
+    def prompts_at_once(self, pos: int, fwd_hooks: list[Any]) -> int:
+        """How many prompts of ``pos`` tokens go into one forward pass; one where hooks may count on it."""
+        return 1 if self.is_hooked(fwd_hooks) else max(1, TOKENS_AT_ONCE // pos)
+
+    def is_hooked(self, fwd_hooks: list[Any]) -> bool:
+        """Whether any hook of the user's is active, which may count on one prompt in the batch."""
+        return bool(fwd_hooks) or any(point.fwd_hooks for point in self.points.values()) or self.has_torch_hooks()
+
+    def has_torch_hooks(self) -> bool:
+        """Whether any module has plain torch hooks of the user's; libraries leave some of their own."""
+        kinds = ("_forward_hooks", "_forward_pre_hooks")
+        hooks = [hook for module in self.model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+        return any(not (getattr(hook, "__module__", None) or "").startswith(LIBRARIES) for hook in hooks)
+
+    def check_hook_names(self, fwd_hooks: list[Any]) -> None:
+        """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""
+        points = self.points
+        for hook in fwd_hooks:
+            pair = isinstance(hook, tuple | list) and len(hook) == 2
+            if not (pair and (isinstance(hook[0], str) or callable(hook[0])) and callable(hook[1])):
+                raise InputError(
+                    f"fwd_hooks are pairs of a hook point's name (or a filter) and a function; got {hook!r}."
+                )
+            if isinstance(hook[0], str) and hook[0] not in points:
+                raise InputError(f"{self.name} has no hook point {hook[0]!r} for fwd_hooks.{nearest(hook[0], points)}")
+
+
+def is_residual(name: str) -> bool:
+    """Whether a hook point's name is one of the residual stream's, on whichever class."""
+    return name.rpartition(".")[2] in ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+
+
+def _first_tensor(module: Any, names: tuple[str, ...]) -> Tensor | None:
+    for name in names:
+        value = getattr(module, name, None)
+        if isinstance(value, Tensor):
+            return value.detach()
+    return None
+
+
+def _has_no_mean(W_U: Float[Tensor, "some_d d_vocab"]) -> bool:
+    precise = torch.promote_types(W_U.dtype, torch.float32)
+    mean = W_U.mean(1, dtype=precise)
+    if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
+    return bool(mean.norm() < CENTERED * if_random)

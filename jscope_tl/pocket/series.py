@@ -1,0 +1,123 @@
+"""Number series of the paper (section 3.3, appendix A.2) and their form as two-digit integers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, whole
+from jscope_tl.model.view import ModelView
+from jscope_tl.model.prompts import to_str_tokens, to_tokens
+
+Series = Float[np.ndarray, "time"]
+SEPARATORS = (",", " , ")
+
+
+def lorenz(n: int, rng: np.random.Generator, dt: float = 0.02, drift: float = 0.0) -> Series:
+    r"""First coordinate of the Lorenz system, σ = 10, ρ = 28, β = 8/3, by a first-order explicit scheme.
+
+    Starts at ``(U(0, 0.3), 2.01, 23.02)`` as in the paper; ``drift`` adds ``drift * t`` (in units of the time step).
+    """
+    x, y, z = rng.uniform(0.0, 0.3), 2.01, 23.02
+    values = np.empty(n)
+    for i in range(n):
+        values[i] = x + drift * i
+        x, y, z = x + dt * 10 * (y - x), y + dt * (x * (28 - z) - y), z + dt * (x * y - 8 / 3 * z)
+    return values
+
+
+def logistic_map(n: int, rng: np.random.Generator, r: float = 3.8) -> Series:
+    """Iterates of ``x -> r x (1 - x)`` from a uniform start; chaotic at the paper's r = 3.8."""
+    values = np.empty(n)
+    x = rng.uniform(0.05, 0.95)
+    for i in range(n):
+        values[i] = x
+        x = r * x * (1 - x)
+    return values
+
+
+def brownian(n: int, rng: np.random.Generator, dt: float = 0.1, sigma: float = 0.1) -> Series:
+    """Standard Brownian motion sampled every ``dt``: the sum of normal steps of size ``sigma * sqrt(dt)``."""
+    return np.cumsum(rng.normal(0.0, sigma * np.sqrt(dt), n))
+
+
+def sine(n: int, rng: np.random.Generator) -> Series:
+    """A sine of random period (6 to 30 steps) and phase, half of the time with a second one of smaller amplitude."""
+    t = np.arange(n)
+    values = np.sin(2 * np.pi * (t / rng.uniform(6, 30) + rng.uniform()))
+    if rng.uniform() < 0.5:
+        values += rng.uniform(0.2, 0.6) * np.sin(2 * np.pi * (t / rng.uniform(6, 30) + rng.uniform()))
+    return values
+
+
+def to_integers(values: Any) -> Int[np.ndarray, "time"]:
+    """Scale a series to the integers 14..84 of the paper's prompts: ``100 ((x - min) / (max - min) 0.7 + 0.15) - 1``.
+
+    Example:
+        >>> to_integers(np.array([0.0, 1.0, 2.0])).tolist()
+        [14, 49, 84]
+    """
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"A series is one or more numbers; got {values!r}.") from error
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise InputError(f"A series is one or more finite numbers, one after the other; got {values!r}.")
+    low, high = values.min(), values.max()
+    unit = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
+    return np.rint(100 * (unit * 0.7 + 0.15)).astype(int) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesPrompt:
+    """A number series as a model reads it.
+
+    Attributes:
+        tokens: the ids, BOS as the model has it, every number followed by a comma.
+        numbers: the position of each number; the model's prediction of the next one is at the last position.
+    """
+
+    tokens: Int[Tensor, "pos"]
+    numbers: tuple[int, ...]
+
+
+def prompt(model: Any, integers: Any) -> SeriesPrompt:
+    """The paper's prompt of a series: two-digit integers and commas, the last comma included, one token for each.
+
+    Written ``29,30,31,`` or, where a tokenizer knows words only between spaces, ``29 , 30 , 31 ,``.
+
+    Raises:
+        InputError: the numbers are not two-digit integers, or the tokenizer splits them (as Qwen's and Gemma's do), so that
+            positions would no longer be numbers.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> js.series.prompt(js.load_pocket_model(), [29, 30, 31]).numbers
+        (1, 3, 5)
+    """
+    given = [whole(item) for item in integers] if isinstance(integers, Iterable) else []
+    values = [number for number in given if number is not None and 10 <= number <= 99]
+    if not values or len(values) < len(given):
+        raise InputError(f"A series is one or more integers from 10 to 99, as of series.to_integers; got {integers!r}.")
+    view = ModelView(model)
+    tried = []
+    for separator in SEPARATORS:
+        text = separator.join(map(str, values)) + separator.rstrip()
+        tokens = to_tokens(view, text)
+        said = [text.strip() for text in to_str_tokens(view, tokens.tolist())]
+        start = len(said) - 2 * len(values)
+        if start >= 0 and said[start:] == [part for value in values for part in (str(value), ",")]:
+            return SeriesPrompt(tokens.cpu(), tuple(range(start, len(said), 2)))
+        tried.append(said)
+    raise InputError(
+        f"The tokenizer of {view.name} does not make one token of each two-digit number and each comma: {values[0]} and what "
+        f"follows become {tried[0][:8]}. Use a model that does (LLaMA-3 and GPT-2-like tokenizers; not Qwen's or Gemma's)."
+    )
+
+
+def drifting(n: int, rng: np.random.Generator, step: float = 0.2) -> Series:
+    """A uniform drift with small noise: the paper's straight lines of slope 0.2, 0.4, 0.6."""
+    return step * np.arange(n) + rng.normal(0.0, 0.1 * step, n)

@@ -1,0 +1,1 @@
+"""What the entry points return: dataclasses with their text and their files."""

@@ -1,0 +1,167 @@
+"""Rows of ``M_t = diag(w) R J_t`` as far as singular values and vectors need them: all of them, or in a small basis.
+
+All rows of all positions grow with ``d_model² x pos``. Where they are more than a budget, a few random combinations of them
+are pulled first; an orthonormal basis of these, of each position's own, holds the leading right singular vectors (the
+randomised range finder of Halko, Martinsson and Tropp 2011, for the transpose). Then the rows stream by once, and only their
+coordinates in the basis are kept.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.engine.vjp import Pull
+
+BUDGET = 256 * 2**20
+"""Bytes of rows that are kept as they are."""
+OVERSAMPLING = 32
+"""Random combinations beyond the singular values that are wanted, at least."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is kept of the rows ``R J_t``, up to the explained position.
+
+    Attributes:
+        rows: the rows themselves, or their coordinates in ``basis``.
+        weights: ``w``; ``M_t = diag(w) R J_t``.
+        basis: orthonormal columns of the input space, where there is one.
+        energy: ``‖M_t‖_F²``, of all rows and in all directions.
+    """
+
+    rows: Float[Tensor, "k *layer seen width"]
+    weights: Float[Tensor, "k"]
+    basis: Float[Tensor, "*layer seen d_in width"] | None
+    energy: Float[Tensor, "*layer seen"]
+
+    @property
+    def M(self) -> Float[Tensor, "*layer seen k width"]:
+        """The matrix of each position, in the coordinates that are kept."""
+        return self.rows.movedim(0, -2) * self.weights.to(self.rows).unsqueeze(-1)
+
+    @property
+    def missed(self) -> Float[Tensor, "*layer seen"]:
+        """The energy outside the basis: ``σ̂_i² ≤ σ_i² ≤ σ̂_i² + missed`` (Weyl's inequality for ``M M^T``)."""
+        if self.basis is None:
+            return torch.zeros_like(self.energy)
+        # One after the other: all rows with their weights would be a second copy of what is kept.
+        kept = sum((w * row).square().sum(-1) for w, row in zip(self.weights.to(self.rows), self.rows, strict=True))
+        return (self.energy - kept).clamp_min(0)
+
+
+def collected(
+    directions: Float[Tensor, "k d_model"], weights: Float[Tensor, "k"] | None, pull: Pull, wanted: int, seed: int
+) -> Collected:
+    """What the ``wanted`` leading singular values and vectors of ``M_t = diag(w) R J_t`` need; the graph is freed."""
+    weights = torch.ones_like(directions[:, 0]) if weights is None else weights
+    n_rows, d_in = len(directions), pull.puller.xs[0].shape[-1]
+    size = size_in_bytes(n_rows, pull)
+    # The wider the closer; the coordinates have the same budget, and more than half of the rows again is not worth it.
+    width = max(wanted + OVERSAMPLING, min(BUDGET * d_in // size, n_rows // 2))
+    if size <= BUDGET or width >= min(n_rows, d_in):
+        return _streamed(directions, weights, None, pull)
+    draws = torch.randn(width, n_rows, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    combined = (draws.to(directions) * weights) @ directions
+    first = _joined(pull.chunks(combined, more_to_come=True), width)
+    return _streamed(directions, weights, torch.linalg.qr(first.movedim(0, -1)).Q, pull)
+
+
+def size_in_bytes(k: int, pull: Pull) -> int:
+    """Of ``k`` rows at every position and hook point."""
+    puller = pull.puller
+    numbers = k * sum(x.shape[-1] for x in puller.xs) * (pull.position + 1)
+    return numbers * torch.finfo(puller.dtype).bits // 8
+
+
+def _joined(chunks: Iterator[Float[Tensor, "chunk *layer seen d_in"]], k: int) -> Float[Tensor, "k *layer seen d_in"]:
+    """One tensor, filled as the chunks come: a concatenation would take the memory twice."""
+    rows, start = torch.empty(0, device="cpu"), 0
+    for chunk in chunks:
+        rows = rows if start else chunk.new_empty(k, *chunk.shape[1:])
+        rows[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    return rows
+
+
+def _streamed(
+    directions: Float[Tensor, "k d_model"],
+    weights: Float[Tensor, "k"],
+    basis: Float[Tensor, "*layer seen d_in width"] | None,
+    pull: Pull,
+) -> Collected:
+    energies: list[Tensor] = []
+
+    def kept() -> Iterator[Tensor]:
+        left = weights
+        for chunk in pull.chunks(directions):
+            now, left = left[: len(chunk)].to(chunk), left[len(chunk) :]
+            energies.append(torch.tensordot(now.square(), chunk.square().sum(-1), dims=1))
+            yield chunk if basis is None else torch.einsum("c...d,...dw->c...w", chunk, basis)
+
+    rows = _joined(kept(), len(directions))
+    return Collected(rows, weights, basis, torch.stack(energies).sum(0))
+
+
+def largest(M: Float[Tensor, "*cells k width"]) -> Float[Tensor, "*cells"]:
+    """The largest singular value of each matrix."""
+    return torch.linalg.matrix_norm(M, 2)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Leading singular values and vectors of ``M_t``, up to the explained position.
+
+    Attributes:
+        values: falling; 0 where they are rounding.
+        outputs: unit vectors of ``y``: the left singular vectors, or the movement ``J_t v``; 0 where the value is.
+        inputs: the right singular vectors ``v``; 0 where the value is.
+        effective_rank: ``(Σ σ²)² / Σ σ⁴``.
+        captured: share of the energy in the basis.
+    """
+
+    values: Float[Tensor, "seen wanted"]
+    outputs: Float[Tensor, "seen wanted d_model"]
+    inputs: Float[Tensor, "seen wanted d_in"]
+    effective_rank: Float[Tensor, "seen"]
+    captured: Float[Tensor, "seen"]
+
+
+def factors(found: Collected, directions: Float[Tensor, "k d_model"], wanted: int, movement: bool) -> Factors:
+    """The decomposition of each position by itself: all at once would take the memory of the rows again.
+
+    ``movement``: outputs are ``J_t v``, which needs the rows of ``R`` to be a complete orthonormal basis.
+    """
+    cells = [_factored(found, t, directions, wanted, movement) for t in range(len(found.energy))]
+    values, outputs, inputs, ranks = (torch.stack(parts) for parts in zip(*cells, strict=True))
+    energy = found.energy.cpu().double()
+    shares = 1 - found.missed.cpu().double() / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+    return Factors(values, outputs, inputs, ranks, shares)
+
+
+def _factored(
+    found: Collected, t: int, directions: Float[Tensor, "k d_model"], wanted: int, movement: bool
+) -> tuple[Float[Tensor, "wanted"], Float[Tensor, "wanted d_model"], Float[Tensor, "wanted d_in"], Float[Tensor, ""]]:
+    P, weights = found.rows[:, t], found.weights.to(found.rows).unsqueeze(-1)
+    U, sigma, Vh = torch.linalg.svd(weights * P, full_matrices=False)
+    real = sigma[:wanted] > sigma[0] * torch.finfo(sigma.dtype).eps * max(P.shape)
+    inputs = Vh[:wanted] if found.basis is None else Vh[:wanted] @ found.basis[t].T
+    moved = (P @ Vh[:wanted].T if movement else U[:, :wanted]).T.to(directions) @ directions
+    outputs = moved / moved.norm(dim=1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny)
+    kept = real.to(sigma).unsqueeze(-1)
+    return (
+        sigma[:wanted] * real,
+        outputs * kept.to(outputs),
+        inputs * kept,
+        _effective_rank(sigma.cpu(), found.energy[t].cpu()),
+    )
+
+
+def _effective_rank(sigma: Float[Tensor, "n"], energy: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """In units of the largest value: fourth powers leave the range of numbers early; on the CPU, which has float64."""
+    largest_square = sigma[0].double().square()
+    if largest_square == 0:
+        return torch.zeros_like(energy, dtype=torch.float64)
+    return (energy.double() / largest_square).square() / (sigma / sigma[0]).double().pow(4).sum()
