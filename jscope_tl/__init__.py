@@ -1,22 +1,27 @@
 """Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
 
 from jscope_tl import diagnostics, faithfulness, patching, views
-from jscope_tl.pocket import series
-from jscope_tl.diagnostics.heads import HeadAgreement, head_agreement
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.batch import attribute_batch
-from jscope_tl.errors import InputError
 from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.attribution.jacobian import jacobian
 from jscope_tl.attribution.paths import Line, Noise, Path, Point
-from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks
-from jscope_tl.results.attribution import Attribution, InfluencePattern
-from jscope_tl.scopes.base import Scope
+from jscope_tl.attribution.spectrum import spectrum
+from jscope_tl.diagnostics.heads import HeadAgreement, head_agreement
+from jscope_tl.engine.state import State
+from jscope_tl.errors import InputError
+from jscope_tl.model.basis import Basis
+from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks, series
+from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.pattern import InfluencePattern
+from jscope_tl.results.spectrum import Spectrum
+from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.scopes.directions import (
     ContrastiveScope,
     EntropyScope,
     LogitTemperatureScope,
     LogProbScope,
+    QuantityScope,
     RandomDirectionScope,
     SemanticScope,
     TemperatureScope,
@@ -24,8 +29,6 @@ from jscope_tl.scopes.directions import (
 from jscope_tl.scopes.fisher import FisherInputScope, FisherScope
 from jscope_tl.scopes.registry import available_scopes, get_scope, register_scope
 from jscope_tl.scopes.spectral import SpectralScope
-from jscope_tl.attribution.spectrum import Spectrum, spectrum
-from jscope_tl.engine.state import Basis, State
 from jscope_tl.views.report import report
 
 __all__ = [
@@ -45,8 +48,10 @@ __all__ = [
     "Path",
     "PocketPrompt",
     "Point",
+    "QuantityScope",
     "RandomDirectionScope",
     "Scope",
+    "Score",
     "SemanticScope",
     "SpectralScope",
     "Spectrum",

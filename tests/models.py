@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from jscope_tl.pocket.load import has_bridge, pocket_folder
+from jscope_tl.model.loading import has_bridge
+from jscope_tl.pocket.load import pocket_folder
 
 D_MODEL, D_VOCAB, N_CTX = 32, 530, 48
 FAMILIES = ("gpt2", "llama", "pythia", "gemma2")

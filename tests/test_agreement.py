@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 import jscope_tl as js
-from jscope_tl.diagnostics.heads import spearman
+from jscope_tl.results.ranks import spearman
 from jscope_tl.model.patterns import to_heads
 from tests.models import TOKENS
 from tests.views.results import attention_of

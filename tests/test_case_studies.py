@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jscope_tl.pocket.load import has_bridge, pocket_folder
+from jscope_tl.model.loading import has_bridge
+from jscope_tl.pocket.load import pocket_folder
 
 FOLDER = Path(__file__).parents[1] / "examples" / "case_studies"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")

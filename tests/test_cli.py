@@ -11,7 +11,7 @@ import pytest
 
 import jscope_tl as js
 from jscope_tl.cli.command import main
-from jscope_tl.pocket.load import has_bridge
+from jscope_tl.model.loading import has_bridge
 from tests import models
 
 PROMPT = "the keys to the cabinet near the doors"

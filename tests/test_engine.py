@@ -13,7 +13,7 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.engine import backward as engine
-from jscope_tl.model.devices import matmul_precision
+from jscope_tl.engine.precision import matmul_precision
 from jscope_tl.engine.backward import Puller
 from jscope_tl.engine.forward import run
 from jscope_tl.engine.memory import LiveBytes, is_out_of_memory

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 
 import jscope_tl as js
 from jscope_tl.model.view import ModelView
-from jscope_tl.pocket.load import has_bridge
+from jscope_tl.model.loading import has_bridge
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS, tiny

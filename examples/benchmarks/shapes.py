@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jscope_tl.pocket.load import has_bridge, load_pocket_model
+from jscope_tl.model.loading import has_bridge
+from jscope_tl.pocket.load import load_pocket_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2-small": dict(d_model=768, n_layers=12, n_heads=12, d_vocab=50257),

@@ -6,79 +6,98 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.model.embeddings import embedding
-from jscope_tl.engine.backward import Puller
-from jscope_tl.errors import InputError
-from jscope_tl.engine.forward import Run, run_again
-from jscope_tl.engine.inputs import Inputs
-from jscope_tl.model.view import ModelView
 from jscope_tl.attribution.paths import Line, Path, Points
-from jscope_tl.engine.progress import bar
-from jscope_tl.scopes.base import Scope, Score
+from jscope_tl.engine.backward import Backward
+from jscope_tl.engine.forward import Run, run_again
+from jscope_tl.engine.inputs import NORM, Inputs
+from jscope_tl.engine.progress import progress_bar
 from jscope_tl.engine.state import State
+from jscope_tl.errors import InputError
+from jscope_tl.model.embeddings import embedding
+from jscope_tl.model.running import Passes
+from jscope_tl.model.view import ModelView
+from jscope_tl.scopes.base import Scope, Score
 
 INCOMPLETE = 0.05
+"""Relative difference of sum and change from which contributions are said not to add up."""
 MOST_BYTES = 2**31
 """Of the averaged rows."""
 
 
-def to_baseline(view: ModelView, path: Path, at: Sequence[str], pos: int) -> Tensor | None:
-    """``x0``; None is zero."""
+def to_origin(
+    view: ModelView, origin: str | Float[Tensor, "*some d_in"], at: Sequence[str], pos: int, passes: Passes
+) -> Float[Tensor, "*pos d_in"] | None:
+    """``x0`` of a path; None is zero.
+
+    Raises:
+        InputError: a tensor of another shape, or an embedding by name where the hook point is not the embedding.
+    """
     d_in = int(view.cfg.d_model)
-    if isinstance(path.baseline, Tensor):
-        if path.baseline.shape not in ((d_in,), (pos, d_in)) or not path.baseline.isfinite().all():
+    if isinstance(origin, Tensor):
+        if origin.shape not in ((d_in,), (pos, d_in)) or not origin.isfinite().all():
             raise InputError(
-                f"A baseline tensor is finite and [d] or [pos, d], here [{d_in}] or [{pos}, {d_in}]; this one is "
-                f"{list(path.baseline.shape)}."
+                f"An origin tensor is finite and [d] or [pos, d], here [{d_in}] or [{pos}, {d_in}]; this one is "
+                f"{list(origin.shape)}."
             )
-        return path.baseline.detach()
-    if path.baseline == "zero":
+        return origin.detach()
+    if origin == "zero":
         return None
     if list(at) != ["hook_embed"]:
         raise InputError(
-            f"The baseline {path.baseline!r} is an embedding; at {', '.join(at)} give 'zero' or a tensor of your own."
+            f"The origin {origin!r} is an embedding; at {', '.join(at)} give 'zero' or a tensor of your own."
         )
-    return embedding(view, path.baseline, pos)
+    return embedding(view, origin, pos, passes)
 
 
-def averaged_score(path: Path, scope: Scope, end: Run, puller: Puller, hooks: list[Any]) -> Score:
-    """The scope's score from rows that are averaged along the path; ``end`` is the prompt's own run."""
-    state, x0 = end.state(), end.inputs.baseline
+def averaged_score(path: Path, scope: Scope, end: Run, backward: Backward, i: int = 0) -> Score:
+    """The score of the ``i``-th explained position from rows that are averaged along the path.
+
+    Args:
+        end: the prompt's own run, where the path ends.
+        backward: the settings of the backward passes, and where their passes and notes go.
+    """
+    state = end.state(i)
     fixed = scope.path_rows(state)
     _check_size(path, scope, fixed, end)
-    origin = torch.zeros_like(state.x[0]) if x0 is None else x0.to(state.x)
-    at_once = end.view.prompts_at_once(len(end.tokens), hooks)
-    batches = [range(n, min(n + at_once, path.n_points())) for n in range(0, path.n_points(), at_once)]
-    total: Tensor | float = 0.0
-    for which in bar(batches, puller.progress if len(batches) > 1 else False, "points of the path", "batch"):
-        place = partial(_place, path, origin, which)
-        with run_again(end, len(which), hooks, Inputs(end.inputs.reduction, x0, place)) as run:
-            own = Puller(
-                run.xs,
-                run.y,
-                run.positions,
-                puller.chunk_size,
-                False,
-                matmul_precision=puller.matmul_precision,
-                rounding=puller.rounding,
-            )
-            rows = own.rows(_cotangents(scope, fixed, state, run))
-            total = total + torch.cat([_summed(chunk, len(which)) for chunk in rows])
-            puller.n_backward += len(which) * len(fixed) + (2 if own.rounding != puller.rounding else 0)
-            puller.rounding = own.rounding
-            puller.notes += [note for note in own.notes if note not in puller.notes]
-    mean = torch.as_tensor(total) / path.n_points()
-    mean[:, state.position + 1 :] = 0
-    resolved, doubts = _completeness(path, scope, end, fixed, mean, origin, hooks)
+    x0 = torch.zeros_like(state.x[0]) if end.inputs.origin is None else end.inputs.origin.to(state.x)
+    rows = _averaged_rows(path, scope, fixed, x0, end, backward, i)
+    rows[:, state.position + 1 :] = 0
+    resolved, doubts = _completeness(path, scope, fixed, rows, x0, end, i)
     resolved["cotangents"] = "taken anew at each point" if scope.moves_along else "those of the prompt, at each point"
-    return Score(scope.of_rows(mean), resolved=resolved, doubts=doubts)
+    return Score(scope.of_rows(rows), resolved=resolved, doubts=doubts)
 
 
-def _place(path: Path, origin: Float[Tensor, "*pos d_in"], which: range, activation: Points) -> Points:
-    points = path.points(activation[0], origin, which)
+def _averaged_rows(
+    path: Path,
+    scope: Scope,
+    fixed: Float[Tensor, "k d_model"],
+    x0: Float[Tensor, "*pos d_in"],
+    end: Run,
+    backward: Backward,
+    i: int,
+) -> Float[Tensor, "k pos d_s"]:
+    """The mean over the points of the path, several of which run side by side."""
+    n_points, at_once = path.n_points(), end.view.prompts_at_once(len(end.prompts[end.rows[i]]), end.settings.fwd_hooks)
+    batches = [range(n, min(n + at_once, n_points)) for n in range(0, n_points, at_once)]
+    shown = backward.progress if len(batches) > 1 else False
+    total: Tensor | float = 0.0
+    for which in progress_bar(shown, "points of the path", "batch", batches):
+        inputs = Inputs(end.inputs.reduction, end.inputs.origin, partial(_placed, path, x0, which))
+        with run_again(end, len(which), inputs, i) as run:
+            here = backward.elsewhere(run.xs, run.y, run.positions)
+            rows = here.rows(_cotangents(scope, fixed, end.state(i), run))
+            total = total + torch.cat([_over_points(chunk, len(which)) for chunk in rows])
+        backward.rounding = here.rounding
+        backward.notes += [note for note in here.notes if note not in backward.notes]
+    return torch.as_tensor(total) / n_points
+
+
+def _placed(path: Path, x0: Float[Tensor, "*pos d_in"], which: range, activation: Points) -> Points:
+    points = path.points(activation[0], x0, which)
     if not isinstance(points, Tensor) or points.shape != activation.shape:
         raise InputError(
             f"{type(path).__name__}.points returned {list(getattr(points, 'shape', []))}; needed are {len(which)} points of the "
@@ -90,7 +109,7 @@ def _place(path: Path, origin: Float[Tensor, "*pos d_in"], which: range, activat
 def _cotangents(scope: Scope, fixed: Float[Tensor, "k d_model"], end: State, run: Run) -> Float[Tensor, "k n d_model"]:
     """At each point its own gradient, or the prompt's cotangents at all of them."""
     if not scope.moves_along:
-        return fixed.unsqueeze(1).expand(-1, len(run.y), -1)
+        return repeat(fixed, "k d_model -> k n d_model", n=len(run.y))
     # What is explained unless a target is given is the prompt's most probable token, not that of the point.
     states = [replace(run.state(i), to_id=end.to_id) for i in range(len(run.y))]
     rows = [scope.path_rows(state) for state in states]
@@ -99,7 +118,7 @@ def _cotangents(scope: Scope, fixed: Float[Tensor, "k d_model"], end: State, run
             f"{scope.label} has {len(fixed)} cotangents at the prompt and another number elsewhere on the path. "
             "Register it with moves_along=False to keep those of the prompt."
         )
-    return torch.stack(rows, 1)
+    return rearrange(rows, "n k d_model -> k n d_model")
 
 
 def _check_size(path: Path, scope: Scope, fixed: Float[Tensor, "k d_model"], end: Run) -> None:
@@ -113,41 +132,41 @@ def _check_size(path: Path, scope: Scope, fixed: Float[Tensor, "k d_model"], end
         )
 
 
-def _summed(rows: Float[Tensor, "chunk all_pos d_s"], n: int) -> Float[Tensor, "chunk pos d_s"]:
-    """Over the ``n`` points that were run side by side."""
-    return rows.unflatten(1, (n, -1)).sum(1)
+def _over_points(rows: Float[Tensor, "chunk all_pos d_s"], n: int) -> Float[Tensor, "chunk pos d_s"]:
+    """The sum over the ``n`` points that were run side by side."""
+    return reduce(rows, "chunk (n pos) d_s -> chunk pos d_s", "sum", n=n)
 
 
 def _completeness(
     path: Path,
     scope: Scope,
-    end: Run,
     fixed: Float[Tensor, "k d_model"],
     rows: Float[Tensor, "k pos d_s"],
-    origin: Float[Tensor, "*pos d_in"],
-    hooks: list[Any],
+    x0: Float[Tensor, "*pos d_in"],
+    end: Run,
+    i: int,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The sum of all signed contributions beside the change of what is explained from baseline to prompt."""
-    from_start_to_end = isinstance(path, Line) and path.alphas is None and end.inputs.reduction != "norm"
-    if not (from_start_to_end and len(fixed) == 1 and _has_change(scope)):
+    """The sum of all signed contributions beside the change of what is explained from the path's origin to the prompt.
+
+    Integrated gradients are complete: both are equal up to the error of the sum over steps (Sundararajan et al. 2017,
+    Proposition 1). That can be said where the whole line was walked, rows are multiplied by the input, there is one cotangent, and
+    it is known of which quantity it is the gradient.
+    """
+    whole_line = isinstance(path, Line) and path.alphas is None and end.inputs.reduction is not NORM
+    known = scope.additive and (scope.exact_effect or not scope.moves_along)
+    if not (whole_line and known and len(fixed) == 1):
         return {}, []
-    start = partial(_place, Line(alphas=(0.0,)), origin, range(1))
-    with run_again(end, 1, hooks, Inputs(place=start)) as baseline:
-        change = _change(scope, fixed, end.state(), baseline.state())
+    start = Inputs(place=partial(_placed, Line(alphas=(0.0,)), x0, range(1)))
+    with run_again(end, 1, start, i) as at_origin:
+        change = _change(scope, fixed, end.state(i), at_origin.state())
     total = float(rows.sum())
     doubts = []
     if abs(total - change) > INCOMPLETE * abs(change):
         doubts = [
-            f"The contributions along the line add up to {total:.4g}, but from the baseline to the prompt it changes by "
+            f"The contributions along the line add up to {total:.4g}, but from the origin to the prompt it changes by "
             f"{change:.4g}: {path.n_points()} steps are too few, or numbers are too coarse."
         ]
     return {"completeness": {"sum": total, "change": change}}, doubts
-
-
-def _has_change(scope: Scope) -> bool:
-    """Whether it is known of what the contributions are shares, in the unit of the score."""
-    plain = type(scope).combined is Scope.combined and type(scope).score is Scope.score
-    return plain and (not scope.moves_along or type(scope).effect_from is not Scope.effect_from)
 
 
 def _change(scope: Scope, fixed: Float[Tensor, "1 d_model"], end: State, start: State) -> float:

@@ -1,68 +1,20 @@
 """Directions of ``y`` decoded into tokens: what a small step along them does to the logits, or to the probabilities."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.model.view import ModelView
-from jscope_tl.model.prompts import to_str_tokens
 from jscope_tl.engine.state import State
+from jscope_tl.model.prompts import to_str_tokens
+from jscope_tl.model.view import ModelView
+from jscope_tl.results.spectrum import MOST, Decodings
 
-MOST = 20
-"""Tokens that are kept at each end."""
 BLOCK = 2**24
 """Changes that are held at once, ``directions x d_vocab``."""
 TIE = 0.01
 """Relative difference of two changes that are taken for the same size."""
 VOCAB_BLOCK = 8192
 """Tokens whose unembedding is brought to full precision at once."""
-
-
-@dataclass(frozen=True)
-class DecodedDirection:
-    """What a step of size one along an output direction does, to first order.
-
-    Attributes:
-        position: of the input that moves the output along this direction.
-        i: which direction, 0 is the leading one.
-        singular_value: its gain.
-        rises: tokens that rise most and by how much, largest first; a rise may be negative where fewer tokens rise.
-        falls: tokens that fall most, largest fall first.
-        unit: of the changes.
-    """
-
-    position: int
-    i: int
-    singular_value: float
-    rises: list[tuple[str, float]]
-    falls: list[tuple[str, float]]
-    unit: str
-
-
-@dataclass(frozen=True)
-class Decodings:
-    """The ends of the decoded change of every direction.
-
-    Attributes:
-        signs: which make the largest change of each direction a rise.
-        ids: of the tokens that rise most, then of those that fall most.
-        changes: theirs, in the same order, of the direction with its largest change made positive.
-        texts: of every token that occurs.
-    """
-
-    signs: Float[Tensor, "n"]
-    ids: Int[Tensor, "n 2 most"]
-    changes: Float[Tensor, "n 2 most"]
-    texts: dict[int, str]
-
-    def ends(self, row: int, k: int) -> list[list[tuple[str, float]]]:
-        """The ``k`` first of both ends, as text."""
-        return [
-            [(self.texts[token], change) for token, change in zip(ids[:k], changes[:k], strict=True)]
-            for ids, changes in zip(self.ids[row].tolist(), self.changes[row].tolist(), strict=True)
-        ]
 
 
 def decoded(directions: Float[Tensor, "n d_model"], state: State, view: ModelView, probabilities: bool) -> Decodings:

@@ -1,4 +1,4 @@
-"""One scope for every position's prediction: the matrix ``[dest, src]`` that lies beside an attention pattern."""
+"""`influence_pattern`: one scope for every position's prediction, the matrix ``[dest, src]`` that lies beside attention."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,20 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.attribution.attribute import finished, options_of, predicted, provenance
-from jscope_tl.engine.backward import Puller, check_chunk_size
-from jscope_tl.errors import InputError
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.describe import about, finished, predicted
+from jscope_tl.attribution.paths import Path, Point
+from jscope_tl.attribution.setup import Setup, refuse, set_up
+from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import FwdHooks, Run
-from jscope_tl.attribution.linearised import Linearised
-from jscope_tl.model.view import ModelView
-from jscope_tl.model.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
-from jscope_tl.engine.vjp import Pull
-from jscope_tl.results.attribution import InfluencePattern, PredictedToken
-from jscope_tl.scopes.base import Scope, Score, checked_cotangents
-from jscope_tl.scopes.registry import resolve_scope
+from jscope_tl.engine.inputs import Reduction
+from jscope_tl.engine.progress import progress_bar
 from jscope_tl.engine.state import State
+from jscope_tl.errors import InputError
+from jscope_tl.model.prompts import Prompt, to_position, to_tokens
+from jscope_tl.results.base import PredictedToken
+from jscope_tl.results.pattern import InfluencePattern
+from jscope_tl.scopes.base import Scope, Score
 
 
+@documented
 def influence_pattern(
     model: Any,
     prompt: Prompt,
@@ -31,21 +34,23 @@ def influence_pattern(
     at: str = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
-    reduction: str | None = None,
+    reduction: str | Reduction | None = None,
+    path: str | Path | None = None,
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
+    matmul_precision: str | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> InfluencePattern:
     """How strongly each earlier token drove the prediction at each position: a scope laid out like an attention pattern.
 
-    ``scores[i, t] = score_t`` of the prediction at ``positions[i]``. One forward pass for all rows; scopes with few
-    cotangents pull the rows of many positions back in one batch.
+    ``scores[i, t] = score_t`` of the prediction at ``positions[i]``. One forward pass for all rows (along a path one for each
+    position and point); additive scopes pull the rows of many positions back in one batch. Without a ``target`` each
+    position explains the token that follows it in the prompt, the last one its most probable.
 
     Args:
         positions: the predictions to explain (negative counts from the end); None is all of them.
-        model, prompt, scope, at, prepend_bos, fwd_hooks, reduction, frozen, chunk_size, progress, options: see `attribute`. Without a
-            ``target`` each position explains the token that follows it in the prompt, the last one its most probable.
+        {shared}
 
     Returns:
         An `InfluencePattern` with ``scores [dest, src]``.
@@ -59,32 +64,29 @@ def influence_pattern(
         >>> pattern.scores.shape  # BOS and five words
         torch.Size([6, 6])
     """
-    scope = resolve_scope(scope, options)
-    view = ModelView(model)
-    tokens = to_tokens(view, prompt, prepend_bos)
+    refuse("influence_pattern", options)
+    setup = set_up(
+        model, scope, options, at=at, one_point=True, fwd_hooks=fwd_hooks, reduction=reduction, path=path,
+        frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    tokens = to_tokens(setup.view, prompt, prepend_bos)
     explained = _positions(positions, len(tokens))
-    chunk_size = check_chunk_size(chunk_size)
-    warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
-    how = Linearised.checked(scope, reduction, None, frozen, fwd_hooks)
-    with how.run(view, tokens, explained, [view.hook_point(at)]) as forward:
-        puller = Puller(forward.xs, forward.y, explained, chunk_size, progress)
-        targets, scores = _explained(scope, forward, puller)
-        scores = [how.in_units(scope, score) for score in scores]
+    warnings = setup.warnings(tokens)
+    with setup.run(tokens, explained) as (forward, backward):
+        targets, scores = _explained(setup, forward, backward)
+        dtype, name = forward.y.dtype, setup.view.name
         values, errors = torch.stack([score.values for score in scores]), _errors(scores)
+        doubts = dict.fromkeys([*backward.notes, *(doubt for score in scores for doubt in score.doubts)])
+        seed = next((score.seed for score in scores if score.seed is not None), None)
         return InfluencePattern(
-            scores=finished(values, forward.y.dtype, view.name),
+            **about(setup, tokens, forward.activations[0], forward.passes, seed),
+            position=max(explained),
             positions=tuple(explained),
+            scores=finished(values, dtype, name),
+            stderr=None if errors is None else finished(errors, dtype, name),
             targets=tuple(targets),
-            tokens=tokens.cpu(),
-            str_tokens=to_str_tokens(view, tokens.tolist()),
-            scope=how.label(scope),
-            options=_options({**options_of(scope), **how.says()}, scores),
-            unit=how.unit(scope),
-            stderr=None if errors is None else finished(errors, forward.y.dtype, view.name),
-            basis=view.basis,
-            provenance=provenance(view, forward.activations[0], at, puller.n_backward, _seed(scores)),
-            warnings=[*warnings, *dict.fromkeys([*puller.notes, *_doubts(scores)]), *_nothing_moves(values, explained)],
-            bos_positions=bos_positions(view, tokens),
+            options=_options(setup.options(), scores),
+            warnings=[*warnings, *doubts, *_nothing_moves(values, explained)],
         )
 
 
@@ -99,25 +101,29 @@ def _positions(positions: Any, n_tokens: int) -> list[int]:
     return explained
 
 
-def _explained(scope: Scope, forward: Run, puller: Puller) -> tuple[list[PredictedToken], list[Score]]:
-    """Targets and scores: rows of all positions in one batch where the scope adds its rows up plainly."""
-    in_one_batch = type(scope).score is Scope.score
+def _explained(setup: Setup, forward: Run, backward: Backward) -> tuple[list[PredictedToken], list[Score]]:
+    """Targets and scores: rows of all positions in one batch where the scope is additive, else position by position."""
+    in_one_batch = setup.scope.additive and isinstance(setup.path, Point)
     targets, rows, scores = [], [], []
-    for i in _watch(forward.positions, puller, not in_one_batch):
+    shown = False if in_one_batch else backward.progress
+    if not in_one_batch:
+        backward.progress = False  # one bar for all positions
+    for i in progress_bar(shown, "positions", "position", range(len(forward.positions))):
         state = forward.state(i)
         with _named(state):
-            targets += predicted(state, forward.view, [scope.explained_token(state)])
+            targets += predicted(state, forward.view, [setup.scope.target_id(state)])
             if in_one_batch:
-                rows.append(checked_cotangents(scope.cotangents(state), state, scope.label))
+                rows.append(setup.scope.rows(state))
             else:
-                scores.append(scope.score(state, Pull(puller, i)))
-    return targets, _batched(scope, rows, puller) if in_one_batch else scores
+                scores.append(setup.score(forward, backward, i))
+    return targets, _batched(setup, rows, backward) if in_one_batch else scores
 
 
-def _batched(scope: Scope, rows: list[Float[Tensor, "_ d_model"]], puller: Puller) -> list[Score]:
-    starts = torch.tensor([i for i, of_one in enumerate(rows) for _ in of_one], device="cpu")
-    energies = puller.energies(torch.cat(rows), of=starts)
-    return [Score(scope.combined(of_one)) for of_one in energies.split([len(of_one) for of_one in rows])]
+def _batched(setup: Setup, rows: list[Float[Tensor, "_ d_model"]], backward: Backward) -> list[Score]:
+    n_rows = [len(of_one) for of_one in rows]
+    starts = torch.tensor([i for i, n in enumerate(n_rows) for _ in range(n)], device="cpu")
+    squares = backward.squared_norms(torch.cat(rows), of=starts)
+    return [setup.in_units(Score(setup.scope.combined(of_one))) for of_one in squares.split(n_rows)]
 
 
 @contextmanager
@@ -143,28 +149,8 @@ def _options(options: dict[str, Any], scores: list[Score]) -> dict[str, Any]:
     return {**options, "resolved": resolved} if any(resolved) else options
 
 
-def _seed(scores: list[Score]) -> int | None:
-    return next((score.seed for score in scores if score.seed is not None), None)
-
-
-def _doubts(scores: list[Score]) -> list[str]:
-    return [doubt for score in scores for doubt in score.doubts]
-
-
 def _nothing_moves(values: Float[Tensor, "dest src"], positions: list[int]) -> list[str]:
     certain = [position for position, row in zip(positions, values, strict=True) if not row.any()]
     if not certain:
         return []
     return [f"Every score is 0 at positions {certain}: their predictions are so certain that nothing moves them."]
-
-
-def _watch(positions: Sequence[int], puller: Puller, one_by_one: bool) -> Iterator[int]:
-    """Places in ``positions``, with one bar for all in place of a bar for each where they are pulled one by one."""
-    wanted = puller.progress
-    if wanted is False or not one_by_one:
-        yield from range(len(positions))
-        return
-    from tqdm.auto import tqdm
-
-    puller.progress = False
-    yield from tqdm(range(len(positions)), desc="positions", delay=0 if wanted else 1, leave=False)

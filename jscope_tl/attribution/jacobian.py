@@ -1,4 +1,4 @@
-"""Jacobians themselves, for users who want the rows and not a score."""
+"""`jacobian`: the rows themselves, for users who want these and not a score."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine.backward import Puller, check_chunk_size
-from jscope_tl.engine.forward import FwdHooks, run
-from jscope_tl.engine.constant import Frozen, check_frozen
-from jscope_tl.model.view import ModelView
-from jscope_tl.model.prompts import Prompt, to_position, to_tokens
-from jscope_tl.engine.vjp import Pull
-from jscope_tl.scopes.base import checked_cotangents
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.setup import refuse, set_up
+from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.state import State
+from jscope_tl.engine.vjp import VJP
+from jscope_tl.model.prompts import Prompt
+from jscope_tl.scopes.base import FunctionScope
 
 
+@documented
 def jacobian(
     model: Any,
     prompt: Prompt,
@@ -28,7 +28,9 @@ def jacobian(
     fwd_hooks: FwdHooks = (),
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
+    matmul_precision: str | None = None,
     progress: bool | None = None,
+    **not_taken: Any,
 ) -> Float[Tensor, "k pos d"]:
     """``C J_t`` for every position ``t``: rows of the Jacobian ``J_t = ∂y/∂x_t``, on the model's device.
 
@@ -38,7 +40,8 @@ def jacobian(
     Args:
         cotangents: ``C``, ``[k, d_model]`` or ``[d_model]``; None is the identity, that is the full Jacobian, which
             takes ``d_model² x pos`` numbers.
-        model, prompt, position, at, prepend_bos, fwd_hooks, frozen, chunk_size, progress: see `attribute`.
+        {shared}
+        not_taken: nothing; ``reduction`` and ``path`` are refused with the reason.
 
     Raises:
         InputError: as `attribute`, and where the cotangents are not ``[k, d_model]``.
@@ -48,18 +51,16 @@ def jacobian(
         >>> js.jacobian(js.load_pocket_model(), "the keys").shape  # BOS and two words
         torch.Size([128, 3, 128])
     """
-    view = ModelView(model)
-    tokens = to_tokens(view, prompt, prepend_bos)
-    position = to_position(position, len(tokens))
-    chunk_size = check_chunk_size(chunk_size)
-    held = Frozen(check_frozen(frozen))
-    with run(view, tokens, [position], [view.hook_point(at)], fwd_hooks, frozen=held) as forward:
+    refuse("jacobian", not_taken, more=["cotangents"])
+
+    def rows(state: State) -> Any:
+        return torch.eye(len(state.y), dtype=state.dtype, device=state.y.device) if cotangents is None else cotangents
+
+    setup = set_up(
+        model, FunctionScope(rows, called="your cotangents"), {}, at=at, one_point=True, fwd_hooks=fwd_hooks, frozen=frozen,
+        chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    tokens, explained = setup.prompt(prompt, prepend_bos, position)
+    with setup.run(tokens, [explained]) as (forward, backward):
         state = forward.state()
-        puller = Puller(forward.xs, forward.y, forward.positions, chunk_size, progress)
-        return Pull(puller).rows(_rows(cotangents, state)).to(state.y.dtype)
-
-
-def _rows(cotangents: Any, state: State) -> Float[Tensor, "k d_model"]:
-    if cotangents is None:
-        return torch.eye(len(state.y), dtype=state.dtype, device=state.y.device)
-    return checked_cotangents(cotangents, state, "your cotangents")
+        return VJP(backward).rows(setup.scope.rows(state)).to(state.y.dtype)

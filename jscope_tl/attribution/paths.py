@@ -1,4 +1,4 @@
-"""At which inputs the model is linearised: at the prompt's own, along a line from a baseline, or among noisy copies."""
+"""At which inputs the model is linearised: at the prompt's own, along a line from a origin, or among noisy copies."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -10,27 +10,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.model.embeddings import NAMED
 from jscope_tl.errors import InputError, count, nearest
+from jscope_tl.model.embeddings import NAMED
 
 Points = Float[Tensor, "n pos d_in"]
 
 
 @dataclass(frozen=True, eq=False)
 class Path(ABC):
-    """Where the model is linearised, and the ``baseline`` that the input is measured from where a score multiplies by it.
+    """Where the model is linearised, and the ``origin`` that the input is measured from where a score multiplies by it.
 
-    A baseline is ``"zero"``, ``"mean"`` (of the vocabulary), ``"bos"``, ``"pad"``, or a tensor ``[d]`` or ``[pos, d]``.
+    An origin is ``"zero"``, ``"mean"`` (of the vocabulary), ``"bos"``, ``"pad"``, or a tensor ``[d]`` or ``[pos, d]``.
     """
 
-    baseline: str | Float[Tensor, "*pos d_in"] = field(default="zero", kw_only=True)
+    origin: str | Float[Tensor, "*pos d_in"] = field(default="zero", kw_only=True)
 
     def __post_init__(self) -> None:
-        known = isinstance(self.baseline, str) and self.baseline in NAMED
-        if not known and not (isinstance(self.baseline, Tensor) and self.baseline.ndim in (1, 2)):
-            near = nearest(str(self.baseline), NAMED) if isinstance(self.baseline, str) else ""
+        known = isinstance(self.origin, str) and self.origin in NAMED
+        if not known and not (isinstance(self.origin, Tensor) and self.origin.ndim in (1, 2)):
+            near = nearest(str(self.origin), NAMED) if isinstance(self.origin, str) else ""
             raise InputError(
-                f"baseline is one of {', '.join(NAMED)}, or a tensor [d] or [pos, d]; got {self.baseline!r}.{near}"
+                f"origin is one of {', '.join(NAMED)}, or a tensor [d] or [pos, d]; got {self.origin!r}.{near}"
             )
 
     @abstractmethod
@@ -39,18 +39,18 @@ class Path(ABC):
 
     @abstractmethod
     def points(self, x: Float[Tensor, "pos d_in"], x0: Float[Tensor, "*pos d_in"], which: range) -> Points:
-        """Some of the points, from the prompt's own ``x`` and the baseline."""
+        """Some of the points, from the prompt's own ``x`` and the origin."""
 
-    def says(self) -> dict[str, Any]:
-        """For the result's options."""
+    def describe(self) -> dict[str, Any]:
+        """The path as a dict, for the result's options."""
         kept = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
-        own = {"baseline": "a tensor"} if isinstance(self.baseline, Tensor) else {}
+        own = {"origin": "a tensor"} if isinstance(self.origin, Tensor) else {}
         return {"name": type(self).__name__, **kept, **own, "n_points": self.n_points()}
 
 
 @dataclass(frozen=True, eq=False)
 class Point(Path):
-    """At the prompt itself: the paper's scopes. Its baseline counts for the reductions ``dot`` and ``elementwise`` only."""
+    """At the prompt itself: the paper's scopes. Its origin counts for the reductions ``dot`` and ``elementwise`` only."""
 
     def n_points(self) -> int:
         """None but the prompt."""
@@ -63,26 +63,26 @@ class Point(Path):
 
 @dataclass(frozen=True, eq=False)
 class Line(Path):
-    """Along the straight line from a baseline to the prompt: integrated gradients (Sundararajan et al. 2017; Eqs. 9, 10).
+    """Along the straight line from a origin to the prompt: integrated gradients (Sundararajan et al. 2017; Eqs. 9, 10).
 
     Rows are averaged over ``steps`` midpoints ``α = (i - ½)/steps`` of ``x(α) = x0 + α (x - x0)``. With ``reduction="dot"``
-    signed contributions then add up to the change of what is explained between baseline and prompt, up to the error of the
+    signed contributions then add up to the change of what is explained between origin and prompt, up to the error of the
     sum: ``options["resolved"]["completeness"]`` has both numbers (of scopes with one cotangent, where it is known what changes),
     and a result where they differ by more than 5 % says so.
-    Models with RMSNorm are rough near the zero baseline, where hundreds of steps may not do.
+    Models with RMSNorm are rough near the zero origin, where hundreds of steps may not do.
 
     Args:
         steps: forward and backward passes. The paper took 100.
         alphas: other points than the midpoints; one of them shows the integrand there (Fig. 15).
 
     Raises:
-        InputError: no steps, alphas that are no numbers, or an unknown baseline.
+        InputError: no steps, alphas that are no numbers, or an unknown origin.
 
     Example:
         >>> import jscope_tl as js
         >>> model = js.load_pocket_model()
         >>> prompt = "tom grew up in the south and goes to columbia . at school he is a"
-        >>> path = js.Line(steps=100, baseline="bos")
+        >>> path = js.Line(steps=100, origin="bos")
         >>> result = js.attribute(model, prompt, "semantic", target=" liberal", path=path, reduction="dot")
         >>> whole = result.options["resolved"]["completeness"]
         >>> abs(whole["sum"] - whole["change"]) < 0.05 * abs(whole["change"])
@@ -98,10 +98,10 @@ class Line(Path):
         if self.alphas is not None:
             object.__setattr__(self, "alphas", _numbers(self.alphas))
 
-    def says(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Steps, or the points themselves."""
         unused = "steps" if self.alphas is not None else "alphas"
-        return {name: value for name, value in super().says().items() if name != unused}
+        return {name: value for name, value in super().describe().items() if name != unused}
 
     def n_points(self) -> int:
         """One for each step."""
@@ -162,7 +162,7 @@ class Noise(Path):
 PATHS: dict[str, type[Path]] = {"point": Point, "line": Line, "noise": Noise}
 
 
-def resolve_path(path: Any) -> Path:
+def to_path(path: Any) -> Path:
     """The path meant by None, a name or a `Path`."""
     if path is None:
         return Point()
@@ -190,5 +190,5 @@ def _numbers(alphas: Any) -> tuple[float, ...]:
     given = [_number(alpha) for alpha in alphas] if isinstance(alphas, Iterable) and not single else []
     numbers = tuple(number for number in given if number is not None)
     if not numbers or len(numbers) < len(given):
-        raise InputError(f"alphas are one or more numbers, 0 at the baseline and 1 at the prompt; got {alphas!r}.")
+        raise InputError(f"alphas are one or more numbers, 0 at the origin and 1 at the prompt; got {alphas!r}.")
     return numbers

@@ -1,159 +1,32 @@
-"""`spectrum`: the leading singular values and vectors of every position's Jacobian, and what they say in tokens."""
+"""`spectrum`: in which directions each token moves the prediction, how strongly, and what that says in tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.attribution.attribute import finished, provenance
-from jscope_tl.attribution.decoding import MOST, DecodedDirection, Decodings, decoded
-from jscope_tl.engine.backward import Puller, check_chunk_size
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.decoding import decoded
+from jscope_tl.attribution.describe import about, finished
+from jscope_tl.attribution.setup import refuse, set_up
+from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.engine.state import State
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, whole
-from jscope_tl.engine.forward import FwdHooks, run
-from jscope_tl.engine.constant import Frozen, check_frozen
+from jscope_tl.model.prompts import Prompt
 from jscope_tl.model.view import ModelView
-from jscope_tl.model.prompts import Prompt, bos_positions, prompt_warnings, to_position, to_str_tokens, to_tokens
-from jscope_tl.engine.vjp import Pull
-from jscope_tl.results.attribution import Provenance
-from jscope_tl.scopes.spectral import OF, SEED, SpectralScope
+from jscope_tl.results.spectrum import Decodings, Spectrum
 from jscope_tl.scopes.singular import Factors, collected, factors
-from jscope_tl.engine.state import Basis, State
-
-if TYPE_CHECKING:
-    import pandas as pd
+from jscope_tl.scopes.spectral import SEED, SpectralScope
 
 CAPTURED = 0.99
 """Share of the energy below which singular values from a sketch are doubted."""
 
 
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """Leading singular values and vectors of ``M_t`` at every position ``t``: which directions move the prediction, and how far.
-
-    ``M_t = J_t``, or ``F_u^{1/2} J_t`` for ``of="fisher"``, whose squared singular values are the eigenvalues of
-    ``J_t^T F_u J_t``. The sign of a singular vector is arbitrary: it is chosen so that the largest decoded change is a rise (of two that
-    are alike within 1 %, that of the more probable token).
-    Everything is float32 on the CPU and 0 after the explained position; so are directions whose singular value is rounding.
-
-    Attributes:
-        singular_values: ``[pos, k]``, falling; in ``unit``.
-        output_directions: ``[pos, k, d_model]``, unit vectors: where ``y`` goes when ``x_t`` moves along the input direction.
-            For the Jacobian the left singular vectors, for Fisher ``J_t v / ‖J_t v‖``, which are not orthogonal.
-        input_directions: ``[pos, k, d_in]``, the right singular vectors ``v``.
-        energy: ``[pos]``, ``‖M_t‖_F² = Σ σ²`` of all singular values, also those beyond ``k``; for Fisher the score of
-            Fisher Scope.
-        effective_rank: ``[pos]``, the participation ratio ``(Σ σ²)² / Σ σ⁴`` (Gao et al. 2017): 1 where one direction does
-            everything, n where n do equally much. Of all singular values; from a sketch (``captured < 1``) those outside it
-            are left out of the denominator, and the number is an upper bound; the effective rank of Roy and Vetterli (2007),
-            an entropy, would have no bound.
-        captured: ``[pos]``, share of the energy in the space that was searched: 1 where all rows were kept. Then
-            ``σ² ≤ true σ² ≤ σ² + (1 - captured) energy``.
-        of: ``"jacobian"`` or ``"fisher"``.
-        tokens, str_tokens, position, unit, basis, provenance, warnings, bos_positions: as in `Attribution`.
-    """
-
-    singular_values: Float[Tensor, "pos k"]
-    output_directions: Float[Tensor, "pos k d_model"]
-    input_directions: Float[Tensor, "pos k d_in"]
-    energy: Float[Tensor, "pos"]
-    effective_rank: Float[Tensor, "pos"]
-    captured: Float[Tensor, "pos"]
-    of: str
-    tokens: Int[Tensor, "pos"]
-    str_tokens: list[str]
-    position: int
-    unit: str
-    basis: Basis
-    provenance: Provenance
-    warnings: list[str] = field(default_factory=list)
-    bos_positions: tuple[int, ...] = ()
-    _decodings: Decodings | None = field(default=None, repr=False)
-
-    @property
-    def shares(self) -> Float[Tensor, "pos k"]:
-        """Share of each direction in the energy (for Fisher: in the trace): ``σ_i² / Σ σ²``."""
-        energy = self.energy.unsqueeze(1)
-        return torch.where(energy > 0, self.singular_values.square() / energy, 0.0)
-
-    def decode(self, pos: int, i: int = 0, k: int = 5) -> DecodedDirection:
-        """The ``k`` tokens that rise and fall most when ``y`` takes a step of size one along an output direction.
-
-        To first order, through the unembedding, logit scale and soft-cap: ``D u`` with ``D = ∂z/∂y``, less its mean over the
-        vocabulary; for Fisher the probabilities, ``p ⊙ (D u - p·D u)``.
-
-        Args:
-            pos: the position; negative counts from the end.
-            i: which direction, 0 is the leading one.
-            k: how many tokens at each end, 20 at most.
-
-        Raises:
-            InputError: there is no such position or direction, ``k`` is out of range, or the model mixes logits.
-        """
-        pos, n = to_position(pos, len(self.str_tokens)), self.singular_values.shape[1]
-        which, count = whole(i), whole(k)
-        if which is None or not 0 <= which < n:
-            raise InputError(
-                f"i is which direction, 0 to {n - 1} in this result; got {i!r}. k of js.spectrum gives more."
-            )
-        if count is None or not 1 <= count <= MOST:
-            raise InputError(f"k is how many tokens to show at each end, 1 to {MOST}; got {k!r}.")
-        if self._decodings is None:
-            raise InputError("This model (or a hook) mixes logits after the unembedding: directions have no tokens.")
-        if pos > self.position:
-            raise InputError(f"Position {pos} is after the explained one, {self.position}, and moves nothing.")
-        rises, falls = self._decodings.ends(pos * n + which, count)
-        unit = f"{'probability' if self.of == 'fisher' else 'logit'} per unit of y"
-        return DecodedDirection(pos, which, float(self.singular_values[pos, which]), rises, falls, unit)
-
-    def to_dataframe(self) -> "pd.DataFrame":
-        """One row per position and direction: singular value, share, the three tokens that rise and fall most; up to ``position``."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_dataframe needs pandas: pip install pandas.") from error
-        n = self.singular_values.shape[1]
-        frame = pd.DataFrame([self._row(pos, i) for pos in range(self.position + 1) for i in range(n)])
-        frame.attrs = {"of": self.of, "unit": self.unit, "model": self.provenance.model_name}
-        return frame.set_index(["position", "direction"])
-
-    def _row(self, pos: int, i: int) -> dict[str, Any]:
-        rises, falls = ([], []) if self._decodings is None else self._texts(pos, i, 3)
-        return {
-            "position": pos,
-            "direction": i,
-            "str_token": self.str_tokens[pos],
-            "singular_value": float(self.singular_values[pos, i]),
-            "share": float(self.shares[pos, i]),
-            "rises": rises,
-            "falls": falls,
-            "effective_rank": float(self.effective_rank[pos]),
-            "is_bos": pos in self.bos_positions,
-        }
-
-    def _texts(self, pos: int, i: int, k: int) -> tuple[list[str], list[str]]:
-        found = self.decode(pos, i, k)
-        return [token for token, _ in found.rises], [token for token, _ in found.falls]
-
-    def __repr__(self) -> str:
-        what = "Jacobian" if self.of == "jacobian" else "pulled-back Fisher matrix"
-        lines = [f"Spectrum of the {what} at {self.provenance.hook_point}, position {self.position}, in {self.unit}:"]
-        ranked = self.singular_values[:, 0].argsort(descending=True, stable=True).tolist()
-        for pos in [t for t in ranked if t not in self.bos_positions and t <= self.position][:5]:
-            sizes = ", ".join(f"{value:.3g}" for value in self.singular_values[pos, :3].tolist())
-            rank = f"effective rank {float(self.effective_rank[pos]):.1f}"
-            lines.append(f"  {self.str_tokens[pos]!r} at {pos}: {sizes}; {rank}{self._in_tokens(pos)}")
-        return "\n".join([*lines, *(f"  doubt: {warning}" for warning in self.warnings)])
-
-    def _in_tokens(self, pos: int) -> str:
-        if self._decodings is None:
-            return ""
-        rises, falls = self._texts(pos, 0, 2)
-        return f"; {' '.join(map(repr, rises))} against {' '.join(map(repr, falls))}"
-
-
+@documented
 def spectrum(
     model: Any,
     prompt: Prompt,
@@ -166,7 +39,9 @@ def spectrum(
     fwd_hooks: FwdHooks = (),
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
+    matmul_precision: str | None = None,
     progress: bool | None = None,
+    **not_taken: Any,
 ) -> Spectrum:
     """In which directions each token moves the prediction, how strongly, and what that says in tokens.
 
@@ -182,7 +57,8 @@ def spectrum(
         of: ``"jacobian"``, gains from ``x_t`` to ``y`` whatever they do to the prediction; or ``"fisher"``, those to the
             next-token distribution.
         k: how many singular values and vectors.
-        model, prompt, position, at, prepend_bos, fwd_hooks, frozen, chunk_size, progress: see `attribute`.
+        {shared}
+        not_taken: nothing; ``reduction`` and ``path`` are refused with the reason.
 
     Returns:
         A `Spectrum`.
@@ -198,36 +74,33 @@ def spectrum(
         >>> [token for token, _ in found.rises + found.falls]
         [' liberal', ' conservative']
     """
+    refuse("spectrum", not_taken, more=["of", "k"])
     scope = SpectralScope(of)
-    view = ModelView(model)
-    tokens = to_tokens(view, prompt, prepend_bos)
-    position = to_position(position, len(tokens))
-    point, n = view.hook_point(at), _count(k, view)
-    chunk_size, held = check_chunk_size(chunk_size), Frozen(check_frozen(frozen))
-    warnings = [*scope.check(view.basis), *prompt_warnings(view, tokens)]
-    with run(view, tokens, [position], [point], fwd_hooks, frozen=held) as forward:
+    setup = set_up(
+        model, scope, {}, at=at, one_point=True, fwd_hooks=fwd_hooks, frozen=frozen, chunk_size=chunk_size,
+        matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    view, (tokens, explained) = setup.view, setup.prompt(prompt, prepend_bos, position)
+    n, warnings = _count(k, view), setup.warnings(tokens)
+    with setup.run(tokens, [explained]) as (forward, backward):
         state = forward.state()
-        puller = Puller(forward.xs, forward.y, [position], chunk_size, progress)
         linear = state.is_linear()
         directions, weights = _directions(scope, state)
-        found = collected(directions, weights, Pull(puller), n, SEED)
+        found = collected(directions, weights, VJP(backward), n, SEED)
         energy = _finished(found.energy, len(tokens), view, state)
         factored = factors(found, directions, n, movement=of == "fisher")
-        decodings = decoded(factored.outputs.flatten(0, 1), state, view, of == "fisher") if linear else None
+        outputs = rearrange(factored.outputs, "seen k d_model -> (seen k) d_model")
+        decodings = decoded(outputs, state, view, of == "fisher") if linear else None
         numbers = _numbers(factored, decodings, len(tokens), view, state)
         return Spectrum(
+            **about(setup, tokens, state.x, forward.passes, None if found.basis is None else SEED),
             **numbers,
+            position=explained,
             energy=energy,
             of=of,
-            tokens=tokens.cpu(),
-            str_tokens=to_str_tokens(view, tokens.tolist()),
-            position=position,
-            unit=OF[of],
-            basis=view.basis,
-            provenance=provenance(view, state.x, at, puller.n_backward, None if found.basis is None else SEED),
-            warnings=[*warnings, *puller.notes, *_doubts(numbers["captured"][: position + 1], linear)],
-            bos_positions=bos_positions(view, tokens),
-            _decodings=decodings,
+            options={**setup.options(), "k": n},
+            warnings=[*warnings, *backward.notes, *_doubts(numbers["captured"][: explained + 1], linear)],
+            decodings=decodings,
         )
 
 

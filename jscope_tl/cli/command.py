@@ -14,6 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jscope_tl.attribution.attribute import attribute
+from jscope_tl.attribution.influence import influence_pattern
+from jscope_tl.cli.faithfulness import run
+from jscope_tl.cli.models import load
+from jscope_tl.errors import InputError
+from jscope_tl.model.loading import LoadingError
+from jscope_tl.results.files import check_target, plain
+from jscope_tl.scopes.registry import available_scopes, get_scope, scope_entry
+from jscope_tl.views.report import report
+from jscope_tl.views.terminal import show
+
 EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line on standard error says why);
 3 the model could not be loaded
 
@@ -37,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--at", default="hook_embed", help="residual-stream hook point (default: hook_embed)")
     p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
                    help="a further option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
-    p.add_argument("--reduction", help="norm, dot (gradient x input) or elementwise (default: the scope's own)")
+    p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
     p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
     p.add_argument("--frozen", action="append", default=[], metavar="WHAT",
                    help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice")  # fmt: skip
@@ -57,8 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["faithfulness"]:
-        from jscope_tl.cli.faithfulness import run
-
         command = partial(run, given[1:])
     else:
         command = partial(_one_prompt, parser().parse_args(given))
@@ -71,9 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Callable[[], int]) -> int:
-    from jscope_tl.errors import InputError
-    from jscope_tl.model.loading import LoadingError
-
     try:
         code = command()
         sys.stdout.flush()
@@ -99,8 +105,6 @@ def _one_prompt(options: argparse.Namespace) -> int:
 
 
 def _list_scopes() -> int:
-    from jscope_tl.scopes.registry import available_scopes, scope_entry
-
     table = Table("scope", "options", "what it explains", box=None, pad_edge=False, header_style="bold")
     for name in available_scopes():
         entry = scope_entry(name)
@@ -110,13 +114,6 @@ def _list_scopes() -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from jscope_tl.attribution.attribute import attribute
-    from jscope_tl.errors import InputError
-    from jscope_tl.model.loading import load_model
-    from jscope_tl.scopes.registry import get_scope
-    from jscope_tl.results.files import check_target
-    from jscope_tl.views.terminal import show
-
     if options.prompt is None:
         raise InputError('give a prompt, as in: jscope "the keys to the cabinet near the doors" (or jscope --help).')
     if options.top < 1:
@@ -129,7 +126,7 @@ def _explain(options: argparse.Namespace) -> int:
     for path in (options.html, options.save):
         if path is not None:
             check_target(path)
-    model = load_model(options.model, options.device, options.dtype)
+    model = load(options.model, options.device, options.dtype)
     how = {"reduction": options.reduction, "path": options.path, "frozen": options.frozen}
     result = attribute(model, options.prompt, scope, position=options.position, at=options.at, **how)
     # Files before the text: whoever reads the text may close the pipe.
@@ -145,9 +142,6 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _write_report(model: Any, result: Any, scope: Any, options: argparse.Namespace) -> None:
-    from jscope_tl.attribution.influence import influence_pattern
-    from jscope_tl.views.report import report
-
     if not options.attention:
         report(result, options.html)
         return
@@ -158,17 +152,12 @@ def _write_report(model: Any, result: Any, scope: Any, options: argparse.Namespa
 
 
 def _json(result: Any) -> str:
-    from jscope_tl.results.files import as_dict
-
-    stderr = None if result.stderr is None else result.stderr.tolist()
-    numbers = {"scores": result.scores.tolist(), "stderr": stderr, "tokens": result.tokens.tolist()}
     all_letters = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(as_dict(result) | numbers, ensure_ascii=not all_letters, indent=1)
+    return json.dumps(plain(result), ensure_ascii=not all_letters, indent=1, default=repr)
 
 
 def _scope_options(options: argparse.Namespace) -> dict[str, Any]:
     """``--target``, ``--baseline`` and every ``--option NAME=VALUE``; numbers become numbers."""
-    from jscope_tl.errors import InputError
 
     given: dict[str, Any] = {k: v for k in ("target", "baseline") if (v := getattr(options, k)) is not None}
     for item in options.option:
@@ -182,7 +171,3 @@ def _scope_options(options: argparse.Namespace) -> dict[str, Any]:
         except json.JSONDecodeError:
             given[name] = value
     return given
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,17 +4,21 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from jscope_tl.cli.models import load
 from jscope_tl.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from jscope_tl.faithfulness.results import Faithfulness
+from jscope_tl.faithfulness import evaluate
+from jscope_tl.faithfulness.measures import MEASURES
+from jscope_tl.faithfulness.methods import resolve_methods
+from jscope_tl.faithfulness.protocol import resolve_protocol
+from jscope_tl.faithfulness.results import Faithfulness, Mean
+from jscope_tl.pocket import pocket_prompts, pocket_tasks
+from jscope_tl.views.methods import faithfulness
 
 WIDTH = 170
 PROMPTS = """FILE has one prompt a line, whose last token is the one to predict; or one JSON object a line with "prompt", and
@@ -46,10 +50,6 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> int:
     """Measure and print."""
-    from jscope_tl.faithfulness import evaluate
-    from jscope_tl.faithfulness.methods import resolve_methods
-    from jscope_tl.faithfulness.protocol import resolve_protocol
-    from jscope_tl.model.loading import load_model
 
     options = parser().parse_args(argv)
     changes = {} if options.ablation is None else {"ablation": options.ablation}
@@ -58,20 +58,19 @@ def run(argv: Sequence[str]) -> int:
     for folder in (options.csv, options.figure):
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-    model = load_model(options.model, options.device, options.dtype)
+    model = load(options.model, options.device, options.dtype)
     found = evaluate(model, prompts, methods, measures, protocol=protocol)
     for name, result in found.items():
         if options.csv is not None:
             result.to_dataframe().to_csv(Path(options.csv) / f"{name}.csv", index=False)
         if options.figure is not None:
-            result.figure().savefig(Path(options.figure) / f"{name}.png", dpi=120)
+            faithfulness(result).savefig(Path(options.figure) / f"{name}.png", dpi=120)
     _print(found, options)
     return 0
 
 
 def _prompts(options: argparse.Namespace) -> tuple[list[Any], tuple[str, ...]]:
     """Prompts, and what can be measured on them."""
-    from jscope_tl.pocket import pocket_prompts, pocket_tasks
 
     if options.n is not None and options.n < 1:
         raise InputError(f"--n is how many prompts to take, 1 or more; got {options.n}.")
@@ -109,7 +108,7 @@ def _line(path: str, n: int, line: str) -> Any:
         raise InputError(f"Line {n} of {path!r} begins as JSON but is none: {error}.") from error
 
 
-def _print(found: "dict[str, Faithfulness]", options: argparse.Namespace) -> None:
+def _print(found: dict[str, Faithfulness], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({name: result.rows for name, result in found.items()}, indent=1))
         return
@@ -130,27 +129,25 @@ def _print(found: "dict[str, Faithfulness]", options: argparse.Namespace) -> Non
     )
 
 
-def table(found: "dict[str, Faithfulness]", correct_only: bool = False) -> "tuple[pd.DataFrame, int]":
-    """Every method's hit rate by task, leave-one-out ranking, AOPC and cost, as text; and the number of prompts."""
-    import pandas as pd
+def table(found: dict[str, Faithfulness], correct_only: bool = False) -> tuple[pd.DataFrame, int]:
+    """Every method's number of each measure (where causes are known also by task) and its cost, as text; and the number of prompts."""
 
     columns: dict[str, dict[str, str]] = {}
     for name, result in found.items():
-        if name == "known_cause":
-            tasks = list(dict.fromkeys(row["task"] for row in result.rows))
-            for task in tasks if len(tasks) > 1 else []:
-                columns[task] = {m: f"{result.mean(m, 'top_1', correct_only, task).mean:.0%}" for m in result.methods}
-        title = {"known_cause": "cause on top", "leave_one_out": "LOO-KL Spearman", "aopc": "AOPC (less is better)"}[
-            name
-        ]
-        quoted = {"known_cause": "top_1", "leave_one_out": "spearman", "aopc": "aopc"}[name]
-        columns[title] = {m: _with_interval(result, m, quoted, correct_only) for m in result.methods}
+        measure = MEASURES[name]
+        tasks = list(dict.fromkeys(row["task"] for row in result.rows)) if measure.needs_cause else []
+        for task in tasks if len(tasks) > 1 else []:
+            columns[task] = {
+                m: f"{result.mean(m, measure.quoted, correct_only, task).mean:.0%}" for m in result.methods
+            }
+        columns[measure.title] = {
+            m: _with_interval(result.mean(m, measure.quoted, correct_only)) for m in result.methods
+        }
     last = list(found.values())[-1]
     columns["passes"] = {m: f"{last.mean(m, 'passes', correct_only).mean:.0f}" for m in last.methods}
     return pd.DataFrame(columns), last.mean(last.methods[0], None, correct_only).n
 
 
-def _with_interval(result: "Faithfulness", method: str, column: str, correct_only: bool) -> str:
-    m = result.mean(method, column, correct_only)
-    digits = 1 if column == "aopc" and abs(m.mean) >= 5 else 2
+def _with_interval(m: Mean) -> str:
+    digits = 1 if abs(m.mean) >= 5 else 2
     return f"{m.mean:.{digits}f} [{m.low:.{digits}f}, {m.high:.{digits}f}]"

@@ -1,7 +1,7 @@
 """What to know before a map is believed: attention sinks, how far the linear picture holds, whether cheap scopes do."""
 
-from jscope_tl.diagnostics.linear_range import Linearity, linearity
-from jscope_tl.diagnostics.scope_comparison import SideBySide, compare_scopes
 from jscope_tl.diagnostics.attention_sink import MaskEffect, Sink, sink
+from jscope_tl.diagnostics.linear_range import Linearity, linearity
+from jscope_tl.diagnostics.scope_comparison import ScopeComparison, compare_scopes
 
-__all__ = ["Linearity", "MaskEffect", "SideBySide", "Sink", "compare_scopes", "linearity", "sink"]
+__all__ = ["Linearity", "MaskEffect", "ScopeComparison", "Sink", "compare_scopes", "linearity", "sink"]

@@ -3,21 +3,21 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from jscope_tl.engine.state import divergence
 from jscope_tl.errors import InputError, count
-from jscope_tl.engine.forward import undisturbed
+from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution
-from jscope_tl.engine.state import divergence
-
-if TYPE_CHECKING:
-    import pandas as pd
+from jscope_tl.results.files import Saved
 
 CONTROLS = 8
 
@@ -36,7 +36,7 @@ class MaskEffect:
 
 
 @dataclass(frozen=True, eq=False)
-class Sink:
+class Sink(Saved):
     """Shares of scores on the first tokens, result by result.
 
     Scores do not add up to anything; a share says how a map looks, not how much of the prediction is explained.
@@ -50,13 +50,11 @@ class Sink:
     rows: list[dict[str, Any]]
     first: int
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def to_dataframe(self) -> pd.DataFrame:
         """One row for each result."""
-        import pandas as pd
-
         return pd.DataFrame(self.rows)
 
-    def summary(self) -> "pd.DataFrame":
+    def summary(self) -> pd.DataFrame:
         """Means over the results of each scope, and their number."""
         frame = self.to_dataframe()
         means = frame.groupby("scope", sort=False).mean(numeric_only=True)
@@ -176,8 +174,8 @@ def _masked_logits(
     found = []
     for some in hidden.split(view.prompts_at_once(len(tokens), [])):
         with undisturbed(view, [(name, partial(_hide, some)) for name in names]):
-            rows = tokens.to(view.input_device).repeat(len(some), 1)
-            found.append(view.model(rows, return_type="logits")[:, -1].double().cpu())
+            rows = repeat(tokens.to(view.input_device), "pos -> n pos", n=len(some))
+            found.append(logits_of(view, rows, Passes())[:, -1].double().cpu())
     return torch.cat(found)
 
 
@@ -186,7 +184,7 @@ def _hide(
 ) -> Float[Tensor, "n head dest src"]:
     """Attention of every token to the hidden ones shared out among the others; each still sees itself."""
     itself = torch.eye(pattern.shape[-1], dtype=torch.bool, device=pattern.device)
-    seen = ~hidden.to(pattern.device)[:, None, None] | itself
+    seen = ~rearrange(hidden.to(pattern.device), "n src -> n 1 1 src") | itself
     kept = torch.where(seen, pattern, 0.0)
     whole_row = kept.sum(-1, keepdim=True)
     # A row whose attention lay on hidden tokens alone attends to itself.

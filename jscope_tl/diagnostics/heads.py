@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import rankdata
 
 from jscope_tl.errors import InputError
 from jscope_tl.model.patterns import Head, to_heads
-from jscope_tl.results.attribution import InfluencePattern
+from jscope_tl.results.pattern import InfluencePattern
+from jscope_tl.results.ranks import spearman
 
 FEWEST = 3
 """Sources that a row must have to be ranked: two are always in perfect order or in perfect disorder."""
@@ -91,14 +90,3 @@ def _row(pattern: InfluencePattern, heads: list[Head], i: int, dest: int) -> Any
     attention = np.stack([head.pattern[dest, sources].numpy() for head in heads])
     scores = pattern.scores[i, sources].numpy()
     return np.stack([spearman(attention, scores), attention.argmax(-1) == scores.argmax()])
-
-
-def spearman(a: Float[np.ndarray, "*n m"], b: Float[np.ndarray, "m"]) -> Float[np.ndarray, "*n"]:
-    """Rank correlation along the last axis, equal values sharing their mean rank; 0 where one side is constant."""
-    ranks_a, ranks_b = (_centred(rankdata(values, axis=-1)) for values in (a, b))
-    norms = np.linalg.norm(ranks_a, axis=-1) * np.linalg.norm(ranks_b)
-    return np.divide(ranks_a @ ranks_b, norms, out=np.zeros_like(norms), where=norms > 0)
-
-
-def _centred(ranks: Float[np.ndarray, "*n m"]) -> Float[np.ndarray, "*n m"]:
-    return ranks - ranks.mean(-1, keepdims=True)

@@ -3,31 +3,30 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.engine.backward import Puller
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.setup import refuse, set_up
+from jscope_tl.engine.forward import FwdHooks, Run, run_again
+from jscope_tl.engine.inputs import NORM, Inputs
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, count
-from jscope_tl.engine.forward import FwdHooks, Run, run, run_again
-from jscope_tl.engine.inputs import Inputs
+from jscope_tl.model.prompts import Prompt, bos_positions, to_position, to_str_tokens
 from jscope_tl.model.view import ModelView
-from jscope_tl.model.prompts import Prompt, bos_positions, to_position, to_str_tokens, to_tokens
-from jscope_tl.engine.vjp import Pull
-from jscope_tl.scopes.base import Scope, Score, checked_cotangents
-from jscope_tl.scopes.registry import resolve_scope
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from jscope_tl.results.files import Saved
+from jscope_tl.scopes.base import Scope, Score
 
 SIZES = tuple(2.0**exponent for exponent in range(-10, 2))
 TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Linearity:
+class Linearity(Saved):
     """Predicted and actual changes along the scope's own direction and along random ones.
 
     Attributes:
@@ -67,6 +66,10 @@ class Linearity:
 
         Between two sizes by a straight line in logarithms; 0 where it never is, infinite where it still is at the largest.
         Sizes so small that rounding is all one sees are passed over.
+
+        Args:
+            error: `own_error` or `random_error`.
+            tolerance: relative.
         """
         under = (error <= tolerance).nonzero().flatten()
         if not len(under):
@@ -89,12 +92,6 @@ class Linearity:
         """The same along random directions."""
         return self.radius(self.random_error)
 
-    def figure(self) -> "Figure":
-        """Actual against predicted change, and the errors, over the size of the perturbation."""
-        from jscope_tl.views.linear import linearity
-
-        return linearity(self)
-
     def __repr__(self) -> str:
         return (
             f"Linearity of the {self.scope} scope at {self.str_token!r} (position {self.source}): the error stays under "
@@ -108,6 +105,7 @@ class Linearity:
         return wrong / predicted.square().mean((0, 1)).sqrt().clamp_min(torch.finfo(wrong.dtype).tiny)
 
 
+@documented
 def linearity(
     model: Any,
     prompt: Prompt,
@@ -121,6 +119,9 @@ def linearity(
     seed: int = 0,
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    frozen: str | Sequence[str] = (),
+    chunk_size: int | None = None,
+    matmul_precision: str | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> Linearity:
@@ -131,11 +132,14 @@ def linearity(
     the change of what it explains.
 
     Args:
-        model, prompt, scope, position, at, prepend_bos, fwd_hooks, progress, options: see `attribute`. ``fisher`` is taken with all
-            directions, at most ``d_model`` backward passes.
+        scope: a registered name, with its options as further keywords; a scope object; or a function from the `State` to
+            cotangents. ``fisher`` is taken with all directions, at most ``d_model`` backward passes.
         source: the position whose vector is moved; None is the one with the highest score besides BOS.
         sizes: of the perturbation, in units of the norm of that vector, rising.
-        n_random: random directions; ``seed`` is theirs.
+        n_random: random directions.
+        seed: of the random directions.
+        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales, in the moved runs too.
+        {shared}
 
     Raises:
         InputError: as `attribute`; sizes that are not rising and positive; a source behind the explained position.
@@ -146,32 +150,36 @@ def linearity(
         >>> found.own_radius > 0
         True
     """
-    scope = resolve_scope(scope, options)
+    refuse("diagnostics.linearity", options)
     grid = _sizes(sizes)
     n_random, seed = count("n_random", n_random, 1), count("seed", seed, 0)
-    view = ModelView(model)
-    tokens = to_tokens(view, prompt, prepend_bos)
-    explained, point, hooks = to_position(position, len(tokens)), view.hook_point(at), list(fwd_hooks or ())
-    warnings = scope.check(view.basis)
-    with run(view, tokens, [explained], [point], hooks) as base:
-        rows = _rows(scope, base, progress)
-        t = _source(source, rows, view, tokens, explained)
+    setup = set_up(
+        model, scope, options, at=at, one_point=True, fwd_hooks=fwd_hooks, reduction=NORM, frozen=frozen,
+        chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    tokens, explained = setup.prompt(prompt, prepend_bos, position)
+    warnings = setup.warnings(tokens)
+    with setup.run(tokens, [explained]) as (base, backward):
+        rows = VJP(backward).rows(setup.scope.rows(base.state()))
+        t = _source(source, rows, setup.view, tokens, explained)
         x = base.activations[0][0, t].detach()
         directions = _directions(rows[:, t], n_random, seed)
         steps = grid.to(x) * x.norm()
         moves = torch.stack([directions, -directions], 1).unsqueeze(2) * steps.view(1, 1, -1, 1)
-        predicted = scope.predicted_from(torch.einsum("kd,rsnd->krsn", rows[:, t], moves), Score(rows[:, 0, 0]))
-        actual = _actual(base, scope, hooks, t, moves.flatten(0, 2)).view(predicted.shape)
+        along = einsum(rows[:, t], moves, "k d, direction sign size d -> k direction sign size")
+        predicted = setup.scope.predicted_from(along, Score(rows[:, 0, 0]))
+        each = rearrange(moves, "direction sign size d -> (direction sign size) d")
+        actual = _actual(base, setup.scope, t, each).view(predicted.shape)
     return Linearity(
         sizes=grid,
         predicted=predicted.double().cpu(),
         actual=actual,
-        unit=scope.effect_unit,
-        scope=scope.label,
-        str_token=to_str_tokens(view, [int(tokens[t])])[0],
+        unit=setup.scope.effect_unit,
+        scope=setup.scope.label,
+        str_token=to_str_tokens(setup.view, [int(tokens[t])])[0],
         source=t,
         norm=float(x.norm()),
-        warnings=[*warnings, *_rounded(x.dtype)],
+        warnings=[*warnings, *backward.notes, *_rounded(x.dtype)],
     )
 
 
@@ -191,12 +199,6 @@ def _rounded(dtype: torch.dtype) -> list[str]:
     return [
         f"In {str(dtype).removeprefix('torch.')} rounding hides what small moves do: a radius of 0 may be that. Try float32."
     ]
-
-
-def _rows(scope: Scope, base: Run, progress: bool | None) -> Float[Tensor, "k pos d_in"]:
-    state = base.state()
-    cotangents = checked_cotangents(scope.cotangents(state), state, scope.label)
-    return Pull(Puller(base.xs, base.y, base.positions, progress=progress)).rows(cotangents)
 
 
 def _source(
@@ -219,11 +221,11 @@ def _directions(rows: Float[Tensor, "k d_in"], n_random: int, seed: int) -> Floa
     return torch.cat([own, (drawn / drawn.norm(dim=1, keepdim=True)).to(own)])
 
 
-def _actual(base: Run, scope: Scope, hooks: list[Any], t: int, moves: Float[Tensor, "n d_in"]) -> Float[Tensor, "n"]:
+def _actual(base: Run, scope: Scope, t: int, moves: Float[Tensor, "n d_in"]) -> Float[Tensor, "n"]:
     """What each move does to what the scope explains."""
     effect, found = scope.effect_from(base.state()), []
-    for some in moves.split(base.view.prompts_at_once(len(base.tokens), hooks)):
-        with run_again(base, len(some), hooks, Inputs(place=partial(_moved, t, some))) as away:
+    for some in moves.split(base.view.prompts_at_once(len(base.tokens), base.settings.fwd_hooks)):
+        with run_again(base, len(some), Inputs(place=partial(_moved, t, some))) as away:
             states = [away.state(i) for i in range(len(some))]
             found += [effect(state.y.detach(), state.logits.detach()) for state in states]
     return torch.stack([value.detach().double().cpu() for value in found])

@@ -3,22 +3,21 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
-from jscope_tl.diagnostics.heads import spearman
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.errors import InputError, count
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.files import Saved
+from jscope_tl.results.ranks import spearman
 from jscope_tl.scopes.base import Scope
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class ScopeComparison(Saved):
     """Two scopes, prompt by prompt: rank correlation (BOS left out), highest token in common, seconds and passes.
 
     Each row has the number of tokens, Spearman's correlation of the two maps, the share of the ten highest that they have in
@@ -28,10 +27,8 @@ class SideBySide:
     scopes: tuple[str, str]
     rows: list[dict[str, Any]]
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def to_dataframe(self) -> pd.DataFrame:
         """One row for each prompt."""
-        import pandas as pd
-
         return pd.DataFrame(self.rows)
 
     def __repr__(self) -> str:
@@ -53,15 +50,15 @@ def compare_scopes(
     *,
     repeats: int = 1,
     **how: Any,
-) -> SideBySide:
+) -> ScopeComparison:
     """How alike the maps of two scopes are on long prompts, and how much longer one takes than the other.
 
     Args:
-        model: see `attribute`.
+        model: a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.
         prompts: several prompts.
         scope, other: names, scopes, or functions.
         repeats: times are the least of so many runs, after one that does not count.
-        how: further keywords of `attribute` for both.
+        how: further keywords of `jscope_tl.attribute`, for both.
 
     Raises:
         InputError: as `attribute`; prompts that are one prompt, or of fewer than three tokens.
@@ -80,7 +77,7 @@ def compare_scopes(
         rows.append({**_alike(a, b), "seconds": seconds, "other_seconds": other_seconds})
         rows[-1]["time_ratio"] = other_seconds / seconds
     names = [scope if isinstance(scope, str) else a.scope, other if isinstance(other, str) else b.scope]
-    return SideBySide((names[0], names[1]), rows)
+    return ScopeComparison((names[0], names[1]), rows)
 
 
 def _timed(model: Any, prompt: Any, scope: Any, repeats: int, how: dict[str, Any]) -> tuple[Attribution, float]:

@@ -1,4 +1,4 @@
-"""Rows of ``C J``: cotangents pulled back from ``y`` to every position of the hook point, chunk by chunk; and ``J`` itself.
+"""Vector-Jacobian products: rows of ``C J`` from ``y`` to every position of the hook points, chunk by chunk.
 
 The engine knows neither scopes nor scores. One backward pass gives the row of all positions at once, and rows leave as
 they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may start at different explained positions.
@@ -7,16 +7,18 @@ they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may st
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.model.devices import matmul_precision
-from jscope_tl.errors import InputError, whole
 from jscope_tl.engine.memory import LiveBytes, chunk_budget, is_out_of_memory
+from jscope_tl.engine.precision import matmul_precision
+from jscope_tl.engine.progress import progress_bar
+from jscope_tl.errors import InputError, whole
+from jscope_tl.model.running import Passes
 
 MOST_ROWS = 64
 """In one chunk, however small they are."""
@@ -31,15 +33,22 @@ def check_chunk_size(chunk_size: Any) -> int | None:
 
 
 @dataclass
-class Puller:
-    """Pulls cotangents back through one forward pass, counts the backward passes, and lets go of the graph at the end.
+class Backward:
+    """The backward passes through one forward pass: computed in chunks, counted, the graph freed with the last one.
 
-    ``xs`` are the activations ``[1, pos, d_in]`` at the hook points, ``y [n, d_model]`` the final hidden state at the ``n``
-    explained ``positions``. The ``of`` of a row says which of them it starts at: a number for all rows, or one for each.
-    Cotangents ``[k, n, d_model]`` start at all of them together.
-    With several hook points rows and energies have an axis ``layer`` of them; one backward pass serves all. ``watch_rows``
-    sees the rows of every chunk, one tensor for each hook point. ``matmul_precision``: see
-    `jscope_tl.devices.matmul_precision`; the ``rounding`` that it causes is measured on the first row.
+    The ``of`` of a row says at which explained position it starts: a number for all rows, or one for each. Cotangents
+    ``[k, n, d_model]`` start at all of them together. With several hook points rows and squared norms have an axis
+    ``layer`` of them; one backward pass serves all.
+
+    Attributes:
+        xs: what rows are taken with respect to, ``[1, pos, d_in]`` for each hook point.
+        y: the final hidden state at the ``n`` explained ``positions``, ``[n, d_model]``.
+        chunk_size: rows at once; None: as many as the memory of the first one allows.
+        progress: a bar always (True), never (False), or where the wait is over a second (None).
+        capture: called with the rows of every chunk, one tensor for each hook point.
+        matmul_precision: see `jscope_tl.engine.precision`; the ``rounding`` that it causes is measured on the first row.
+        passes: where passes are counted.
+        notes: what happened, for the result's warnings.
     """
 
     xs: Sequence[Float[Tensor, "1 pos d_in"]]
@@ -47,61 +56,73 @@ class Puller:
     positions: Sequence[int]
     chunk_size: int | None = None
     progress: bool | None = None
-    watch_rows: Callable[[list[Tensor]], None] | None = None
+    capture: Callable[[list[Tensor]], None] | None = None
     matmul_precision: str | None = None
-    n_backward: int = 0
+    passes: Passes = field(default_factory=Passes)
     rounding: float | None = None
     notes: list[str] = field(default_factory=list)
-    _released: bool = False
+    _graph_freed: bool = False
     _row_bytes: int = 0  # measured
     _proven: int = 0  # rows at once that were no trouble
     _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
 
+    def elsewhere(
+        self, xs: Sequence[Float[Tensor, "1 pos d_in"]], y: Float[Tensor, "n d_model"], positions: Sequence[int]
+    ) -> "Backward":
+        """The backward passes through another forward pass: the same settings, counted together, no bar of their own."""
+        return Backward(
+            xs, y, positions, self.chunk_size, False,
+            matmul_precision=self.matmul_precision, passes=self.passes, rounding=self.rounding,
+        )  # fmt: skip
+
     @property
     def dtype(self) -> torch.dtype:
-        """Of rows and energies: float32, or the model's float64."""
+        """Of rows and squared norms: float32, or the model's float64."""
         return torch.promote_types(self.y.dtype, torch.float32)
 
     def rows(
-        self, cotangents: Float[Tensor, "k *n d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
+        self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Iterator[Float[Tensor, "chunk *layer pos d_in"]]:
         """Yield ``C_chunk J`` in order, in float32 at least.
 
-        The graph is freed with the last chunk unless ``more_to_come``.
+        The graph is freed with the last chunk unless ``retain_graph``.
         """
-        for rows in self._rows(cotangents, of, more_to_come):
+        for rows in self._rows(cotangents, of, retain_graph):
             yield rows[0] if len(rows) == 1 else torch.stack([row.to(rows[0].device) for row in rows], 1)
 
     def _rows(
-        self, cotangents: Float[Tensor, "k *n d_model"], of: int | Int[Tensor, "k"], more_to_come: bool
+        self, cotangents: Float[Tensor, "k *n d_model"], of: int | Int[Tensor, "k"], retain_graph: bool
     ) -> Iterator[list[Float[Tensor, "chunk pos d_in"]]]:
-        if self._released:
-            raise RuntimeError("The graph of this run is gone: call rows(..., more_to_come=True) before the last time.")
+        if self._graph_freed:
+            raise RuntimeError(
+                "The graph of this run is freed: call rows(..., retain_graph=True) before the last time."
+            )
         rest, starts = cotangents.to(self.y.device, self.dtype), self._starts(of, len(cotangents))
         if self.matmul_precision is not None and self.rounding is None:
             self._state_rounding(rest[:1], starts[:1])
-        with self._bar(len(cotangents)) as bar:
+        one = self.progress is None and len(cotangents) == 1
+        with progress_bar(False if one else self.progress, "backward passes", "row", total=len(cotangents)) as bar:
             while len(rest):
                 size = min(len(rest), self._chunk_size())
                 # What may still run out of memory needs the graph for another try.
-                keep = more_to_come or size < len(rest) or size > max(self._proven, 1)
+                keep = retain_graph or size < len(rest) or size > max(self._proven, 1)
                 try:
-                    rows = self._pull_scaled(rest[:size], starts[:size], keep)
+                    rows = self._scaled_rows(rest[:size], starts[:size], keep)
                 except (RuntimeError, MemoryError) as error:
                     if size == 1 or not is_out_of_memory(error):
                         raise
                     self._fewer(size)
                     continue
-                self._released = not (more_to_come or size < len(rest))
+                self._graph_freed = not (retain_graph or size < len(rest))
                 self._proven = max(self._proven, size)
-                if self.watch_rows is not None:
-                    self.watch_rows(rows)
+                if self.capture is not None:
+                    self.capture(rows)
                 yield rows
-                self.n_backward += size
+                self._count(size, cotangents)
                 rest, starts = rest[size:], starts[size:]
                 bar.update(size)
 
-    def _pull_scaled(
+    def _scaled_rows(
         self, chunk: Float[Tensor, "chunk *n d_model"], starts: Int[Tensor, "chunk"], keep: bool
     ) -> list[Float[Tensor, "chunk pos d_in"]]:
         """One chunk; where more follow, the first tells how much memory a row takes."""
@@ -109,23 +130,27 @@ class Puller:
         placed = self._placed((chunk / _beside(scale, chunk)).to(self.y.dtype), starts)
         measured = not keep or self._row_bytes or self.chunk_size is not None
         with nullcontext() if measured else LiveBytes() as meter, matmul_precision(self.matmul_precision):
-            pulled = self._pull(placed, keep)
+            found = self._unscaled_rows(placed, keep)
         if meter is not None:
             self._row_bytes = max(1, meter.peak // len(chunk))
-        return [rows[:, 0].to(self.dtype) * _beside(scale, rows[:, 0]) for rows in pulled]
+        return [rows[:, 0].to(self.dtype) * _beside(scale, rows[:, 0]) for rows in found]
 
     def _state_rounding(self, row: Float[Tensor, "1 *n d_model"], start: Int[Tensor, "1"]) -> None:
         """Pull the first row in full precision too, and say how far the faster one is from it."""
         fast, self.matmul_precision = self.matmul_precision, None
-        full = torch.cat([part.flatten() for part in self._pull_scaled(row, start, True)])
+        full = torch.cat([part.flatten() for part in self._scaled_rows(row, start, True)])
         self.matmul_precision = fast
-        rounded = torch.cat([part.flatten() for part in self._pull_scaled(row, start, True)])
-        self.n_backward += 2
+        rounded = torch.cat([part.flatten() for part in self._scaled_rows(row, start, True)])
+        self._count(2, row)
         self.rounding = float((rounded - full).norm() / full.norm().clamp_min(torch.finfo(full.dtype).tiny))
         self.notes.append(
             f"Backward rows were computed with matmul_precision={fast!r}: the first differs by {self.rounding:.1e} of its norm "
             "from full precision."
         )
+
+    def _count(self, n_rows: int, cotangents: Float[Tensor, "k *n d_model"]) -> None:
+        """Rows that start at several prompts side by side count once for each."""
+        self.passes.n_backward += n_rows * (len(self.y) if cotangents.ndim == 3 else 1)
 
     def _chunk_size(self) -> int:
         """Rows at once: as asked, or what fits the memory; the first one alone, which is measured."""
@@ -141,33 +166,32 @@ class Puller:
         if self.y.is_cuda:
             torch.cuda.empty_cache()
 
-    def energies(
-        self, cotangents: Float[Tensor, "k *n d_model"], more_to_come: bool = False, *, of: int | Int[Tensor, "k"] = 0
+    def squared_norms(
+        self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
         # x lives elsewhere than y where a model is spread over devices.
-        squares = [
+        chunks = [
             torch.stack([row.square().sum(-1).to(self.y.device) for row in rows], 1)
-            for rows in self._rows(cotangents, of, more_to_come)
+            for rows in self._rows(cotangents, of, retain_graph)
         ]
-        energies = squares[0] if len(squares) == 1 else torch.cat(squares)
-        if cotangents.ndim == 3:  # rows that start at several positions: what comes after, whoever placed them knows
-            return energies[:, 0] if len(self.xs) == 1 else energies
-        last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
-        later = torch.arange(energies.shape[-1], device="cpu") > last.unsqueeze(-1)
-        masked = energies.masked_fill(later.unsqueeze(1).to(energies.device), 0)
-        return masked[:, 0] if len(self.xs) == 1 else masked
+        squares = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        if cotangents.ndim == 2:  # rows that start at several positions: the caller knows what comes after
+            last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
+            later = torch.arange(squares.shape[-1], device="cpu") > rearrange(last, "k -> k 1")
+            squares = squares.masked_fill(rearrange(later, "k pos -> k 1 pos").to(squares.device), 0)
+        return squares[:, 0] if len(self.xs) == 1 else squares
 
-    def push(self, tangents: Float[Tensor, "m pos d_in"], of: int = 0) -> Float[Tensor, "m d_model"] | None:
+    def jvp(self, tangents: Float[Tensor, "m pos d_in"], of: int = 0) -> Float[Tensor, "m d_model"] | None:
         """``Σ_t J_t δ_t`` for each tangent ``δ`` of the first hook point; None where the model cannot be differentiated twice.
 
         The derivative of a backward pass by its cotangent: no second forward pass, so no hook of the user's runs again.
         One product costs about as much as one row, and the pass that they all share as much as two.
         """
-        if self._released:
-            raise RuntimeError("The graph of this run is gone: push before the last rows.")
+        if self._graph_freed:
+            raise RuntimeError("The graph of this run is freed: take products with J before the last rows.")
         scale = _power_of_two(tangents)
-        scaled = (tangents / _beside(scale, tangents)).to(self.xs[0]).unsqueeze(1)
+        scaled = rearrange((tangents / _beside(scale, tangents)).to(self.xs[0]), "m pos d -> m 1 pos d")
         try:
             products = self._products(scaled, of)
         except RuntimeError as error:
@@ -176,9 +200,9 @@ class Puller:
             reason = str(error).partition("\n")[0][:200]
             self.notes.append(f"Products with J were not available ({reason}); probes alone did the work.")
             return None
-        self.n_backward += len(tangents) + 2
-        pushed = torch.cat(products).to(self.dtype)
-        return (pushed * _beside(scale, pushed)).detach()
+        self.passes.n_backward += len(tangents) + 2
+        moved = torch.cat(products).to(self.dtype)
+        return (moved * _beside(scale, moved)).detach()
 
     def _products(self, tangents: Float[Tensor, "m 1 pos d_in"], of: int) -> list[Float[Tensor, "chunk d_model"]]:
         cotangent = torch.zeros_like(self.y[of]).requires_grad_()
@@ -211,7 +235,9 @@ class Puller:
         placed[torch.arange(len(chunk), device="cpu"), starts] = chunk
         return placed
 
-    def _pull(self, chunk: Float[Tensor, "chunk n d_model"], keep: bool) -> list[Float[Tensor, "chunk 1 pos d_in"]]:
+    def _unscaled_rows(
+        self, chunk: Float[Tensor, "chunk n d_model"], keep: bool
+    ) -> list[Float[Tensor, "chunk 1 pos d_in"]]:
         if len(chunk) > 1 and self._batched is not False:
             try:
                 # The first time the graph is kept, for the row-by-row way if this one fails.
@@ -240,14 +266,6 @@ class Puller:
             )
         chunk = cotangents.shape[:-2]
         return [x.new_zeros(*chunk, *x.shape) if row is None else row for row, x in zip(rows, self.xs, strict=True)]
-
-    def _bar(self, k: int) -> Any:
-        """A progress bar that appears by itself only where the wait is over a second."""
-        if self.progress is False or (self.progress is None and k == 1):
-            return nullcontext(SimpleNamespace(update=lambda n: None))
-        from tqdm.auto import tqdm  # warns on import in notebooks without ipywidgets: not before a bar is needed
-
-        return tqdm(total=k, desc="backward passes", unit="row", delay=0 if self.progress else 1, leave=False)
 
 
 def _power_of_two(rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k"]:

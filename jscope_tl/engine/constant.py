@@ -27,7 +27,7 @@ def check_frozen(frozen: Any) -> tuple[str, ...]:
 
 
 @dataclass
-class Frozen:
+class HeldConstant:
     """Hooks that hold each pattern or scale at the value of the first run; later runs, elsewhere on a path, get it too."""
 
     kinds: tuple[str, ...] = ()

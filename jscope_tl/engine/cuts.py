@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jscope_tl.engine.inputs import Inputs
+from jscope_tl.engine.inputs import NORM, Inputs
 
 
 @dataclass
@@ -40,8 +41,9 @@ class Cuts:
         def cut(activation: Float[Tensor, "batch pos d_in"], hook: Any) -> Float[Tensor, "batch pos d_in"]:
             leaf, onward = self.inputs.cut(activation)
             self.xs[name].append(leaf)
-            of_all = leaf if self.inputs.reduction == "norm" else onward.reshape(1, -1, onward.shape[-1])
-            self.activations[name].append(of_all)
+            # With respect to the vectors themselves the leaf is the activation; factors are another tensor.
+            whole = leaf if self.inputs.reduction is NORM else rearrange(onward, "batch pos d -> 1 (batch pos) d")
+            self.activations[name].append(whole)
             return onward
 
         return cut
@@ -60,7 +62,7 @@ class Cuts:
         self.y_cuts.append([y.detach().clone().requires_grad_() for y in self.y[-1]])
         cut = torch.stack(self.y_cuts[-1])
         if self.narrow:  # unembedding the other positions would cost a [pos, d_vocab] tensor
-            return (cut.unsqueeze(0), *args[1:])
+            return (rearrange(cut, "n d_model -> 1 n d_model"), *args[1:])
         everywhere = args[0].detach().clone()
         everywhere[list(self.rows), list(self.positions)] = cut
         return (everywhere, *args[1:])

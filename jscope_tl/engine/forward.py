@@ -4,26 +4,40 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from threading import RLock
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from jscope_tl.engine.constant import HeldConstant, quiet_norms
 from jscope_tl.engine.cuts import Cuts
-from jscope_tl.errors import InputError
-from jscope_tl.engine.constant import Frozen, quiet_norms
-from jscope_tl.engine.inputs import Inputs
-from jscope_tl.model.view import ModelView
-from jscope_tl.model.prompts import to_id
+from jscope_tl.engine.inputs import NORM, Inputs
 from jscope_tl.engine.state import State
+from jscope_tl.errors import InputError
+from jscope_tl.model.prompts import to_id
+from jscope_tl.model.running import ONE_AT_A_TIME, Passes, full_precision, logits_of, own_hook_level
+from jscope_tl.model.view import ModelView
 
-OWN_LEVEL = 1000
 AS_IT_IS = Inputs()
-ONE_AT_A_TIME = RLock()
-"""Hooks and frozen parameters belong to the model, which threads share: their forward passes take turns."""
 FwdHooks = Iterable[tuple[str | Callable[[str], bool], Callable[..., Any]]] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the model is run and linearised, whatever the prompt.
+
+    Attributes:
+        view: the model.
+        at: the names of the hook points.
+        fwd_hooks: the user's.
+        frozen: what is held constant, of `jscope_tl.engine.constant.POINTS`.
+    """
+
+    view: ModelView
+    at: Sequence[str]
+    fwd_hooks: Sequence[Any] = ()
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,21 +45,23 @@ class Run:
     """One forward pass, cut at the hook points and at the unembedding, with ``n`` explained positions.
 
     Attributes:
+        settings: how the model was run.
         prompts: the tokens of one prompt, or of several that were run side by side.
         rows: in which of the prompts each explained position is.
         positions: the explained positions, not negative.
-        at: the names of the hook points.
         activations: at the hook points, ``[1, pos, d_in]`` each; several prompts one after the other, each filled up to the
             longest.
         xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
+        inputs: with respect to what Jacobians are taken, and where.
+        held: what was held constant.
+        passes: where passes are counted.
     """
 
-    view: ModelView
+    settings: Settings
     prompts: Sequence[Int[Tensor, "_"]]
     rows: Sequence[int]
     positions: Sequence[int]
-    at: Sequence[str]
     activations: list[Float[Tensor, "1 pos d_in"]]
     xs: list[Float[Tensor, "1 pos d_s"]]
     y: Float[Tensor, "n d_model"]
@@ -53,7 +69,18 @@ class Run:
     _logits: Float[Tensor, "n d_vocab"]
     _slope: Float[Tensor, "n d_vocab"]
     inputs: Inputs
-    frozen: Frozen
+    held: HeldConstant
+    passes: Passes
+
+    @property
+    def view(self) -> ModelView:
+        """The model."""
+        return self.settings.view
+
+    @property
+    def at(self) -> Sequence[str]:
+        """The names of the hook points."""
+        return self.settings.at
 
     @property
     def tokens(self) -> Int[Tensor, "pos"]:
@@ -99,73 +126,78 @@ class Run:
 
 
 def run(
-    view: ModelView,
+    settings: Settings,
     tokens: Int[Tensor, "pos"],
     positions: Sequence[int],
-    at: Sequence[str],
-    fwd_hooks: Iterable[Any] | None = (),
     inputs: Inputs = AS_IT_IS,
-    frozen: Frozen | None = None,
+    passes: Passes | None = None,
 ) -> AbstractContextManager[Run]:
     """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
     Raises `InputError` where a hook point does not run, the prediction depends on none, or activations are not finite.
     """
-    return _forward(view, [tokens], [0] * len(positions), positions, at, fwd_hooks, inputs, frozen or Frozen())
+    held = HeldConstant(settings.frozen)
+    return _forward(settings, [tokens], [0] * len(positions), positions, inputs, held, passes or Passes())
 
 
 def run_together(
-    view: ModelView,
+    settings: Settings,
     prompts: Sequence[Int[Tensor, "_"]],
     positions: Sequence[int],
-    at: Sequence[str],
-    fwd_hooks: Iterable[Any] | None = (),
     inputs: Inputs = AS_IT_IS,
-    frozen: Frozen | None = None,
+    passes: Passes | None = None,
 ) -> AbstractContextManager[Run]:
     """`run` for several prompts in one forward pass, with one explained position in each.
 
     Shorter prompts are filled up behind their end, where a causal model does not look.
     """
-    return _forward(view, prompts, range(len(prompts)), positions, at, fwd_hooks, inputs, frozen or Frozen())
+    held = HeldConstant(settings.frozen)
+    return _forward(settings, prompts, range(len(prompts)), positions, inputs, held, passes or Passes())
 
 
-def run_again(first: Run, n: int, fwd_hooks: Iterable[Any] | None, inputs: Inputs) -> AbstractContextManager[Run]:
-    """The prompt of a run ``n`` times side by side, elsewhere; what it held constant stays as it was."""
-    same = first.view, [first.tokens] * n, [first.positions[0]] * n, first.at
-    return run_together(*same, fwd_hooks, inputs, first.frozen)
+def run_again(first: Run, n: int, inputs: Inputs, i: int = 0) -> AbstractContextManager[Run]:
+    """The prompt of the ``i``-th explained position of a run ``n`` times side by side, moved by ``inputs``.
+
+    What the first run held constant stays as it was there; passes are counted with those of the first.
+    """
+    prompts, positions = [first.prompts[first.rows[i]]] * n, [first.positions[i]] * n
+    return _forward(first.settings, prompts, range(n), positions, inputs, first.held, first.passes)
 
 
 @contextmanager
 def _forward(
-    view: ModelView,
+    settings: Settings,
     prompts: Sequence[Int[Tensor, "_"]],
     rows: Sequence[int],
     positions: Sequence[int],
-    at: Sequence[str],
-    fwd_hooks: Iterable[Any] | None,
     inputs: Inputs,
-    frozen: Frozen,
+    held: HeldConstant,
+    passes: Passes,
 ) -> Iterator[Run]:
-    hooks = list(fwd_hooks or ())
+    """One forward pass under the cuts, the held constants and the user's hooks.
+
+    Everything that the model shares with the user (hooks, parameter flags, the hook level) is changed inside the inner block
+    and given back there, before the `Run` is handed out: backward passes need the graph alone, and may take long.
+    """
+    view, hooks = settings.view, settings.fwd_hooks
     view.check_hook_names(hooks)
     tokens = _filled(prompts, view.tokenizer)
-    with torch.inference_mode(False), torch.enable_grad(), _full_precision(view):
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(view):
         with ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
             cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks), inputs=inputs)
-            stack.enter_context(_frozen(view.model))
-            stack.enter_context(_own_hook_level(view.model))
+            stack.enter_context(_parameters_frozen(view.model))
+            stack.enter_context(own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
-            own = [(name, _cut(view, cuts, name)) for name in at] + frozen.hooks(view, lambda: bool(cuts.xs))
+            own = [(name, _cut(view, cuts, name)) for name in settings.at] + held.hooks(view, lambda: bool(cuts.xs))
             stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, *own]))
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
             stack.enter_context(quiet_norms())
-            output = view.model(tokens.clone(), return_type="logits")
-        found = _run(view, prompts, at, cuts, output, frozen)
-        frozen.check(view, found.y, view.is_hooked(hooks))
+            output = logits_of(view, tokens.clone(), passes)
+        found = _run(settings, prompts, cuts, output, held, passes)
+        held.check(view, found.y, view.is_hooked(hooks))
         yield found
 
 
@@ -173,7 +205,7 @@ def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:
     """A hook at the point; beside the stream it can only watch."""
     if not view.reads_beside(name):
         return cuts.cut_input(name)
-    if cuts.inputs.reduction != "norm" or cuts.inputs.place is not None:
+    if cuts.inputs.reduction is not NORM or cuts.inputs.place is not None:
         raise InputError(
             f"On a {type(view.model).__name__} {name!r} is what the MLP reads beside the stream: the stream cannot be moved "
             "there, as reductions of the input and paths do. Use 'hook_resid_pre' or 'hook_resid_post'."
@@ -187,30 +219,6 @@ def _filled(prompts: Sequence[Int[Tensor, "_"]], tokenizer: Any) -> Int[Tensor, 
     filler = next(token for token in range(len(special) + 1) if token not in special)
     longest = max(map(len, prompts))
     return torch.stack([nn.functional.pad(prompt, (0, longest - len(prompt)), value=filler) for prompt in prompts])
-
-
-@contextmanager
-def undisturbed(view: ModelView, hooks: list[Any]) -> Iterator[None]:
-    """For runs without gradients: the model's own dtype, one thread at a time, with hooks that leave the user's in place."""
-    view.check_hook_names(hooks)
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        _full_precision(view),
-        ONE_AT_A_TIME,
-        _own_hook_level(view.model),
-        view.model.hooks(fwd_hooks=hooks),
-    ):
-        yield
-
-
-@contextmanager
-def _full_precision(view: ModelView) -> Iterator[None]:
-    """The model's own dtype, also inside the user's ``torch.autocast``."""
-    with ExitStack() as stack:
-        for device in {"cpu", view.input_device.type} & {"cpu", "cuda"}:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 @contextmanager
@@ -228,7 +236,7 @@ def _inference_tensors_named() -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _parameters_frozen(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient inside; each gets its flag back."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -240,20 +248,15 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def _own_hook_level(model: Any) -> Iterator[None]:
-    """A level for our hooks that no hook of the user's has: leaving a level removes every hook that sits on it."""
-    level = getattr(model, "context_level", 0)
-    model.context_level = level + OWN_LEVEL
-    try:
-        yield
-    finally:
-        model.context_level = level
-
-
 def _run(
-    view: ModelView, prompts: Sequence[Int[Tensor, "_"]], at: Sequence[str], cuts: Cuts, output: Tensor, frozen: Frozen
+    settings: Settings,
+    prompts: Sequence[Int[Tensor, "_"]],
+    cuts: Cuts,
+    output: Float[Tensor, "batch seen d_vocab"],
+    held: HeldConstant,
+    passes: Passes,
 ) -> Run:
+    view, at = settings.view, settings.at
     for name, times in [(name, len(cuts.xs[name])) for name in at] + [("The unembedding", len(cuts.y))]:
         if times != 1:
             raise InputError(
@@ -277,7 +280,19 @@ def _run(
     logits = output[explained]
     slope = _slope(logits, unembedded)[explained]
     return Run(
-        view, prompts, cuts.rows, cuts.positions, at, activations, xs, y, y_cuts, logits, slope, cuts.inputs, frozen
+        settings,
+        prompts,
+        cuts.rows,
+        cuts.positions,
+        activations,
+        xs,
+        y,
+        y_cuts,
+        logits,
+        slope,
+        cuts.inputs,
+        held,
+        passes,
     )
 
 

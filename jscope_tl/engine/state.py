@@ -8,22 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError
+from jscope_tl.model.basis import Basis
 
 LINEARITY = (1e-3, 0.03)
 """Relative difference allowed between ``D`` as built and as autograd sees it, in full and in half precision."""
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Which of TransformerLens' weight processings the model has been through; some scopes change their meaning.
-
-    Attributes:
-        ln_folded: the final norm has no gain of its own (folded into ``W_U``), so ``‖y‖`` is the same for all inputs.
-        unembed_centered: the mean over the vocabulary has been taken out of ``W_U``.
-    """
-
-    ln_folded: bool
-    unembed_centered: bool
 
 
 @dataclass(frozen=True)

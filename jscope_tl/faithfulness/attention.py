@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.engine.forward import undisturbed
+from jscope_tl.model.running import Passes, captured
 from jscope_tl.model.view import ModelView
 
 
@@ -25,14 +26,9 @@ def rollout(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor
 
 
 def _mean_patterns(model: Any, tokens: Int[Tensor, "pos"]) -> list[Float[Tensor, "dest src"]]:
-    view, patterns = ModelView(model), {}
+    view = ModelView(model)
     names = view.points_showing("hook_pattern")
     if not names:
         raise InputError(f"{view.name} shows no attention patterns ('hook_pattern').")
-
-    def keep(pattern: Tensor, hook: Any) -> None:
-        patterns[hook.name] = pattern[0].float().mean(0).cpu()
-
-    with undisturbed(view, [(name, keep) for name in names]):
-        view.model(tokens.unsqueeze(0), return_type="logits")
-    return list(patterns.values())
+    patterns = captured(view, rearrange(tokens, "pos -> 1 pos"), names, [], Passes())
+    return [reduce(pattern.float(), "1 head dest src -> dest src", "mean").cpu() for pattern in patterns.values()]

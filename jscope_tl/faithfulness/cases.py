@@ -4,14 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
+from jscope_tl.model.prompts import bos_positions, to_id, to_str_tokens, to_tokens
+from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 from jscope_tl.pocket import PocketPrompt
-from jscope_tl.model.prompts import bos_positions, to_id, to_str_tokens, to_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,5 +123,5 @@ def _made(
 
 def predicted(view: ModelView, case: Case) -> int:
     """The token that the model itself finds most probable."""
-    with torch.no_grad():
-        return int(view.model(case.tokens.unsqueeze(0), return_type="logits")[0, -1].argmax())
+    with undisturbed(view, []):
+        return int(logits_of(view, rearrange(case.tokens, "pos -> 1 pos"), Passes())[0, -1].argmax())

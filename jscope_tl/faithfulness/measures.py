@@ -1,6 +1,9 @@
-"""Three questions to a method: does it find the known cause, do its tokens matter most, does leaving them out hurt most?"""
+"""What is asked of a method: does it find the known cause, do its tokens matter most, does leaving them out hurt most?
 
-from collections.abc import Sequence
+To add a measure, add a `Measure` to `MEASURES`: `evaluate` takes its name and ``jscope faithfulness`` prints its column.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jscope_tl.diagnostics.heads import spearman
+from jscope_tl.engine.state import divergence
 from jscope_tl.faithfulness.cases import Case
 from jscope_tl.faithfulness.protocol import Protocol
+from jscope_tl.model.running import Passes
 from jscope_tl.model.view import ModelView
 from jscope_tl.patching.ablated_runs import ablated_logits
-from jscope_tl.engine.state import divergence
+from jscope_tl.results.ranks import spearman
 
 BATCH = 32
 Scores = dict[str, Float[Tensor, "pos"]]
@@ -29,23 +33,47 @@ class Column:
     says: str
 
 
-KNOWN_CAUSE = (
-    Column("top_1", 1, "the highest score is on a cause"),
-    Column("reciprocal_rank", 1, "1 / rank of the best-ranked cause"),
-    Column("share", 1, "share of all scores that lies on the causes"),
-)
-LEAVE_ONE_OUT = (
-    Column("percentile", -1, "where the highest score stands among single ablations, 0 the strongest, 100 the weakest"),
-    Column("in_top_5", 1, "it is among the strongest 5 %"),
-    Column("spearman", 1, "rank correlation of scores and KL divergences"),
-)
-AOPC = (Column("aopc", -1, "change of the log-probability as the highest scores are ablated, over the curve"),)
+@dataclass(frozen=True)
+class Question:
+    """One prompt as a measure sees it: the model, the case, the protocol, and the model's most probable next token."""
+
+    view: ModelView
+    case: Case
+    protocol: Protocol
+    argmax: int
+
+    def logits(self, masks: Bool[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab"]:
+        """Next-token logits with the tokens of each mask ablated."""
+        case, put = self.case, self.protocol.ablation
+        return ablated_logits(self.view, case.tokens, masks, put, case.position, [], BATCH, Passes())
 
 
-def known_cause(case: Case, scores: Scores, protocol: Protocol) -> Rows:
-    """Equal scores share a hit, and their mean rank."""
-    kept = case.candidates(protocol.bos)
-    is_cause = torch.tensor([t in case.causes for t in kept], device="cpu")
+@dataclass(frozen=True)
+class Measure:
+    """Something that is asked of every method on every prompt.
+
+    Attributes:
+        name: as `evaluate` takes it.
+        title: of its column in ``jscope faithfulness``.
+        quoted: the number that stands there.
+        columns: all its numbers.
+        needs_cause: whether it is asked only where the cause is known; then the correct token is explained, else that of
+            the protocol.
+        function: from the question and the scores of every method to a row of numbers for each.
+    """
+
+    name: str
+    title: str
+    quoted: str
+    columns: tuple[Column, ...]
+    needs_cause: bool
+    function: Callable[[Question, Scores], Rows]
+
+
+def known_cause(question: Question, scores: Scores) -> Rows:
+    """Whether the highest score is on a cause. Equal scores share a hit, and their mean rank."""
+    kept = question.case.candidates(question.protocol.bos)
+    is_cause = torch.tensor([t in question.case.causes for t in kept], device="cpu")
     return {name: _found(values[kept], is_cause) for name, values in scores.items()}
 
 
@@ -58,12 +86,12 @@ def _found(values: Float[Tensor, "n"], is_cause: Bool[Tensor, "n"]) -> dict[str,
     return {"top_1": float(is_cause[top].double().mean()), "reciprocal_rank": 1 / rank, "share": share}
 
 
-def leave_one_out(view: ModelView, case: Case, scores: Scores, protocol: Protocol) -> Rows:
+def leave_one_out(question: Question, scores: Scores) -> Rows:
     """One token after the other is ablated; ``KL(p ‖ p_ablated)`` of the whole distribution ranks them."""
-    kept = case.candidates(protocol.bos)
-    masks = torch.zeros(len(kept) + 1, len(case.tokens), dtype=torch.bool, device="cpu")
+    kept = question.case.candidates(question.protocol.bos)
+    masks = torch.zeros(len(kept) + 1, len(question.case.tokens), dtype=torch.bool, device="cpu")
     masks[torch.arange(len(kept), device="cpu"), kept] = True  # the last row ablates nothing
-    logits = ablated_logits(view, case.tokens, masks, protocol.ablation, case.position, [], BATCH)
+    logits = question.logits(masks)
     log_q, log_p = logits[:-1].log_softmax(-1), logits[-1].log_softmax(-1)
     kl = divergence(log_p, log_q).numpy()
     return {name: _ranked(values[kept].numpy(), kl) for name, values in scores.items()}
@@ -82,14 +110,15 @@ def _highest(values: Float[np.ndarray, "n"]) -> Sequence[int]:
     return np.flatnonzero(values == values.max()).tolist()
 
 
-def aopc(view: ModelView, case: Case, scores: Scores, protocol: Protocol, argmax: int) -> Rows:
-    """The highest scores of each method are ablated together, more and more of them."""
+def aopc(question: Question, scores: Scores) -> Rows:
+    """Area over the perturbation curve (Samek et al. 2017): the highest scores are ablated together, more and more of them."""
+    case, protocol = question.case, question.protocol
     kept = torch.tensor(case.candidates(protocol.bos), device="cpu")
     counts = [protocol.count(fraction, len(kept)) for fraction in protocol.fractions]
     masks = [_masks(values, kept, counts) for values in scores.values()]
     unique, back = torch.cat([torch.zeros_like(masks[0][:1]), *masks]).unique(dim=0, return_inverse=True)
-    logits = ablated_logits(view, case.tokens, unique, protocol.ablation, case.position, [], BATCH)
-    followed = logits.log_softmax(-1)[:, protocol.token(protocol.evaluated, case.target, argmax)]
+    evaluated = protocol.token(protocol.evaluated, case.target, question.argmax)
+    followed = question.logits(unique).log_softmax(-1)[:, evaluated]
     curves = (followed[back[1:]] - followed[back[0]]).view(len(scores), -1)
     x = [count / len(kept) for count in counts] if protocol.over == "width" else protocol.fractions
     return {name: _area(curve.numpy(), np.array(x), protocol) for name, curve in zip(scores, curves, strict=True)}
@@ -112,3 +141,26 @@ def _area(
     width = float(x[-1] - x[0]) if protocol.over == "width" else 1.0
     points = {f"at_{fraction:g}": float(value) for fraction, value in zip(protocol.fractions, curve, strict=True)}
     return {"aopc": area / width if width else float(curve[0]), **points}
+
+
+KNOWN_CAUSE = (
+    Column("top_1", 1, "the highest score is on a cause"),
+    Column("reciprocal_rank", 1, "1 / rank of the best-ranked cause"),
+    Column("share", 1, "share of all scores that lies on the causes"),
+)
+LEAVE_ONE_OUT = (
+    Column("percentile", -1, "where the highest score stands among single ablations, 0 the strongest, 100 the weakest"),
+    Column("in_top_5", 1, "it is among the strongest 5 %"),
+    Column("spearman", 1, "rank correlation of scores and KL divergences"),
+)
+AOPC = (Column("aopc", -1, "change of the log-probability as the highest scores are ablated, over the curve"),)
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("known_cause", "cause on top", "top_1", KNOWN_CAUSE, True, known_cause),
+        Measure("leave_one_out", "LOO-KL Spearman", "spearman", LEAVE_ONE_OUT, False, leave_one_out),
+        Measure("aopc", "AOPC (less is better)", "aopc", AOPC, False, aopc),
+    )
+}
+"""By name; `jscope_tl.faithfulness.evaluate` says what they are."""

@@ -4,8 +4,7 @@ import inspect
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +12,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.attribute import attribute
+from jscope_tl.attribution.paths import Line, Noise
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.faithfulness.attention import last_layer, rollout
 from jscope_tl.model.view import ModelView
-from jscope_tl.attribution.paths import Line, Noise
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope
-from jscope_tl.scopes.registry import available_scopes, scope_entry
+from jscope_tl.scopes.registry import RESERVED, available_scopes, resolve_scope
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of its own, which is no scope.
+
+    Attributes:
+        function: of the model, tokens ``[pos]`` and a target id; returns scores ``[pos]`` for the prediction at the last
+            position, or an `Attribution`.
+        n_forward: forward passes that it makes itself, besides those that an `Attribution` counts.
+    """
+
+    function: Callable[[Any, Int[Tensor, "pos"], int], Any]
+    n_forward: int = 1
 
 
 def at_random(model: Any, tokens: Int[Tensor, "pos"], target: int, seed: int = 0) -> Float[Tensor, "pos"]:
@@ -39,7 +52,7 @@ def against_runner_up(model: Any, tokens: Int[Tensor, "pos"], target: int) -> An
 METHODS: dict[str, Any] = {
     "semantic": {"scope": "semantic"},
     "log_prob": {"scope": "log_prob"},
-    "contrastive": against_runner_up,
+    "contrastive": Method(against_runner_up),
     "temperature": {"scope": "temperature"},
     "logit_temperature": {"scope": "logit_temperature"},
     "entropy": {"scope": "entropy"},
@@ -54,15 +67,11 @@ METHODS: dict[str, Any] = {
     "integrated_gradients": {"scope": "log_prob", "reduction": "dot", "path": Line(steps=20)},
     "integrated_semantic": {"scope": "semantic", "reduction": "elementwise", "path": Line(steps=20)},
     "smooth_gradients": {"scope": "log_prob", "path": Noise(samples=10)},
-    "attention": last_layer,
-    "attention_rollout": rollout,
-    "random": at_random,
+    "attention": Method(last_layer),
+    "attention_rollout": Method(rollout),
+    "random": Method(at_random, n_forward=0),
 }
-"""By name: keywords of `jscope_tl.attribute`, or a function of model, tokens and target that returns scores."""
-
-
-EXTRA_PASSES = ((at_random, -1), (against_runner_up, 1))
-"""Chance needs no pass, and the runner-up one more."""
+"""By name: keywords of `jscope_tl.attribute`, or a `Method`."""
 
 
 def resolve_methods(methods: Any) -> dict[str, Any]:
@@ -84,10 +93,10 @@ def resolve_methods(methods: Any) -> dict[str, Any]:
             chosen[name] = _named(method)
         elif inspect.isclass(method) and issubclass(method, Scope):
             chosen[name] = method()
-        elif not (callable(method) or isinstance(method, Scope | Mapping)):
+        elif not (callable(method) or isinstance(method, Scope | Mapping | Method)):
             raise InputError(
-                f"Method {name!r} is a scope's name, a scope, keywords of js.attribute or a function of model, tokens and "
-                f"target; got {method!r}."
+                f"Method {name!r} is a scope's name, a scope, a function of the state, keywords of js.attribute or a "
+                f"js.faithfulness.Method; got {method!r}."
             )
     return chosen
 
@@ -130,47 +139,45 @@ class Explainer:
         """Every method's scores of the prediction of ``target``."""
         return {name: self._one(name, tokens, target) for name in self.methods}
 
-    def forget(self) -> None:
-        """Before the next case."""
+    def clear(self) -> None:
+        """Clear the cache, between cases."""
         self._known.clear()
 
     def _one(self, name: str, tokens: Int[Tensor, "pos"], target: int) -> Explained:
         if (name, target) not in self._known:
             start = time.perf_counter()
-            explain = _function(self.methods[name])
             try:
-                result = explain(self.view.model, tokens, target)
+                scores, passes = _explained(name, self.methods[name], self.view.model, tokens, target)
             except InputError as error:
                 raise InputError(f"Method {name!r}: {error} Or leave it out: methods=[...].") from error
-            scores, passes = _scores(name, result, tokens)
-            passes += next((n for method, n in EXTRA_PASSES if method is self.methods[name]), 0)
             self._known[name, target] = Explained(scores, passes, time.perf_counter() - start)
         return self._known[name, target]
 
 
-def _function(method: Any) -> Callable[..., Any]:
-    if isinstance(method, Mapping):
-        return partial(_attributed, {"scope": "semantic", **method, "progress": False})
-    return partial(_attributed, {"scope": method, "progress": False}) if isinstance(method, Scope) else method
-
-
-def _attributed(keywords: dict[str, Any], model: Any, tokens: Int[Tensor, "pos"], target: int) -> Any:
-    """A scope that asks for a token and was given none explains ``target``."""
-    scope = keywords["scope"]
-    if isinstance(scope, Scope) and getattr(scope, "target", target) is None:
-        return attribute(model, tokens, **{**keywords, "scope": replace(scope, target=target)})  # type: ignore[type-var]
-    takes = scope_entry(scope).options if isinstance(scope, str) else ()
-    if inspect.isclass(scope):
-        takes = tuple(inspect.signature(scope).parameters)
-    own = {"target": target} if "target" in takes and keywords.get("target") is None else {}
-    return attribute(model, tokens, **{**keywords, **own})
-
-
-def _scores(name: str, result: Any, tokens: Int[Tensor, "pos"]) -> tuple[Float[Tensor, "pos"], int]:
-    """Scores and passes through the model, forward and backward."""
-    passes = 1
+def _explained(
+    name: str, method: Any, model: Any, tokens: Int[Tensor, "pos"], target: int
+) -> tuple[Float[Tensor, "pos"], int]:
+    """Scores, and passes through the model, forward and backward."""
+    if isinstance(method, Method):
+        result, passes = method.function(model, tokens, target), method.n_forward
+    else:
+        keywords = {"scope": "semantic", **(method if isinstance(method, Mapping) else {"scope": method})}
+        result, passes = _attributed(keywords, model, tokens, target), 0
     if isinstance(result, Attribution):
-        result, passes = result.scores, _passes(result)
+        passes += result.provenance.n_forward + result.provenance.n_backward
+        result = result.scores
+    return _checked(name, result, tokens), passes
+
+
+def _attributed(keywords: dict[str, Any], model: Any, tokens: Int[Tensor, "pos"], target: int) -> Attribution:
+    """A scope that asks for a token and was given none explains ``target``."""
+    settings = {key: value for key, value in keywords.items() if key in RESERVED}
+    scope = resolve_scope(settings.pop("scope"), {k: v for k, v in keywords.items() if k not in RESERVED})
+    scope = scope.with_target(target) if scope.needs_target else scope
+    return attribute(model, tokens, scope, **{**settings, "progress": False})
+
+
+def _checked(name: str, result: Any, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos"]:
     try:
         result = torch.as_tensor(result)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -182,11 +189,4 @@ def _scores(name: str, result: Any, tokens: Int[Tensor, "pos"]) -> tuple[Float[T
             f"Method {name!r} returned scores of shape {list(result.shape)}, {result.dtype}; needed are {len(tokens)} finite "
             "real numbers, one for each token."
         )
-    return result.detach().double().cpu(), passes
-
-
-def _passes(result: Any) -> int:
-    """A backward row counts as one, and so does each point of a path forward."""
-    path = result.options.get("path", {})
-    baseline = "completeness" in result.options.get("resolved", {})
-    return 1 + baseline + int(path.get("n_points", 0)) + int(result.provenance.n_backward)
+    return result.detach().double().cpu()

@@ -1,18 +1,16 @@
 """What a measurement returns: one row per prompt and method, means with paired intervals, differences, a figure."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.faithfulness.measures import Column
 from jscope_tl.faithfulness.protocol import Protocol
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+from jscope_tl.results.files import Saved
 
 RESAMPLES = 2000
 
@@ -29,7 +27,7 @@ class Mean:
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
+class Faithfulness(Saved):
     """How methods did on prompts.
 
     Attributes:
@@ -73,10 +71,8 @@ class Faithfulness:
         values = self.values(column or self.columns[0].name, correct_only)
         return _mean(values[self._index(a)] - values[self._index(b)])
 
-    def summary(self, correct_only: bool = False, task: str | None = None) -> "pd.DataFrame":
+    def summary(self, correct_only: bool = False, task: str | None = None) -> pd.DataFrame:
         """Means over prompts by method: each column with ``_stderr``, ``_low`` and ``_high`` (95 %), passes and seconds."""
-        import pandas as pd
-
         table: dict[str, dict[str, float]] = {}
         for method in self.methods:
             row = table.setdefault(method, {})
@@ -90,17 +86,9 @@ class Faithfulness:
         frame.attrs = {"measure": self.measure, "n": mean.n, "model": self.model}
         return frame
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def to_dataframe(self) -> pd.DataFrame:
         """One row for each prompt and method."""
-        import pandas as pd
-
         return pd.DataFrame(self.rows)
-
-    def figure(self) -> "Figure":
-        """Means and intervals of every method, a panel for each column."""
-        from jscope_tl.views.methods import faithfulness
-
-        return faithfulness(self)
 
     def __repr__(self) -> str:
         quoted = self.columns[0]

@@ -3,11 +3,12 @@
 from collections import OrderedDict
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.engine.forward import undisturbed
+from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 
 NAMED = ("zero", "mean", "bos", "pad")
@@ -21,20 +22,21 @@ def named_token(view: ModelView, name: str) -> int:
     return int(token)
 
 
-def embedding(view: ModelView, what: str, pos: int) -> Float[Tensor, "d_model"]:
+def embedding(view: ModelView, what: str, pos: int, passes: Passes) -> Float[Tensor, "d_model"]:
     """``"zero"``, ``"mean"``, ``"bos"`` or ``"pad"`` as the model would show it at ``hook_embed`` of a prompt of ``pos`` tokens."""
     if what == "zero":
         return torch.zeros(view.W_E.shape[1], device=view.input_device)
     if what in ("bos", "pad"):
-        return embedded(view, torch.full((pos,), named_token(view, what), device=view.input_device))[0].float()
+        tokens = torch.full((pos,), named_token(view, what), device=view.input_device)
+        return embedded(view, tokens, passes)[0].float()
     # Gemma multiplies its embeddings: the factor is read off some of them.
     some = torch.linspace(0, view.d_vocab - 1, max(pos, 2), device=view.input_device).long()[-pos:]
     table = view.W_E.float()
-    own, shown = table[some.to(table.device)], embedded(view, some).to(table)
+    own, shown = table[some.to(table.device)], embedded(view, some, passes).to(table)
     return table.mean(0) * (own * shown).sum() / own.square().sum().clamp_min(1e-30)
 
 
-def embedded(view: ModelView, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
+def embedded(view: ModelView, tokens: Int[Tensor, "pos"], passes: Passes) -> Float[Tensor, "pos d_model"]:
     """What the model itself shows at ``hook_embed`` for these tokens, before hooks of the user's at that point."""
     kept: list[Tensor] = []
     point = view.points["hook_embed"]
@@ -42,7 +44,7 @@ def embedded(view: ModelView, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "pos 
         theirs, point._forward_hooks = point._forward_hooks, OrderedDict()
         try:
             point.register_forward_hook(lambda module, args, shown: kept.append(shown.clone()))
-            view.model(tokens.unsqueeze(0))
+            logits_of(view, rearrange(tokens, "pos -> 1 pos"), passes)
         finally:
             point._forward_hooks = theirs
     return kept[0][0].detach()

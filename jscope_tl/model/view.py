@@ -9,10 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jscope_tl.errors import InputError, nearest
-from jscope_tl.engine.state import Basis
-
-CENTERED = 0.05
-"""Mean of ``W_U`` over the vocabulary, in units of what random columns would have (1): below this it was centred."""
+from jscope_tl.model.basis import Basis, basis_of
 
 EXPLAINABLE = {"HookedTransformer", "TransformerBridge"}
 REFUSED = {
@@ -126,22 +123,7 @@ class ModelView:
     @cached_property
     def basis(self) -> Basis:
         """How the weights were processed, read off the weights themselves: configurations forget it."""
-        return Basis(ln_folded=self._norm_without_gain(), unembed_centered=self._centered())
-
-    def _norm_without_gain(self) -> bool:
-        if getattr(self.cfg, "normalization_type", "LN") is None:
-            return False  # no final norm at all: the norm of y is free
-        norm = getattr(self.model, "ln_final", None)
-        if norm is None:
-            return False
-        # A bridge keeps the tensor from before folding in .w and .b: the current one is in .weight and .bias.
-        gain, bias = (_first_tensor(norm, names) for names in (("weight", "w"), ("bias", "b")))
-        uniform = gain is None or bool((gain == gain.flatten()[0]).all())
-        return uniform and (bias is None or not bias.any())
-
-    def _centered(self) -> bool:
-        # A few rows tell most models apart: reading all of W_U would cost as much as a layer.
-        return _has_no_mean(self.W_U[:16]) and _has_no_mean(self.W_U)
+        return basis_of(self.model)
 
     def hook_points(self, at: Any) -> list[str]:
         """Residual-stream hook points by name: one, several, or ``"resid_pre"`` and its like for all layers.
@@ -237,18 +219,3 @@ class ModelView:
 def is_residual(name: str) -> bool:
     """Whether a hook point's name is one of the residual stream's, on whichever class."""
     return name.rpartition(".")[2] in ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
-
-
-def _first_tensor(module: Any, names: tuple[str, ...]) -> Tensor | None:
-    for name in names:
-        value = getattr(module, name, None)
-        if isinstance(value, Tensor):
-            return value.detach()
-    return None
-
-
-def _has_no_mean(W_U: Float[Tensor, "some_d d_vocab"]) -> bool:
-    precise = torch.promote_types(W_U.dtype, torch.float32)
-    mean = W_U.mean(1, dtype=precise)
-    if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
-    return bool(mean.norm() < CENTERED * if_random)

@@ -1,17 +1,19 @@
 """What a model predicts with some tokens' embeddings taken away."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from jscope_tl.engine.progress import progress_bar
 from jscope_tl.model.embeddings import embedding
-from jscope_tl.engine.forward import undisturbed
-from jscope_tl.model.view import ModelView
-from jscope_tl.engine.progress import bar
 from jscope_tl.model.prompts import to_id, to_str_tokens
+from jscope_tl.model.running import Passes, logits_of, undisturbed
+from jscope_tl.model.view import ModelView
 
 REPLACEMENTS = ("zero", "mean", "pad")
 
@@ -30,26 +32,31 @@ def ablated_logits(
     masks: Bool[Tensor, "n pos"],
     replacement: str | int,
     position: int,
-    hooks: list[Any],
+    hooks: Sequence[Any],
     batch_size: int,
+    passes: Passes,
     progress: bool | None = False,
 ) -> Float[Tensor, "n d_vocab"]:
     """Logits at ``position`` with the tokens of each mask replaced, in float64 on the CPU."""
-    value = embedding(view, replacement, len(tokens)) if isinstance(replacement, str) else None
+    value = embedding(view, replacement, len(tokens), passes) if isinstance(replacement, str) else None
     batch_size = min(batch_size, view.prompts_at_once(len(tokens), hooks))
     found = []
-    for batch in bar(masks.to(tokens.device).split(batch_size), progress, "ablated runs", "run"):
-        rows = tokens.repeat(len(batch), 1)
+    for batch in progress_bar(progress, "ablated runs", "batch", masks.to(tokens.device).split(batch_size)):
+        rows = repeat(tokens, "pos -> batch pos", batch=len(batch)).clone()
         if isinstance(replacement, int):
             rows[batch] = replacement
         own = [] if value is None else [("hook_embed", partial(_blank, batch, value))]
         with undisturbed(view, [*hooks, *own]):
-            found.append(view.model(rows, return_type="logits")[:, position].double().cpu())
+            found.append(logits_of(view, rows, passes)[:, position].double().cpu())
     return torch.cat(found)
 
 
 def _blank(
-    batch: Bool[Tensor, "b pos"], value: Float[Tensor, "d_model"], embedded: Float[Tensor, "b pos d_model"], hook: Any
-) -> Float[Tensor, "b pos d_model"]:
+    batch: Bool[Tensor, "batch pos"],
+    value: Float[Tensor, "d_model"],
+    embedded: Float[Tensor, "batch pos d_model"],
+    hook: Any,
+) -> Float[Tensor, "batch pos d_model"]:
     """In each row of the batch other positions are replaced, in what the user's hooks leave at ``hook_embed``."""
-    return torch.where(batch.to(embedded.device).unsqueeze(-1), value.to(embedded), embedded)
+    masked = rearrange(batch, "batch pos -> batch pos 1").to(embedded.device)
+    return torch.where(masked, value.to(embedded), embedded)

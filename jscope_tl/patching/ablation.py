@@ -1,36 +1,39 @@
 """`ablate`: what leaving out one token after the other does to a prediction, against what a scope says."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.diagnostics.heads import spearman
-from jscope_tl.attribution.attribute import attribute
-from jscope_tl.errors import InputError, whole
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.attribute import explain
+from jscope_tl.attribution.paths import Path
+from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
-from jscope_tl.model.view import ModelView
+from jscope_tl.engine.inputs import Reduction
+from jscope_tl.engine.state import divergence
+from jscope_tl.errors import InputError, count
+from jscope_tl.model.prompts import Prompt
+from jscope_tl.model.running import Passes
 from jscope_tl.patching.ablated_runs import ablated_logits, replaced_by
 from jscope_tl.patching.comparison import Cost
-from jscope_tl.model.prompts import Prompt, to_tokens
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.files import Saved
+from jscope_tl.results.ranks import spearman
 from jscope_tl.scopes.base import Scope
-from jscope_tl.engine.state import divergence
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BATCH = 32
 EFFECTS = ("logit", "log_prob", "kl")
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Saved):
     """The effect of replacing each token's embedding by itself, beside a scope.
 
     Attributes:
@@ -50,13 +53,17 @@ class Ablation:
     costs: dict[str, Cost]
 
     def correlation(self, effect: str = "kl") -> float:
-        """Spearman's correlation of the scope's scores with the absolute effects of all tokens but BOS."""
+        """Spearman's correlation of the scope's scores with the absolute effects of all tokens but BOS.
+
+        Args:
+            effect: ``"logit"``, ``"log_prob"`` or ``"kl"``.
+        """
         if effect not in EFFECTS:
             raise InputError(f"effect is one of {', '.join(EFFECTS)}; got {effect!r}.")
         kept = [i for i in range(self.scope.position + 1) if i not in self.scope.bos_positions]
         return float(spearman(self.scope.scores[kept].numpy(), getattr(self, effect)[kept].abs().numpy()))
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def to_dataframe(self) -> pd.DataFrame:
         """The scope's data frame with the effects beside the scores."""
         frame = self.scope.to_dataframe()
         for effect in EFFECTS:
@@ -68,6 +75,7 @@ class Ablation:
         return f"Ablation by {self.replacement}: rank correlation of {self.scope.scope} scores with |effect|: {said}"
 
 
+@documented
 @torch.inference_mode(False)
 def ablate(
     model: Any,
@@ -78,19 +86,28 @@ def ablate(
     position: int = -1,
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    reduction: str | Reduction | None = None,
+    path: str | Path | None = None,
+    frozen: str | Sequence[str] = (),
+    chunk_size: int | None = None,
+    matmul_precision: str | None = None,
     batch_size: int = BATCH,
     progress: bool | None = None,
     **options: Any,
 ) -> Ablation:
     """Leave out one token after the other at ``hook_embed`` and hold the effects against a scope.
 
+    The effects on logit and log-probability are those of the token that the scope explains.
+
     Args:
-        model, prompt, scope, position, prepend_bos, fwd_hooks, options: see `attribute`. The effects on logit and
-            log-probability are those of the token that the scope explains.
         replacement: ``"zero"``; ``"mean"``, the mean embedding of the vocabulary; ``"pad"``, the padding token's; or a token,
             a string or an id (the words "zero", "mean" and "pad" by their ids).
         batch_size: ablated prompts in one forward pass; where hooks are active, one at a time all the same.
-        progress: see `attribute`.
+        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales, for the scope; the ablated runs
+            are those of the model as it is.
+        options: of the scope, where it is given by name: ``target`` for one. ``at`` is refused: tokens are left out at
+            ``hook_embed``, where the scope must be taken too.
+        {shared}
 
     Raises:
         InputError: as `attribute`; a replacement that is neither zero nor mean nor one token.
@@ -101,30 +118,27 @@ def ablate(
         >>> result.kl.shape
         torch.Size([9])
     """
-    if (whole(batch_size) or 0) < 1:
-        raise InputError(f"batch_size is how many ablated prompts to run at once, 1 or more; got {batch_size!r}.")
-    view, hooks = ModelView(model), list(fwd_hooks or ())
+    refuse("patching.ablate", options)
+    batch_size = count("batch_size", batch_size, 1)
+    setup = set_up(
+        model, scope, options, fwd_hooks=fwd_hooks, reduction=reduction, path=path, frozen=frozen, chunk_size=chunk_size,
+        matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    view, (tokens, explained) = setup.view, setup.prompt(prompt, prepend_bos, position)
     put, named = replaced_by(view, replacement)
     start = time.perf_counter()
-    result = attribute(
-        model,
-        prompt,
-        scope,
-        position=position,
-        prepend_bos=prepend_bos,
-        fwd_hooks=fwd_hooks,
-        progress=progress,
-        **options,
-    )
-    explained = time.perf_counter()
-    tokens = to_tokens(view, result.tokens)
-    masks = torch.eye(result.position + 1, len(tokens), dtype=torch.bool, device="cpu")
-    runs = partial(ablated_logits, view, tokens, position=result.position, hooks=hooks, batch_size=batch_size)
-    base, ablated = runs(torch.zeros_like(masks[:1]), put), runs(masks, put, progress=progress)
+    result = explain(setup, tokens, explained)
+    between, passes = time.perf_counter(), Passes()
+    masks = torch.eye(explained + 1, len(tokens), dtype=torch.bool, device="cpu")
+    runs = partial(
+        ablated_logits, view, tokens, replacement=put, position=explained, hooks=setup.settings.fwd_hooks,
+        batch_size=batch_size, passes=passes,
+    )  # fmt: skip
+    base, ablated = runs(torch.zeros_like(masks[:1])), runs(masks, progress=progress)
     effects = _effects(base, ablated, result.prediction.target.token, len(tokens))
     costs = {
-        "scope": Cost(1 + result.provenance.n_backward, explained - start),
-        "ablation": Cost(result.position + 2, time.perf_counter() - explained),
+        "scope": Cost.of(result.provenance, between - start),
+        "ablation": Cost.of(passes, time.perf_counter() - between),
     }
     return Ablation(scope=result, **effects, replacement=named, costs=costs)
 

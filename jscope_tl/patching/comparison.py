@@ -1,28 +1,40 @@
 """`Comparison`: a scope beside activation patching, their agreement and their cost."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.diagnostics.heads import spearman
 from jscope_tl.errors import InputError, whole
+from jscope_tl.model.running import Passes
 from jscope_tl.results.attribution import Attribution
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from jscope_tl.results.base import Provenance
+from jscope_tl.results.files import Saved
+from jscope_tl.results.ranks import spearman
 
 EFFECTLESS = 0.01
+"""Share of the largest effect below which a cell is not ranked."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took: forward-pass equivalents (a backward row counts as one) and seconds."""
+    """What something took: forward and backward passes (see `Provenance`), and seconds."""
 
-    forward_equivalents: int
+    n_forward: int
+    n_backward: int
     seconds: float
+
+    @classmethod
+    def of(cls, counted: Provenance | Passes, seconds: float, more: Passes | None = None) -> "Cost":
+        """From passes that were counted, and those that were counted elsewhere."""
+        more = more or Passes()
+        return cls(counted.n_forward + more.n_forward, counted.n_backward + more.n_backward, seconds)
+
+    @property
+    def forward_equivalents(self) -> int:
+        """All passes, a backward row counted as one forward pass."""
+        return self.n_forward + self.n_backward
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Saved):
     """A scope beside activation patching, cell by cell.
 
     Attributes:
@@ -80,6 +92,9 @@ class Comparison:
         """How scores and predictions agree with patching: for each hook point, and for all cells together (last).
 
         Over the cells that were patched, BOS left out.
+
+        Args:
+            k: how many of the highest cells are compared.
         """
         if whole(k) is None or k < 1:
             raise InputError(f"k is how many of the highest cells to compare, 1 or more; got {k!r}.")
@@ -107,7 +122,7 @@ class Comparison:
             n=len(effects),
         )
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def to_dataframe(self) -> pd.DataFrame:
         """One row per cell: score, predicted and actual effect."""
         frame = self.scope.to_dataframe()
         frame["predicted"] = self.predicted.flatten().numpy()

@@ -1,18 +1,19 @@
 """A base run and the run that activations are patched in from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.engine.forward import undisturbed
-from jscope_tl.model.view import ModelView
 from jscope_tl.model.patterns import need_same_prompt
 from jscope_tl.model.prompts import to_position, to_tokens
+from jscope_tl.model.running import Passes, captured
+from jscope_tl.model.view import ModelView
 
 DIRECTIONS = ("noising", "denoising")
 
@@ -52,8 +53,18 @@ def to_pair(
     return (Pair(first, second) if direction == "noising" else Pair(second, first)), explained
 
 
+def need_patchable(view: ModelView, points: Sequence[str]) -> None:
+    """Refuse hook points beside the stream."""
+    beside = [name for name in points if view.reads_beside(name)]
+    if beside:
+        raise InputError(
+            f"On a TransformerBridge {beside[0]!r} is what the MLP reads, and a patch there would not reach the stream. Patch "
+            "at 'resid_pre' or 'resid_post', or use a HookedTransformer."
+        )
+
+
 def source_activations(
-    view: ModelView, pair: Pair, points: list[str], fwd_hooks: list[Any], cache: Any = None
+    view: ModelView, pair: Pair, points: Sequence[str], fwd_hooks: Sequence[Any], passes: Passes, cache: Any = None
 ) -> dict[str, Float[Tensor, "1 pos d_in"]]:
     """The source run's activations at the hook points, from a cache that the user has or from a run.
 
@@ -61,8 +72,7 @@ def source_activations(
         InputError: the cache is of another model or prompt, or lacks a hook point.
     """
     if cache is None:
-        with undisturbed(view, fwd_hooks):
-            _, cache = view.model.run_with_cache(pair.source.unsqueeze(0), names_filter=lambda name: name in points)
+        cache = captured(view, rearrange(pair.source, "pos -> 1 pos"), points, fwd_hooks, passes)
     elif not (isinstance(cache, Mapping) or hasattr(cache, "cache_dict")):
         raise InputError(
             f"cache is what model.run_with_cache returns as its second value, or a dict; got a {type(cache).__name__}."
@@ -74,7 +84,7 @@ def source_activations(
     return _checked(cache, points, len(pair.base), int(view.cfg.d_model))
 
 
-def _checked(cache: Any, points: list[str], pos: int, d_model: int) -> dict[str, Float[Tensor, "1 pos d_in"]]:
+def _checked(cache: Any, points: Sequence[str], pos: int, d_model: int) -> dict[str, Float[Tensor, "1 pos d_in"]]:
     missing = [name for name in points if name not in cache]
     if missing:
         raise InputError(f"The cache has no {missing[0]!r}; let it pass in names_filter, or give no cache.")

@@ -8,22 +8,26 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.attribution.attribute import attribute
-from jscope_tl.errors import InputError
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.attribute import explain
+from jscope_tl.attribution.paths import Path
+from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
-from jscope_tl.model.view import ModelView
-from jscope_tl.patching.pairs import source_activations, to_pair
-from jscope_tl.patching.patched_runs import put
+from jscope_tl.engine.inputs import Reduction
+from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, to_position
+from jscope_tl.model.running import Passes
+from jscope_tl.patching.pairs import need_patchable, source_activations, to_pair
+from jscope_tl.patching.patched_runs import put
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.files import Saved
 from jscope_tl.scopes.base import Scope
-from jscope_tl.scopes.registry import resolve_scope
 
 Name = Literal["clean", "corrupted", "patched"]
 
 
-@dataclass(frozen=True)
-class SideBySide:
+@dataclass(frozen=True, eq=False)
+class SideBySide(Saved):
     """The same scope of three runs: the clean prompt, the corrupted one, and one of them with activations of the other.
 
     Attributes:
@@ -37,7 +41,11 @@ class SideBySide:
     patched_at: tuple[str, tuple[int, ...]]
 
     def difference(self, of: Name, minus: Name) -> Float[Tensor, "*layer pos"]:
-        """Scores of one run minus those of another, in their unit; signed."""
+        """Scores of one run minus those of another, in their unit; signed.
+
+        Args:
+            of, minus: ``"clean"``, ``"corrupted"`` or ``"patched"``.
+        """
         runs = {"clean": self.clean, "corrupted": self.corrupted, "patched": self.patched}
         for name in (of, minus):
             if name not in runs:
@@ -45,6 +53,7 @@ class SideBySide:
         return runs[of].scores - runs[minus].scores
 
 
+@documented
 def side_by_side(
     model: Any,
     clean: Prompt,
@@ -54,9 +63,16 @@ def side_by_side(
     scope: str | Scope | Callable[..., Any] = "semantic",
     *,
     direction: str = "denoising",
+    position: int = -1,
     at: str | Sequence[str] = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    reduction: str | Reduction | None = None,
+    path: str | Path | None = None,
+    frozen: str | Sequence[str] = (),
+    chunk_size: int | None = None,
+    matmul_precision: str | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> SideBySide:
     """Explain a clean, a corrupted and a patched run of one prompt pair.
@@ -66,8 +82,8 @@ def side_by_side(
         patch_at, patch_positions: the hook point and the positions that the patched run takes from the other run.
         direction: ``"denoising"``: clean activations in the corrupted run; ``"noising"``: the reverse.
         at: hook point of the scores; below the patch it sees only what the patch leaves to it.
-        model, scope, prepend_bos, fwd_hooks, options: see `attribute`. Without a ``target`` all
-            three explain that of the clean run.
+        options: of the scope, where it is given by name. Without a ``target`` all three explain that of the clean run.
+        {shared}
 
     Raises:
         InputError: as `attribute`; prompts of different length or the same; positions outside the prompt.
@@ -80,24 +96,22 @@ def side_by_side(
         >>> runs.clean.prediction.target.probability > 0.9 > runs.corrupted.prediction.target.probability
         True
     """
-    view = ModelView(model)
-    pair, _ = to_pair(view, clean, corrupted, direction, prepend_bos)
-    point = view.hook_point(patch_at)
-    if view.reads_beside(point):
-        raise InputError(
-            f"On a TransformerBridge a patch at {point!r} would not reach the stream. Patch at 'hook_resid_pre'."
-        )
-    positions = _positions(patch_positions, len(pair.base))
-    hooks = list(fwd_hooks or ())
-    source = source_activations(view, pair, [point], hooks)
+    setup = set_up(
+        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, frozen=frozen,
+        chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    view, hooks = setup.view, setup.settings.fwd_hooks
+    pair, explained = to_pair(view, clean, corrupted, direction, prepend_bos, position)
+    point, positions = view.hook_point(patch_at), _positions(patch_positions, len(pair.base))
+    need_patchable(view, [point])
+    source = source_activations(view, pair, [point], hooks, Passes())
     patches = [(point, partial(put, source[point], t)) for t in positions]
-    scope = resolve_scope(scope, options)
-    prompts = (pair.source, pair.base) if direction == "denoising" else (pair.base, pair.source)
-    clean_run = attribute(model, prompts[0], scope, at=at, fwd_hooks=hooks)
-    if getattr(scope, "target", "") is None:  # all three explain the token of the clean run
-        scope = replace(scope, target=clean_run.prediction.target.token)  # type: ignore[type-var]
-    corrupted_run = attribute(model, prompts[1], scope, at=at, fwd_hooks=hooks)
-    patched = attribute(model, pair.base, scope, at=at, fwd_hooks=[*hooks, *patches])
+    clean_tokens, corrupted_tokens = (pair.source, pair.base) if direction == "denoising" else (pair.base, pair.source)
+    clean_run = explain(setup, clean_tokens, explained)
+    if setup.scope.needs_target:  # all three explain the token of the clean run
+        setup = replace(setup, scope=setup.scope.with_target(clean_run.prediction.target.token))
+    patched_setup = replace(setup, settings=replace(setup.settings, fwd_hooks=[*hooks, *patches]))
+    corrupted_run, patched = explain(setup, corrupted_tokens, explained), explain(patched_setup, pair.base, explained)
     return SideBySide(clean_run, corrupted_run, patched, (point, positions))
 
 

@@ -1,15 +1,14 @@
 """The pocket model as either of TransformerLens' classes, from the files in the package."""
 
-import contextlib
-import io
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from jscope_tl.model.devices import to_device, to_dtype
 from jscope_tl.errors import InputError, whole
+from jscope_tl.model.devices import to_device, to_dtype
+from jscope_tl.model.loading import has_bridge, quiet
 
 NAME = "jscope-pocket"
 N_CTX = 512
@@ -18,15 +17,6 @@ N_CTX = 512
 def pocket_folder() -> Path:
     """Where the pocket model's files are: a HuggingFace model folder, readable by `transformers` 4 and 5."""
     return Path(str(files("jscope_tl.pocket") / "weights"))
-
-
-def has_bridge() -> bool:
-    """Whether this TransformerLens has `TransformerBridge` (3 on)."""
-    try:
-        from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def load_pocket_model(
@@ -43,6 +33,7 @@ def load_pocket_model(
 
     Args:
         kind: ``"bridge"`` (TransformerLens 3 on), ``"hooked"`` (before 4), or ``"auto"``: a bridge where there is one.
+        device, dtype: where and in which precision its weights are.
         n_ctx: longest prompt that it takes. It was trained on 512 tokens; more are for measuring costs, not for what it says.
 
     Raises:
@@ -61,17 +52,10 @@ def load_pocket_model(
     if (whole(n_ctx) or 0) < 1:
         raise InputError(f"n_ctx is the longest prompt that the model takes, 1 or more tokens; got {n_ctx!r}.")
     where, precision = to_device(device), to_dtype(dtype)
-    with torch.inference_mode(False), _quiet():
+    with torch.inference_mode(False), quiet():
         load = _bridge if kind != "hooked" and has_bridge() else _hooked
         model = load(precision, n_ctx)
         return model.to(where).eval()
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """TransformerLens and transformers print and draw bars while loading."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def _pieces(dtype: torch.dtype, n_ctx: int) -> tuple[Any, Any]:

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
-from jscope_tl.model.view import ModelView
 from jscope_tl.model.prompts import to_str_tokens, to_tokens
+from jscope_tl.model.view import ModelView
 
 Series = Float[np.ndarray, "time"]
 SEPARATORS = (",", " , ")

@@ -1,11 +1,16 @@
-"""Attributions as files: one safetensors file, tensors as tensors and the rest as JSON in the header."""
+"""Results as files: one safetensors file, tensors as tensors and the rest as JSON in the header.
+
+Any dataclass can be saved: what is in it is read off its fields and their types. Nothing in a file is executed.
+"""
 
 import json
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
@@ -13,38 +18,103 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from jscope_tl.errors import InputError
-from jscope_tl.results.attribution import Attribution, PredictedToken, Prediction, Provenance
-from jscope_tl.engine.state import Basis
 
-SCHEMA = 2
-FORMAT = "jscope_tl.attribution"
-
-
-def as_dict(result: Attribution) -> dict[str, Any]:
-    """Everything but the tensors, in types that JSON has."""
-    rest = {
-        "str_tokens": result.str_tokens,
-        "position": result.position,
-        "scope": result.scope,
-        "options": result.options,
-        "unit": result.unit,
-        "prediction": asdict(result.prediction),
-        "basis": asdict(result.basis),
-        "provenance": asdict(result.provenance),
-        "warnings": result.warnings,
-        "bos_positions": list(result.bos_positions),
-        "hook_points": list(result.hook_points),
-    }
-    return json.loads(json.dumps(rest, default=repr))
+SCHEMA = "1"
+TENSOR = "__tensor__"
+Self = TypeVar("Self", bound="Saved")
 
 
-def save(result: Attribution, path: str | Path) -> Path:
-    """Write ``result`` to ``path`` whole or not at all; a file that stood there is replaced only by a complete one."""
-    tensors = {"scores": result.scores, "tokens": result.tokens}
-    if result.stderr is not None:
-        tensors["stderr"] = result.stderr
-    header = {"format": FORMAT, "schema": str(SCHEMA), "attribution": json.dumps(as_dict(result))}
-    return write_whole(path, to_bytes({name: t.contiguous() for name, t in tensors.items()}, header))
+class Saved:
+    """A dataclass that can be written to a file and read back."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file that `load` reads back; a file that stood there is replaced only by a complete one.
+
+        Args:
+            path: the file to write; its folder must exist.
+
+        Raises:
+            InputError: the path cannot be written to.
+        """
+        tensors: dict[str, Tensor] = {}
+
+        def put_aside(tensor: Tensor) -> dict[str, str]:
+            name = str(len(tensors))
+            tensors[name] = tensor.contiguous()
+            return {TENSOR: name}
+
+        rest = json.dumps(plain(self, put_aside), default=repr)
+        return write_whole(path, to_bytes(tensors, {"class": type(self).__name__, "schema": SCHEMA, "fields": rest}))
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            InputError: there is no such file, it holds something else, it is damaged, or another version wrote it.
+        """
+        header, tensors = _read(path)
+        if header.get("class") != cls.__name__:
+            raise InputError(
+                f"{str(path)!r} holds {header.get('class', 'nothing that jscope_tl saved')}, not {cls.__name__}."
+            )
+        if header.get("schema") != SCHEMA:
+            raise InputError(
+                f"{str(path)!r} has schema {header.get('schema')}; this version reads {SCHEMA}. Use the jscope_tl that wrote it."
+            )
+        try:
+            return _restored(cls, json.loads(header["fields"]), tensors)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+            raise InputError(f"{str(path)!r} is damaged: what it holds is no {cls.__name__} ({error!r}).") from error
+
+
+def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist) -> Any:
+    """A value in types that JSON has, dataclasses as dictionaries of their fields; ``tensor`` says what becomes of tensors."""
+    if isinstance(value, Tensor):
+        return tensor(value)
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name), tensor) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item, tensor) for key, item in value.items()}
+    return [plain(item, tensor) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _restored(kind: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value of an annotated field, from what JSON made of it."""
+    if isinstance(value, dict) and TENSOR in value:
+        return tensors[value[TENSOR]]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):  # `X | None`
+        others = [argument for argument in arguments if argument is not type(None)]
+        return value if value is None or len(others) > 1 else _restored(others[0], value, tensors)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        kept = {f.name: _restored(hints[f.name], value[f.name], tensors) for f in fields(kind)}
+        return kind(**kept)  # type: ignore[operator]
+    if origin is dict:
+        key, inner = arguments
+        return {(key(name) if key is int else name): _restored(inner, item, tensors) for name, item in value.items()}
+    if kind is tuple or origin in (list, tuple):
+        inners = arguments[:1] * len(value) if len(arguments) < 2 or arguments[1] is ... else arguments
+        return (origin or kind)(_restored(inner, item, tensors) for inner, item in zip(inners, value, strict=True))
+    if isinstance(value, dict | list):  # of no declared type, an option for one
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        found = {name: _restored(Any, item, tensors) for name, item in items}
+        return found if isinstance(value, dict) else list(found.values())
+    return value
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not Path(path).is_file():
+        raise InputError(f"There is no file {str(path)!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except SafetensorError as error:
+        raise InputError(f"{str(path)!r} is not a safetensors file ({error}).") from error
 
 
 def check_target(path: Any) -> Path:
@@ -71,53 +141,3 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return Path(path)
-
-
-def load(path: str | Path) -> Attribution:
-    """Read an attribution; see `Attribution.load`."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"There is no file {str(path)!r}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
-        raise InputError(f"{str(path)!r} is not a safetensors file ({error}).") from error
-    if header.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} is a safetensors file, but not one that Attribution.save wrote.")
-    try:
-        return _restored(path, header, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{str(path)!r} is damaged: what it holds is no attribution ({error!r}).") from error
-
-
-def _restored(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> Attribution:
-    if int(header["schema"]) > SCHEMA:
-        raise InputError(
-            f"{str(path)!r} has schema {header['schema']}; this version reads up to {SCHEMA}. Upgrade jscope_tl."
-        )
-    rest = json.loads(header["attribution"])
-    candidates = rest.pop("prediction")
-    prediction = Prediction(
-        top=tuple(PredictedToken(**token) for token in candidates["top"]),
-        target=PredictedToken(**candidates["target"]),
-        target_rank=candidates["target_rank"],
-    )
-    if not tensors["scores"].shape[-1] == len(tensors["tokens"]) == len(rest["str_tokens"]) > rest["position"]:
-        raise ValueError("scores and tokens differ in number")
-    if list(tensors["scores"].shape[:-1]) != ([len(rest["hook_points"])] if rest.get("hook_points") else []):
-        raise ValueError("scores and hook points differ in number")
-    return Attribution(
-        scores=tensors["scores"],
-        tokens=tensors["tokens"],
-        stderr=tensors.get("stderr"),
-        prediction=prediction,
-        basis=Basis(**rest.pop("basis")),
-        provenance=Provenance(**rest.pop("provenance")),
-        bos_positions=tuple(rest.pop("bos_positions")),
-        hook_points=tuple(rest.pop("hook_points", ())),  # schema 1 had no layer maps
-        **rest,
-    )

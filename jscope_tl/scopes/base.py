@@ -1,17 +1,19 @@
-"""What a scope is: an output direction (or several) to pull back, a unit, and a way from row energies to scores."""
+"""What a scope is: an output direction (or several) to pull back, a unit, and a way from squared row norms to scores."""
 
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError
-from jscope_tl.engine.vjp import Pull
-from jscope_tl.engine.state import Basis, State
+from jscope_tl.engine.state import State
+from jscope_tl.engine.vjp import VJP
+from jscope_tl.errors import InputError, whole
+from jscope_tl.model.basis import Basis
 
 Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 """From the ``y`` and the logits that a run ended in to how far it is from the base run."""
@@ -26,7 +28,7 @@ class Score:
         stderr: their standard error, where they are estimates.
         resolved: what was done, where the options left it open.
         seed: of the random numbers, where there were any.
-        weights: how much the energy of each row counted, in the order in which they were pulled; None is 1 for all.
+        weights: how much the squared norm of each row counted, in the order in which they were pulled back; None is 1 for all.
         doubts: sentences for the result's warnings.
     """
 
@@ -38,7 +40,7 @@ class Score:
     doubts: list[str] = field(default_factory=list)
 
     def times(self, factor: float) -> "Score":
-        """In other units: rows were pulled at another size than they count."""
+        """In other units: rows were pulled back at another size than they count."""
         weights = None if self.weights is None else self.weights * factor
         stderr = None if self.stderr is None else self.stderr * factor
         return replace(self, values=self.values * factor, stderr=stderr, weights=weights)
@@ -48,40 +50,61 @@ class Scope(ABC):
     """Base of all scopes. A subclass is a frozen dataclass whose fields are its options.
 
     It has a ``unit`` and returns ``cotangents``: the rows ``C [k, d_model]``. The score of position ``t`` is then
-    ``‖C J_t‖`` (Frobenius; for k = 1 the norm of the paper's Eq. 1). Override `score` for another combination.
+    ``‖C J_t‖`` (Frobenius; for k = 1 the norm of the paper's Eq. 1). A scope with a ``target`` field explains one token of
+    the vocabulary.
+
+    Attributes:
+        unit: of the score.
+        name: under which the class is registered.
+        reduction: where none is asked for, of `jscope_tl.engine.inputs.REDUCTIONS`.
+        additive: whether the score is `combined` from the squared norms of the rows ``C J_t`` and nothing else; then many
+            positions and prompts share a backward pass. A subclass that overrides `score` is not, unless it says so.
+        moves_along: whether along a path the cotangent is a gradient, to be taken anew at each point; else that of the prompt
+            is kept.
+        exact_effect: whether `effect_from` gives the change of the quantity whose gradient the cotangent is, and not only its
+            first order.
     """
 
     unit: ClassVar[str] = "unit of the cotangents, per unit of x"
     name: ClassVar[str] = ""
-    reduction: ClassVar[str] = "norm"  # where none is asked for
+    reduction: ClassVar[str] = "row_norm"
+    additive: ClassVar[bool] = True
     moves_along: ClassVar[bool] = False
-    """Along a path: whether the cotangent is a gradient, to be taken anew at each point; else that of the prompt is kept."""
+    exact_effect: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "score" in vars(cls) and "additive" not in vars(cls):
+            cls.additive = False
 
     @abstractmethod
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """The output directions that are pulled back, as rows."""
 
-    def score(self, state: State, pull: Pull) -> Score:
-        """Scores of all positions from the energies of the pulled-back rows."""
-        rows = checked_cotangents(self.cotangents(state), state, self.label)
-        return Score(self.combined(pull.energies(rows)))
+    def rows(self, state: State) -> Float[Tensor, "k d_model"]:
+        """`cotangents`, checked: on the device of ``y``, detached; anything that is no ``[k, d_model]`` is refused."""
+        return checked_cotangents(self.cotangents(state), state, self.label)
 
-    def combined(self, energies: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
-        """One number per position from the energies of the scope's own rows: their norm."""
-        return energies.sum(0).sqrt()
+    def score(self, state: State, vjp: VJP) -> Score:
+        """Scores of all positions."""
+        return Score(self.combined(vjp.squared_norms(self.rows(state))))
+
+    def combined(self, squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
+        """One number per position from the squared norms of the scope's own rows: the norm of all rows together."""
+        return reduce(squares, "k ... -> ...", "sum").sqrt()
 
     def of_rows(self, rows: Float[Tensor, "k *layer pos d_in"]) -> Float[Tensor, "*layer pos"]:
         """One number per position from the rows themselves, where these are at hand (averaged along a path)."""
         return self.combined(rows.square().sum(-1))
 
     def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
-        """The rows that are averaged along a path. Scopes with a score of their own say which, if any."""
-        if type(self).score is not Scope.score:
+        """The rows that are averaged along a path. Scopes that are not additive say which, if any."""
+        if not self.additive:
             raise InputError(
                 f"Scope {self.label!r} has no rows to average along a path. Take one with cotangents, or fisher with "
                 "method='low_rank'."
             )
-        return checked_cotangents(self.cotangents(state), state, self.label)
+        return self.rows(state)
 
     def at_input(self, score: Score) -> Score:
         """The score in `effect_unit`, where rows are already multiplied by the input."""
@@ -93,12 +116,12 @@ class Scope(ABC):
         Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
         logits give its actual change.
         """
-        rows = checked_cotangents(self.cotangents(base), base, self.label).to(base.dtype)
+        rows = self.rows(base).to(base.dtype)
         before = base.y.detach().to(base.dtype)
         return lambda y, logits: _to_leading_order(rows @ (y.to(before) - before))
 
     def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
-        """The effect to leading order, from how far each row that was pulled for ``score`` moves."""
+        """The effect to leading order, from how far each row that was pulled back for ``score`` moves."""
         return _to_leading_order(moved)
 
     @property
@@ -111,17 +134,35 @@ class Scope(ABC):
         """The name that the class was registered under, or the class's own: a subclass does not inherit it."""
         return vars(type(self)).get("name") or type(self).__name__
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the scope as a dict."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+
     def check(self, basis: Basis) -> list[str]:
         """Warnings that the weight processing of the model calls for; raises where the scope means nothing."""
         return []
 
-    def explained_token(self, state: State) -> int:
-        """Id of the token whose probability is reported beside the scores."""
-        return state.to_id(None)
+    @property
+    def needs_target(self) -> bool:
+        """Whether the scope explains one token and was not told which."""
+        return self.options.get("target", "") is None
+
+    def target_id(self, state: State) -> int:
+        """Id of the token that the scope explains.
+
+        Without a target, and for scopes that explain no single token: the prompt's own next token where there is one, else
+        the most probable one.
+        """
+        return state.to_id(self.options.get("target"))
+
+    def with_target(self, token: str | int) -> "Scope":
+        """The same scope of another token; a scope that explains no single token stays as it is."""
+        return replace(self, target=token) if "target" in self.options else self  # type: ignore[type-var]
 
 
 def _to_leading_order(moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
-    return moved[0] if len(moved) == 1 else 0.5 * moved.square().sum(0)
+    return moved[0] if len(moved) == 1 else 0.5 * reduce(moved.square(), "k ... -> ...", "sum")
 
 
 def checked_cotangents(rows: Any, state: State, name: str) -> Float[Tensor, "k d_model"]:
@@ -139,20 +180,23 @@ def checked_cotangents(rows: Any, state: State, name: str) -> Float[Tensor, "k d
 
 @dataclass(frozen=True)
 class FunctionScope(Scope):
-    """A user's function from `State` to cotangents (``[d_model]`` or ``[k, d_model]``), scored by the norm of its rows."""
+    """A user's function from `State` to cotangents (``[d_model]`` or ``[k, d_model]``), scored by the norm of its rows.
+
+    A parameter ``target`` of the function is the token that it explains, as in scopes of the package.
+    """
 
     function: Callable[..., Any]
-    options: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
     called: str = ""
     unit: str = Scope.unit  # type: ignore[misc]  # an option here, a constant in every other scope
     moves_along: bool = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         try:
-            inspect.signature(self.function).bind(None, **self.options)
+            inspect.signature(self.function).bind(None, **self.given)
         except TypeError as error:
             raise InputError(
-                f"Scope {self.label!r} cannot be called with the state and {self.options or 'no options'}: {error}."
+                f"Scope {self.label!r} cannot be called with the state and {self.given or 'no options'}: {error}."
             ) from error
 
     @property
@@ -160,6 +204,22 @@ class FunctionScope(Scope):
         """The registered name, or the function's own."""
         return self.called or getattr(self.function, "__name__", "function")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The function's keywords, defaults included."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return {**defaults, **self.given}
+
+    def target_id(self, state: State) -> int:
+        """Of the function's ``target``, where that is one token."""
+        target = self.options.get("target")
+        return state.to_id(target if isinstance(target, str) or whole(target) is not None else None)
+
     def cotangents(self, state: State) -> Any:
-        """What the function returns; `Scope.score` checks it, as it checks every scope's."""
-        return self.function(state, **self.options)
+        """What the function returns; `rows` checks it, as it checks every scope's."""
+        return self.function(state, **self.given)
+
+    def with_target(self, token: str | int) -> "FunctionScope":
+        """The same function of another token."""
+        return replace(self, given={**self.given, "target": token}) if "target" in self.options else self

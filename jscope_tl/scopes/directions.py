@@ -5,13 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError, count
+from jscope_tl.model.basis import Basis
 from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.registry import register_scope
-from jscope_tl.engine.state import Basis, State
 
 Quantity = Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 
@@ -20,6 +22,7 @@ class QuantityScope(Scope):
     """A scope that explains a number computed from the logits: its cotangent is that number's gradient."""
 
     moves_along = True
+    exact_effect = True
 
     @abstractmethod
     def quantity(self, state: State) -> Quantity:
@@ -27,7 +30,7 @@ class QuantityScope(Scope):
 
     def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
         """Gradient of the quantity with respect to ``y``."""
-        return state.gradient(self.quantity(state)).unsqueeze(0)
+        return rearrange(state.gradient(self.quantity(state)), "d_model -> 1 d_model")
 
     def effect_from(self, base: State) -> Effect:
         """Change of the quantity."""
@@ -41,10 +44,6 @@ class TargetScope(QuantityScope):
     """A scope that explains one token of the vocabulary."""
 
     target: str | int | None = None
-
-    def explained_token(self, state: State) -> int:
-        """The target as an id."""
-        return state.to_id(self.target)
 
 
 @register_scope("semantic")
@@ -77,7 +76,7 @@ class SemanticScope(TargetScope):
 
     def quantity(self, state: State) -> Quantity:
         """The target's logit."""
-        token = self.explained_token(state)
+        token = self.target_id(state)
         return lambda logits: logits[token]
 
     def check(self, basis: Basis) -> list[str]:
@@ -111,7 +110,7 @@ class LogProbScope(TargetScope):
 
     def quantity(self, state: State) -> Quantity:
         """The target's log-probability."""
-        token = self.explained_token(state)
+        token = self.target_id(state)
         return lambda logits: logits.log_softmax(-1)[token]
 
 
@@ -143,7 +142,7 @@ class ContrastiveScope(TargetScope):
 
     def quantity(self, state: State) -> Quantity:
         """The difference of the two logits."""
-        target, baseline = self.explained_token(state), state.to_id(self.baseline)
+        target, baseline = self.target_id(state), state.to_id(self.baseline)
         if target == baseline:
             raise InputError(f"target and baseline are the same token (id {target}); their difference is always 0.")
         return lambda logits: logits[target] - logits[baseline]
@@ -174,11 +173,12 @@ class TemperatureScope(Scope):
 
     unit = "|y| per unit of x"
     moves_along = True
+    exact_effect = True
 
     def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
         """The direction of ``y``."""
         y = state.y.detach().to(state.dtype)
-        return (y / y.norm()).unsqueeze(0)
+        return rearrange(y / y.norm(), "d_model -> 1 d_model")
 
     def effect_from(self, base: State) -> Effect:
         """Change of ``‖y‖``."""

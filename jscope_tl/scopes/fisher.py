@@ -6,15 +6,17 @@ from functools import partial
 from numbers import Real
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine.state import State, divergence
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, count, nearest
-from jscope_tl.engine.vjp import Pull
+from jscope_tl.model.basis import Basis
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
 from jscope_tl.scopes.registry import register_scope
-from jscope_tl.engine.state import Basis, State, divergence
 
 VOCAB_BLOCK = 8192
 """Tokens whose unembedding is copied at once, where the whole is not needed."""
@@ -86,24 +88,24 @@ class FisherScope(Scope):
             raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol!r}.")
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
-        """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose energies sum to the exact score."""
+        """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose squared norms sum to the exact score."""
         p = _probabilities(state)
         F = sum((S.T @ S for S in root(state.W_U, state.slope, p, VOCAB_BLOCK)), p.new_zeros(()))
         return trace.principal_rows(F)
 
-    def score(self, state: State, pull: Pull) -> Score:
+    def score(self, state: State, vjp: VJP) -> Score:
         """The trace by the chosen method."""
         rank = self._rank(state.y.shape[0])
         if self.method == "exact":
-            return trace.exact(self.cotangents(state), pull)
+            return trace.exact(self.cotangents(state), vjp)
         if self.method == "low_rank":
-            return trace.low_rank(self.cotangents(state), rank, pull)
+            return trace.low_rank(self.cotangents(state), rank, vjp)
         (S,) = root(state.W_U, state.slope, _probabilities(state), len(state.logits))
-        return trace.at_unit_size(S, partial(self._estimate, rank, pull))
+        return trace.at_unit_size(S, partial(self._estimate, rank, vjp))
 
-    def combined(self, energies: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
+    def combined(self, squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
         """The trace is their plain sum."""
-        return energies.sum(0)
+        return reduce(squares, "k ... -> ...", "sum")
 
     def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
         """Along a path eigenvectors are those of the prompt: recomputed at each point they would change places and signs."""
@@ -119,13 +121,13 @@ class FisherScope(Scope):
         """Half of it: the second-order prediction of the KL divergence."""
         return score.times(0.5)
 
-    def _estimate(self, rank: int, pull: Pull, S: Float[Tensor, "d_vocab d_model"]) -> Score:
+    def _estimate(self, rank: int, vjp: VJP, S: Float[Tensor, "d_vocab d_model"]) -> Score:
         if self.method == "sampled":
-            return trace.sampled(S, rank, 0, self.probes or 16, self.seed, pull)
+            return trace.sampled(S, rank, 0, self.probes or 16, self.seed, vjp)
         images = max(0, rank // 2 - 1) if self.images is None else self.images
         if self.method == "krylov":
-            return trace.sampled(S, rank, images, self.probes or 8, self.seed, pull)
-        return trace.adaptive(S, rank, images, self.rtol, self.max_rows, self.seed, pull)
+            return trace.sampled(S, rank, images, self.probes or 8, self.seed, vjp)
+        return trace.adaptive(S, rank, images, self.rtol, self.max_rows, self.seed, vjp)
 
     def effect_from(self, base: State) -> Effect:
         """``KL(p_base ‖ p)`` of the two next-token distributions."""

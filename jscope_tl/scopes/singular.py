@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine.vjp import Pull
+from jscope_tl.engine.vjp import VJP
 
 BUDGET = 256 * 2**20
 """Bytes of rows that are kept as they are."""
@@ -53,26 +53,26 @@ class Collected:
 
 
 def collected(
-    directions: Float[Tensor, "k d_model"], weights: Float[Tensor, "k"] | None, pull: Pull, wanted: int, seed: int
+    directions: Float[Tensor, "k d_model"], weights: Float[Tensor, "k"] | None, vjp: VJP, wanted: int, seed: int
 ) -> Collected:
     """What the ``wanted`` leading singular values and vectors of ``M_t = diag(w) R J_t`` need; the graph is freed."""
     weights = torch.ones_like(directions[:, 0]) if weights is None else weights
-    n_rows, d_in = len(directions), pull.puller.xs[0].shape[-1]
-    size = size_in_bytes(n_rows, pull)
+    n_rows, d_in = len(directions), vjp.backward.xs[0].shape[-1]
+    size = size_in_bytes(n_rows, vjp)
     # The wider the closer; the coordinates have the same budget, and more than half of the rows again is not worth it.
     width = max(wanted + OVERSAMPLING, min(BUDGET * d_in // size, n_rows // 2))
     if size <= BUDGET or width >= min(n_rows, d_in):
-        return _streamed(directions, weights, None, pull)
+        return _streamed(directions, weights, None, vjp)
     draws = torch.randn(width, n_rows, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     combined = (draws.to(directions) * weights) @ directions
-    first = _joined(pull.chunks(combined, more_to_come=True), width)
-    return _streamed(directions, weights, torch.linalg.qr(first.movedim(0, -1)).Q, pull)
+    first = _joined(vjp.chunks(combined, retain_graph=True), width)
+    return _streamed(directions, weights, torch.linalg.qr(first.movedim(0, -1)).Q, vjp)
 
 
-def size_in_bytes(k: int, pull: Pull) -> int:
+def size_in_bytes(k: int, vjp: VJP) -> int:
     """Of ``k`` rows at every position and hook point."""
-    puller = pull.puller
-    numbers = k * sum(x.shape[-1] for x in puller.xs) * (pull.position + 1)
+    puller = vjp.backward
+    numbers = k * sum(x.shape[-1] for x in puller.xs) * (vjp.position + 1)
     return numbers * torch.finfo(puller.dtype).bits // 8
 
 
@@ -90,13 +90,13 @@ def _streamed(
     directions: Float[Tensor, "k d_model"],
     weights: Float[Tensor, "k"],
     basis: Float[Tensor, "*layer seen d_in width"] | None,
-    pull: Pull,
+    vjp: VJP,
 ) -> Collected:
     energies: list[Tensor] = []
 
     def kept() -> Iterator[Tensor]:
         left = weights
-        for chunk in pull.chunks(directions):
+        for chunk in vjp.chunks(directions):
             now, left = left[: len(chunk)].to(chunk), left[len(chunk) :]
             energies.append(torch.tensordot(now.square(), chunk.square().sum(-1), dims=1))
             yield chunk if basis is None else torch.einsum("c...d,...dw->c...w", chunk, basis)

@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine.state import State
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, nearest
-from jscope_tl.engine.vjp import Pull
+from jscope_tl.model.basis import Basis
 from jscope_tl.scopes.base import Effect, Scope, Score, checked_cotangents
 from jscope_tl.scopes.fisher import FisherScope
 from jscope_tl.scopes.registry import register_scope
 from jscope_tl.scopes.singular import collected, largest
-from jscope_tl.engine.state import Basis, State
 
 OF = {
     "jacobian": "gain (unit of y per unit of x)",
@@ -89,19 +90,19 @@ class SpectralScope(Scope):
             return FisherScope().cotangents(state)
         return torch.eye(len(state.y), dtype=state.dtype, device=state.y.device)
 
-    def score(self, state: State, pull: Pull) -> Score:
+    def score(self, state: State, vjp: VJP) -> Score:
         """The largest singular value of ``C J_t``."""
         rows = self.path_rows(state)
-        found = collected(rows, None, pull, wanted=1, seed=SEED)
+        found = collected(rows, None, vjp, wanted=1, seed=SEED)
         if not found.energy.isfinite().all():  # refused with the finished scores
-            return Score(_filled(found.energy, pull))
+            return Score(_filled(found.energy, vjp))
         sigma = largest(found.M)
         if found.basis is None:
-            return Score(_filled(sigma, pull))
+            return Score(_filled(sigma, vjp))
         width = found.rows.shape[-1]
         counts = torch.cat([torch.zeros(width, device="cpu"), torch.ones(len(rows), device="cpu")])
         return Score(
-            _filled(sigma, pull),
+            _filled(sigma, vjp),
             resolved={"sketch": width},
             seed=SEED,
             weights=counts,
@@ -141,9 +142,9 @@ class SpectralScope(Scope):
         ]
 
 
-def _filled(values: Float[Tensor, "*layer seen"], pull: Pull) -> Float[Tensor, "*layer pos"]:
+def _filled(values: Float[Tensor, "*layer seen"], vjp: VJP) -> Float[Tensor, "*layer pos"]:
     """0 after the explained position."""
-    return torch.nn.functional.pad(values, (0, pull.puller.xs[0].shape[1] - values.shape[-1]))
+    return torch.nn.functional.pad(values, (0, vjp.backward.xs[0].shape[1] - values.shape[-1]))
 
 
 def _doubts(sigma: Float[Tensor, "*layer seen"], missed: Float[Tensor, "*layer seen"]) -> list[str]:

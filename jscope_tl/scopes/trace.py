@@ -16,8 +16,8 @@ from jaxtyping import Float
 from scipy.special import chdtri, stdtrit
 from torch import Tensor
 
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError
-from jscope_tl.engine.vjp import Pull
 from jscope_tl.scopes.base import Score
 
 BLOCK = 8
@@ -26,30 +26,30 @@ ROUNDING = 32
 """Relative error of a score in units of the precision that it is computed in, as seen against float64."""
 
 
-def exact(rows: Float[Tensor, "k d_model"], pull: Pull) -> Score:
+def exact(rows: Float[Tensor, "k d_model"], vjp: VJP) -> Score:
     """All directions."""
-    return Score(pull.energies(rows).sum(0))
+    return Score(vjp.squared_norms(rows).sum(0))
 
 
-def low_rank(rows: Float[Tensor, "k d_model"], rank: int, pull: Pull) -> Score:
+def low_rank(rows: Float[Tensor, "k d_model"], rank: int, vjp: VJP) -> Score:
     """The leading directions only: a lower bound."""
     share = rows[:rank].square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
     resolved = {"rank": min(rank, len(rows)), "share_of_trace_F_u": round(float(share), 4)}
-    return Score(pull.energies(rows[:rank]).sum(0), resolved=resolved)
+    return Score(vjp.squared_norms(rows[:rank]).sum(0), resolved=resolved)
 
 
-def sampled(S: Float[Tensor, "n d_model"], rank: int, images: int, probes: int, seed: int, pull: Pull) -> Score:
+def sampled(S: Float[Tensor, "n d_model"], rank: int, images: int, probes: int, seed: int, vjp: VJP) -> Score:
     """Leading directions, their images (of ``rank`` at most), and a fixed number of probes of the rest."""
     images = min(images, rank)
     if rank + images >= min(S.shape):
-        return _all_rows(S, pull)
-    found = _Probes(_known(S, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
-    found.draw(probes, more_to_come=False)
+        return _all_rows(S, vjp)
+    found = _Probes(_known(S, rank, images, vjp), torch.Generator("cpu").manual_seed(seed), vjp)
+    found.draw(probes, retain_graph=False)
     return found.score(seed)
 
 
 def adaptive(
-    S: Float[Tensor, "n d_model"], rank: int, images: int, rtol: float, max_rows: int | None, seed: int, pull: Pull
+    S: Float[Tensor, "n d_model"], rank: int, images: int, rtol: float, max_rows: int | None, seed: int, vjp: VJP
 ) -> Score:
     """Probes until every position's standard error is below ``rtol``; all rows as soon as that is expected to cost no more.
 
@@ -65,19 +65,19 @@ def adaptive(
             "raise max_rows."
         )
     if n_directions <= least:
-        return _all_rows(S, pull)
-    end = inf if max_rows is None else float(pull.puller.n_backward + max_rows)
-    found = _Probes(_known(S, rank, images, pull), torch.Generator("cpu").manual_seed(seed), pull)
-    return _refined(found, rtol, end, seed, pull)
+        return _all_rows(S, vjp)
+    end = inf if max_rows is None else float(vjp.backward.passes.n_backward + max_rows)
+    found = _Probes(_known(S, rank, images, vjp), torch.Generator("cpu").manual_seed(seed), vjp)
+    return _refined(found, rtol, end, seed, vjp)
 
 
-def _refined(found: "_Probes", rtol: float, end: float, seed: int, pull: Pull) -> Score:
+def _refined(found: "_Probes", rtol: float, end: float, seed: int, vjp: VJP) -> Score:
     unknown = min(found.known.S.shape) - len(found.known.directions)
     found.draw(BLOCK)
     while (worst := found.worst()) > rtol:  # what is not finite is refused with the finished scores
-        wanted, left = ceil(found.n * (worst / rtol) ** 2) - found.n, end - pull.puller.n_backward
+        wanted, left = ceil(found.n * (worst / rtol) ** 2) - found.n, end - vjp.backward.passes.n_backward
         if wanted >= unknown and unknown <= left:
-            return _given_up(found.known, found, pull)
+            return _given_up(found.known, found, vjp)
         more = int(min(max(wanted, 2), found.n, left))
         if more < 2:
             return found.score(seed, doubt=f"rtol={rtol} was not met within max_rows")
@@ -113,10 +113,10 @@ def leading_directions(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 3
     return left[:, :rank].T
 
 
-def _all_rows(S: Float[Tensor, "n d_model"], pull: Pull) -> Score:
+def _all_rows(S: Float[Tensor, "n d_model"], vjp: VJP) -> Score:
     rows = principal_rows(S.T @ S)
     done = {"method": "exact", "rank": len(rows)}
-    return Score(pull.energies(rows).sum(0), resolved=done, weights=torch.ones(len(rows), device="cpu"))
+    return Score(vjp.squared_norms(rows).sum(0), resolved=done, weights=torch.ones(len(rows), device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -129,25 +129,25 @@ class _Known:
     rank: int
 
 
-def _known(S: Float[Tensor, "n d_model"], rank: int, images: int, pull: Pull) -> _Known:
+def _known(S: Float[Tensor, "n d_model"], rank: int, images: int, vjp: VJP) -> _Known:
     leading = leading_directions(S, rank)
     cotangents, sent = leading @ S, min(images, rank)
     if not sent:
-        return _Known(S, pull.energies(cotangents, more_to_come=True).sum(0), leading, rank)
-    rows = pull.rows(cotangents[:sent], more_to_come=True)
+        return _Known(S, vjp.squared_norms(cotangents, retain_graph=True).sum(0), leading, rank)
+    rows = vjp.rows(cotangents[:sent], retain_graph=True)
     energy = rows.square().sum(-1).sum(0).to(cotangents.device)
     if rank > sent:
-        energy = energy + pull.energies(cotangents[sent:], more_to_come=True).sum(0)
+        energy = energy + vjp.squared_norms(cotangents[sent:], retain_graph=True).sum(0)
     first = slice(None) if rows.ndim == 3 else 0
-    carried = _carried(rows[:, first] if rows.ndim == 4 else rows, energy[first], pull)
+    carried = _carried(rows[:, first] if rows.ndim == 4 else rows, energy[first], vjp)
     found = _new_directions(carried, S, leading)
     if len(found):
-        energy = energy + pull.energies(found @ S, more_to_come=True).sum(0)
+        energy = energy + vjp.squared_norms(found @ S, retain_graph=True).sum(0)
     return _Known(S, energy, torch.cat([leading, found]), rank)
 
 
 def _carried(
-    rows: Float[Tensor, "m pos d_in"], energy: Float[Tensor, "pos"], pull: Pull
+    rows: Float[Tensor, "m pos d_in"], energy: Float[Tensor, "pos"], vjp: VJP
 ) -> Float[Tensor, "image d_model"]:
     """``Σ_t J_t J_t^T c / energy_t`` for the cotangent ``c`` of each row; none where the model cannot give it.
 
@@ -155,9 +155,9 @@ def _carried(
     prompt often has most of the energy.
     """
     weights = torch.where(energy > 0, energy, torch.inf).reciprocal().to(rows.device)
-    carried = pull.push(rows * weights.unsqueeze(-1))
+    carried = vjp.jvp(rows * weights.unsqueeze(-1))
     if carried is None or not carried.isfinite().all():
-        return rows.new_zeros(0, pull.puller.y.shape[-1])
+        return rows.new_zeros(0, vjp.backward.y.shape[-1])
     return carried
 
 
@@ -180,8 +180,8 @@ def _without(vectors: Float[Tensor, "m n"], known: Float[Tensor, "known n"]) -> 
 class _Probes:
     """Random signs over the rows of ``S`` without the known directions: energies, and how much they scatter."""
 
-    def __init__(self, known: _Known, generator: torch.Generator, pull: Pull) -> None:
-        self.known, self.generator, self.pull = known, generator, pull
+    def __init__(self, known: _Known, generator: torch.Generator, vjp: VJP) -> None:
+        self.known, self.generator, self.vjp = known, generator, vjp
         self.energies: list[Float[Tensor, "m *layer pos"]] = []
         self.products = torch.zeros_like(known.energy, dtype=torch.float64, device="cpu")
         self.one_number = False  # at each position: the input is moved along one direction
@@ -191,13 +191,13 @@ class _Probes:
     def n(self) -> int:
         return sum(len(block) for block in self.energies)
 
-    def draw(self, n: int, more_to_come: bool = True) -> None:
+    def draw(self, n: int, retain_graph: bool = True) -> None:
         blocks = random_signs(n, len(self.known.S), self.generator).split(BLOCK)
         for i, block in enumerate(blocks):
-            self._pull(block.to(self.known.S), more_to_come or i + 1 < len(blocks))
+            self._add(block.to(self.known.S), retain_graph or i + 1 < len(blocks))
 
-    def _pull(self, signs: Float[Tensor, "m n"], more_to_come: bool) -> None:
-        rows = self.pull.rows(_without(signs, self.known.directions) @ self.known.S, more_to_come)
+    def _add(self, signs: Float[Tensor, "m n"], retain_graph: bool) -> None:
+        rows = self.vjp.rows(_without(signs, self.known.directions) @ self.known.S, retain_graph)
         self.one_number = rows.shape[-1] == 1
         grams = torch.einsum("m...d,n...d->mn...", rows, rows)
         energies = grams.diagonal().movedim(-1, 0)
@@ -245,12 +245,12 @@ class _Probes:
         )
 
 
-def _given_up(known: _Known, found: _Probes, pull: Pull) -> Score:
+def _given_up(known: _Known, found: _Probes, vjp: VJP) -> Score:
     """The exact score after all, from what is known and the directions of the rest; the probes do not count."""
     cotangents = known.directions @ known.S
     n_left = min(known.S.shape) - len(cotangents)  # the others are rounding
     others = principal_rows(known.S.T @ known.S - cotangents.T @ cotangents)[:n_left]
-    values = known.energy + pull.energies(others).sum(0)
+    values = known.energy + vjp.squared_norms(others).sum(0)
     counts = [(len(cotangents), 1.0), (found.n, 0.0), (len(others), 1.0)]
     weights = torch.cat([torch.full((n,), weight, device="cpu") for n, weight in counts])
     resolved = {"method": "exact", "rank": len(cotangents) + len(others), "probes_given_up": found.n}

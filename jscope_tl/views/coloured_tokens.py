@@ -4,10 +4,9 @@ from html import escape
 from typing import Any
 
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.circuits import View, bundle, call, literal, place
 from jscope_tl.views.scale import DARK, Scale, ink, scale_of
-from jscope_tl.views.terminal import headline
-from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit, prompt_text, to_labels
 
 
@@ -46,7 +45,7 @@ def tokens(results: Any, labels: Any = None, *, log: bool = False) -> View:
     parts, calls = [], []
     for result, name in zip(shown, names, strict=True):
         where, element = place()
-        says = f"{headline(result)}, in {result.unit}; {result.provenance.model_name}"
+        says = f"{result.headline()}, in {result.unit}; {result.provenance.model_name}"
         parts.append(f"<p><b>{escape(name)}</b>: {escape(says)}</p>{element}")
         calls.append(call(where, "ColoredTokens", _properties(result, scale)))
     note = f"{scale.note}; outlined: the explained position, with its target; hover over a token to see its score"

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
-from jscope_tl.results.attribution import Attribution, InfluencePattern, PredictedToken
-from jscope_tl.views.scale import DECADES, scale_of
+from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.base import PredictedToken
+from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import percent, visible
+from jscope_tl.views.scale import DECADES, scale_of
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit
 
 if TYPE_CHECKING:

@@ -7,10 +7,13 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.base import Result
+from jscope_tl.results.pattern import InfluencePattern
+from jscope_tl.results.spectrum import Spectrum
+from jscope_tl.results.text import score_text, visible
 from jscope_tl.views.figures import heatmap
 from jscope_tl.views.scale import background, ink, scale_of
-from jscope_tl.views.terminal import headline, prediction_line, resolved_line
-from jscope_tl.results.text import score_text, visible
+from jscope_tl.views.spectra import spectrum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,31 +38,43 @@ def coloured(result: Attribution) -> str:
     return f'<div style="white-space:pre-wrap;line-height:1.9">{"".join(spans)}</div>'
 
 
-def _table(result: Attribution, k: int) -> str:
-    names = ("position", "token", f"score ({result.unit})", *(["at"] if result.hook_points else []))
+def _table(result: Result, k: int) -> str:
+    pattern = isinstance(result, InfluencePattern)
+    layers = isinstance(result, Attribution) and bool(result.hook_points)
+    names = ("position", "token", f"score ({result.unit})", "explained position" if pattern else "at" if layers else "")
     head = "".join(f"<th {CELL}>{escape(name)}</th>" for name in names)
     rows = [
         f"<tr><td {CELL}>{t.position}</td><td {CELL}>{escape(repr(t.str_token))}</td>"
-        f"<td {CELL}>{score_text(t.score, t.stderr)}</td><td>{escape(t.hook_point or '')}</td></tr>"
+        f"<td {CELL}>{score_text(t.score, t.stderr)}</td><td>{t.explained if pattern else escape(t.hook_point or '')}</td></tr>"
         for t in result.top(k)
     ]
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def fragment(result: Attribution, k: int = 5) -> str:
-    """The coloured prompt (scores on hovering) or the map, the prediction, the strongest tokens, and the doubts."""
+def fragment(result: Result, k: int = 5) -> str:
+    """What a notebook shows: the coloured prompt (scores on hovering), map or spectrum, the strongest tokens, the doubts."""
     small = '<p style="margin:.4em 0;font-size:90%">{}</p>'
-    note = scale_of([result]).note + ("" if result.hook_points else "; outlined: the explained position")
+    prediction = result.prediction_line() if isinstance(result, Attribution) else ""
+    resolved = result.resolved_line() if isinstance(result, Attribution) else ""
     parts = [
-        f"<p><b>{escape(headline(result))}</b></p>",
-        picture(heatmap(result), f"map of {result.scope} scores") if result.hook_points else coloured(result),
-        small.format(escape(note)),
-        f"<p>{escape(prediction_line(result))}</p>",
+        f"<p><b>{escape(result.headline())}</b></p>",
+        *_drawn(result, small),
+        f"<p>{escape(prediction)}</p>" if prediction else "",
         _table(result, k),
-        small.format(escape(resolved_line(result))) if resolved_line(result) else "",
+        small.format(escape(resolved)) if resolved else "",
         *(small.format(f"⚠ {escape(warning)}") for warning in result.warnings),
     ]
     return f"<div>{''.join(parts)}</div>"
+
+
+def _drawn(result: Result, small: str) -> list[str]:
+    """The picture that goes with a result, and what its colours mean."""
+    if isinstance(result, Spectrum):
+        return [picture(spectrum(result), "spectrum of every position")]
+    note = scale_of([result]).note
+    if isinstance(result, Attribution) and not result.hook_points:
+        return [coloured(result), small.format(escape(f"{note}; outlined: the explained position"))]
+    return [picture(heatmap(result), f"map of {result.scope} scores"), small.format(escape(note))]
 
 
 def picture(figure: "Figure", says: str) -> str:

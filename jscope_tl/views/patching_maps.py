@@ -7,8 +7,8 @@ from torch import Tensor
 
 from jscope_tl.errors import InputError
 from jscope_tl.patching.comparison import Comparison
-from jscope_tl.views.figures import draw_map, figure_of, label_positions, make_axes
 from jscope_tl.results.text import visible
+from jscope_tl.views.figures import draw_map, figure_of, label_positions, make_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
-from jscope_tl.results.attribution import Attribution, InfluencePattern, PredictedToken
+from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.base import PredictedToken
 from jscope_tl.results.files import check_target
+from jscope_tl.results.pattern import InfluencePattern
+from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuits import script
 from jscope_tl.views.figures import heatmap, series
 from jscope_tl.views.html import coloured, picture
 from jscope_tl.views.page import write_page
 from jscope_tl.views.scale import scale_of
-from jscope_tl.views.terminal import headline, prediction_line, resolved_line
-from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.together import Result, as_list, prompt_text
 
 READER = """<script>
@@ -115,12 +116,12 @@ def _by_prompt(results: list[Result]) -> Iterator[list[Result]]:
 
 
 def _section(result: Attribution) -> str:
-    says = [f"{scale_of([result]).note}; outlined: the explained position", resolved_line(result)]
+    says = [f"{scale_of([result]).note}; outlined: the explained position", result.resolved_line()]
     return "\n".join(
         [
-            f"<h3>{escape(headline(result))}</h3>",
+            f"<h3>{escape(result.headline())}</h3>",
             f'<p class="quiet">{escape(result.provenance.model_name)}</p>',
-            f"<p>{escape(prediction_line(result))}</p>",
+            f"<p>{escape(result.prediction_line())}</p>",
             _map(result) if result.hook_points else _line(result),
             *(f'<p class="quiet">{escape(line)}</p>' for line in says if line),
             *_warnings(result),

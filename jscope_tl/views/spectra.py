@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from jscope_tl.errors import InputError
-from jscope_tl.attribution.spectrum import Spectrum
+from jscope_tl.results.spectrum import Spectrum
 from jscope_tl.views.figures import figure_of, label_positions, make_axes
 
 if TYPE_CHECKING:

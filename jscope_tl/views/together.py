@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
-from jscope_tl.results.attribution import Attribution, InfluencePattern
+from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import visible
 
 Result = Attribution | InfluencePattern

@@ -1,32 +1,32 @@
-"""Scores and predicted effects from the same backward rows."""
+"""Scores and predicted effects of a patch from the same backward rows."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine.backward import Puller
+from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import Run
-from jscope_tl.engine.vjp import Pull
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.scopes.base import Scope, Score
 
 
 def scored_and_predicted(
-    forward: Run, scope: Scope, puller: Puller, source: list[Float[Tensor, "1 pos d_in"]]
+    forward: Run, scope: Scope, backward: Backward, source: list[Float[Tensor, "1 pos d_in"]]
 ) -> tuple[Score, Float[Tensor, "layer pos"]]:
     """The scope's score, and for every cell the effect to expect when it is patched with the source's activation.
 
     To first order ``C J_t (x_source - x)``, signed; for Fisher half the sum of its squares, the second-order KL divergence.
     """
     pairs = zip(source, forward.xs, strict=True)
-    deltas = [(theirs.to(own.device, puller.dtype) - own.detach().to(puller.dtype))[0] for theirs, own in pairs]
+    deltas = [(theirs.to(own.device, backward.dtype) - own.detach().to(backward.dtype))[0] for theirs, own in pairs]
     moved: list[Float[Tensor, "chunk layer pos"]] = []
 
-    def watch(rows: list[Tensor]) -> None:
-        products = [(row * delta).sum(-1).to(puller.y.device) for row, delta in zip(rows, deltas, strict=True)]
+    def capture(rows: list[Tensor]) -> None:
+        products = [(row * delta).sum(-1).to(backward.y.device) for row, delta in zip(rows, deltas, strict=True)]
         moved.append(torch.stack(products, 1))
 
-    puller.watch_rows = watch
-    score = scope.score(forward.state(), Pull(puller))
+    backward.capture = capture
+    score = scope.score(forward.state(), VJP(backward))
     predicted = scope.predicted_from(torch.cat(moved), score)
     predicted[:, forward.positions[0] + 1 :] = 0
     return score, predicted.detach().double().cpu()

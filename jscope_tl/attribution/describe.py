@@ -1,0 +1,120 @@
+"""What a result says about itself: the prompt, the prediction, where it comes from."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.attribution.setup import Setup
+from jscope_tl.engine.forward import Run, not_finite_cure
+from jscope_tl.engine.state import State
+from jscope_tl.errors import InputError
+from jscope_tl.model.prompts import bos_positions, to_str_tokens
+from jscope_tl.model.running import Passes
+from jscope_tl.model.view import ModelView
+from jscope_tl.results.attribution import Attribution, Prediction
+from jscope_tl.results.base import PredictedToken, Provenance
+from jscope_tl.scopes.base import Score
+
+
+def attribution(
+    setup: Setup, forward: Run, score: Score, warnings: Sequence[str], i: int = 0, passes: Passes | None = None
+) -> Attribution:
+    """The result at the ``i``-th explained position of a run.
+
+    Args:
+        warnings: doubts about the run and its backward passes; those of the score are added.
+        passes: what it cost; None: all of the run's.
+    """
+    state, view, at = forward.state(i), setup.view, setup.at
+    single = isinstance(at, str) and list(forward.at) == [at]
+    layers = () if single else tuple(forward.at)
+    shape = (*([len(layers)] if layers else []), len(state.tokens))
+    target = setup.scope.target_id(state)
+    options, resolved = setup.options(), dict(score.resolved)
+    if setup.scope.needs_target:
+        resolved["target"] = to_str_tokens(view, [target])[0]
+    return Attribution(
+        **about(setup, state.tokens, state.x, passes or forward.passes, score.seed),
+        position=state.position,
+        scores=finished(score.values.reshape(shape), state.x.dtype, view.name),
+        stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
+        options={**options, "resolved": resolved} if resolved else options,
+        prediction=_prediction(state, view, target),
+        warnings=[*warnings, *score.doubts, *_underflow(score, state)],
+        hook_points=layers,
+    )
+
+
+def about(
+    setup: Setup, tokens: Int[Tensor, "pos"], x: Float[Tensor, "*one pos d_in"], passes: Passes, seed: int | None
+) -> dict[str, Any]:
+    """The fields of a `Result` that do not depend on its scores."""
+    view, at = setup.view, setup.at
+    provenance = Provenance(
+        model_name=view.name,
+        model_class=type(view.model).__name__,
+        dtype=str(x.dtype).removeprefix("torch."),
+        device=str(x.device),
+        hook_point=at if isinstance(at, str) else ", ".join(setup.settings.at),
+        n_forward=passes.n_forward,
+        n_backward=passes.n_backward,
+        seed=seed,
+        versions={name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")},
+    )
+    return {
+        "tokens": tokens.cpu(),
+        "str_tokens": to_str_tokens(view, tokens.tolist()),
+        "scope": setup.label,
+        "unit": setup.unit,
+        "basis": view.basis,
+        "provenance": provenance,
+        "bos_positions": bos_positions(view, tokens),
+    }
+
+
+def finished(values: Float[Tensor, "*row pos"], dtype: torch.dtype, name: str) -> Float[Tensor, "*row pos"]:
+    """Off the graph and the device, in float32."""
+    if not values.isfinite().all():
+        where = (~values.isfinite()).nonzero()[:, -1].unique().tolist()
+        raise InputError(
+            f"The backward pass of {name} gave infinite or undefined values at positions {where}. "
+            f"{not_finite_cure(dtype)}"
+        )
+    return values.detach().float().cpu()
+
+
+def _underflow(score: Score, state: State) -> list[str]:
+    if score.values.any():
+        return []
+    return [
+        f"Every score is 0: the prediction is so certain (p = {float(state.log_probs.detach().max().exp()):.12g}) that in "
+        f"{state.x.dtype} nothing moves what this scope explains. Try 'semantic', or a model in float32."
+    ]
+
+
+def predicted(state: State, view: ModelView, ids: list[int]) -> list[PredictedToken]:
+    """Candidates for the next token with their probabilities."""
+    probabilities = state.log_probs.detach().exp()
+    texts = to_str_tokens(view, ids)
+    return [PredictedToken(i, text, float(probabilities[i])) for i, text in zip(ids, texts, strict=True)]
+
+
+def _prediction(state: State, view: ModelView, target: int, k: int = 10) -> Prediction:
+    log_probs = state.log_probs.detach()
+    best = log_probs.topk(min(k, len(log_probs))).indices.tolist()
+    tokens = predicted(state, view, [*best, target])
+    rank = int((log_probs > log_probs[target]).sum()) + 1
+    return Prediction(top=tuple(tokens[:-1]), target=tokens[-1], target_rank=rank)
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

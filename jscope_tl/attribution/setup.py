@@ -1,0 +1,205 @@
+"""The set-up: everything that the entry points share before the first forward pass, and how a run becomes a score.
+
+The keywords that all entry points take stand in `set_up`; what one of them does not take, and why, stands in `NOT_TAKEN`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from jscope_tl.attribution.averaging import averaged_score, to_origin
+from jscope_tl.attribution.paths import Path, Point, to_path
+from jscope_tl.engine.backward import Backward, check_chunk_size
+from jscope_tl.engine.constant import check_frozen
+from jscope_tl.engine.forward import FwdHooks, Run, Settings, run, run_together
+from jscope_tl.engine.inputs import NORM, Inputs, Reduction, to_reduction
+from jscope_tl.engine.precision import check_matmul_precision
+from jscope_tl.engine.vjp import VJP
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.model.prompts import prompt_warnings, to_position, to_tokens
+from jscope_tl.model.running import Passes
+from jscope_tl.model.view import ModelView
+from jscope_tl.scopes.base import Scope, Score
+from jscope_tl.scopes.registry import resolve_scope
+
+SHARED = (
+    "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "frozen", "chunk_size", "matmul_precision", "progress"
+)  # fmt: skip
+"""Keywords of every entry point."""
+NOT_TAKEN = {
+    "influence_pattern": {"position": "it explains several; give them as positions"},
+    "jacobian": {
+        "reduction": "it returns the rows themselves, and no scores",
+        "path": "it is the Jacobian at the prompt itself; average those of prompts of your own",
+    },
+    "spectrum": {
+        "reduction": "singular vectors are directions of x itself",
+        "path": "rows that are averaged along a path have other singular vectors than any point of it",
+    },
+    "patching.compare": {
+        "reduction": "effects are predicted from whole rows, times the difference of the two runs",
+        "path": "effects are predicted at the base run",
+    },
+    "patching.ablate": {"at": "tokens are left out at hook_embed, where the scope must be taken too"},
+    "diagnostics.linearity": {
+        "reduction": "a whole vector is moved, in directions of its own",
+        "path": "it is the linear picture at the prompt itself that is put to the test",
+    },
+}
+"""For each entry point the keywords of `SHARED` that it refuses, with the reason."""
+
+
+def refuse(function: str, given: dict[str, Any], more: Sequence[str] | None = None) -> None:
+    """Refuse what an entry point does not take.
+
+    Args:
+        function: a key of `NOT_TAKEN`.
+        given: further keywords that it got.
+        more: those that it knows besides, where it takes no options of a scope; everything else is then refused too.
+
+    Raises:
+        InputError: with the reason, or the nearest keyword.
+    """
+    for name in given:
+        if name in NOT_TAKEN[function]:
+            raise InputError(f"js.{function} takes no {name!r}: {NOT_TAKEN[function][name]}.")
+        if more is not None:
+            known = [*more, *(shared for shared in SHARED if shared not in NOT_TAKEN[function])]
+            raise InputError(
+                f"js.{function} has no keyword {name!r}.{nearest(name, known)} It takes {', '.join(known)}."
+            )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is explained, and how: all that is known before the first forward pass, but for the prompt.
+
+    Attributes:
+        scope: what is explained.
+        at: the hook point or points as they were given.
+        settings: how the model is run.
+        reduction: from rows to a score.
+        path: where the model is linearised.
+        chunk_size, matmul_precision, progress: of the backward passes.
+    """
+
+    scope: Scope
+    at: Any
+    settings: Settings
+    reduction: Reduction
+    path: Path
+    chunk_size: int | None
+    matmul_precision: str | None
+    progress: bool | None
+
+    @property
+    def view(self) -> ModelView:
+        """The model."""
+        return self.settings.view
+
+    def prompt(self, prompt: Any, prepend_bos: bool | None, position: Any) -> tuple[Int[Tensor, "pos"], int]:
+        """A prompt as ids, and the explained position in it."""
+        tokens = to_tokens(self.view, prompt, prepend_bos)
+        return tokens, to_position(position, len(tokens))
+
+    def warnings(self, tokens: Int[Tensor, "pos"]) -> list[str]:
+        """Doubts that are known beforehand: about the scope on these weights, and about the prompt."""
+        return [*self.scope.check(self.view.basis), *prompt_warnings(self.view, tokens)]
+
+    @contextmanager
+    def run(self, tokens: Int[Tensor, "pos"], positions: Sequence[int]) -> Iterator[tuple[Run, Backward]]:
+        """The prompt's own forward pass, and the backward passes through it."""
+        passes = Passes()
+        with run(self.settings, tokens, positions, self._inputs(len(tokens), passes), passes) as forward:
+            yield forward, self.backward(forward)
+
+    def run_together(
+        self, prompts: Sequence[Int[Tensor, "_"]], positions: Sequence[int]
+    ) -> AbstractContextManager[Run]:
+        """The forward pass of several prompts side by side, with one explained position in each."""
+        passes = Passes()
+        return run_together(self.settings, prompts, positions, self._inputs(max(map(len, prompts)), passes), passes)
+
+    def backward(self, forward: Run) -> Backward:
+        """The backward passes through a run."""
+        return Backward(
+            forward.xs, forward.y, forward.positions, self.chunk_size, self.progress,
+            matmul_precision=self.matmul_precision, passes=forward.passes,
+        )  # fmt: skip
+
+    def _inputs(self, pos: int, passes: Passes) -> Inputs:
+        if self.reduction is NORM and isinstance(self.path, Point):
+            return Inputs()
+        return Inputs(self.reduction, to_origin(self.view, self.path.origin, self.settings.at, pos, passes))
+
+    def score(self, forward: Run, backward: Backward, i: int = 0) -> Score:
+        """The score of the ``i``-th explained position, from rows at the prompt or averaged along the path."""
+        if isinstance(self.path, Point):
+            return self.in_units(self.scope.score(forward.state(i), VJP(backward, i)))
+        if len(forward.at) > 1:
+            raise InputError(f"A path starts at one hook point, by its name; {list(forward.at)} are {len(forward.at)}.")
+        return self.in_units(averaged_score(self.path, self.scope, forward, backward, i))
+
+    def in_units(self, score: Score) -> Score:
+        """The score in `unit`."""
+        return score if self.reduction is NORM else self.scope.at_input(score)
+
+    @property
+    def unit(self) -> str:
+        """Of the score."""
+        return self.reduction.unit(self.scope.unit, self.scope.effect_unit)
+
+    @property
+    def label(self) -> str:
+        """The scope's name, and what is not the paper's about the settings."""
+        reduction = [] if self.reduction.name == self.scope.reduction else [self.reduction.name]
+        path = [] if isinstance(self.path, Point) else [type(self.path).__name__.lower()]
+        frozen = [f"frozen {kind}" for kind in self.settings.frozen]
+        return ", ".join([self.scope.label, *reduction, *path, *frozen])
+
+    def options(self) -> dict[str, Any]:
+        """Options of the scope, and what is not the paper's about the settings."""
+        settings: dict[str, Any] = {} if self.reduction is NORM else {"reduction": self.reduction.name}
+        origin = self.path.origin
+        if not (isinstance(self.path, Point) and isinstance(origin, str) and origin == "zero"):
+            settings["path"] = self.path.describe()
+        frozen = {"frozen": list(self.settings.frozen)} if self.settings.frozen else {}
+        return {**self.scope.options, **settings, **frozen}
+
+
+def set_up(
+    model: Any,
+    scope: Any,
+    options: dict[str, Any],
+    *,
+    at: Any = "hook_embed",
+    one_point: bool = False,
+    fwd_hooks: FwdHooks = (),
+    reduction: Any = None,
+    path: Any = None,
+    frozen: Any = (),
+    chunk_size: Any = None,
+    matmul_precision: Any = None,
+    progress: bool | None = None,
+) -> Setup:
+    """Everything that was asked for, checked; ``one_point`` refuses several hook points.
+
+    Raises:
+        InputError: what cannot be used; the message says what was given, what is needed, what to do.
+    """
+    resolved, view = resolve_scope(scope, options), ModelView(model)
+    points = [view.hook_point(at)] if one_point else view.hook_points(at)
+    return Setup(
+        scope=resolved,
+        at=at,
+        settings=Settings(view, points, list(fwd_hooks or ()), check_frozen(frozen)),
+        reduction=to_reduction(resolved.reduction if reduction is None else reduction),
+        path=to_path(path),
+        chunk_size=check_chunk_size(chunk_size),
+        matmul_precision=check_matmul_precision(matmul_precision),
+        progress=progress,
+    )

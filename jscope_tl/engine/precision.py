@@ -1,0 +1,45 @@
+"""The precision of float32 matrix products in backward rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
+import torch
+
+from jscope_tl.errors import InputError, nearest
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+ONE_PRECISION = RLock()
+"""The setting is the process's: threads that change it take turns."""
+
+
+def check_matmul_precision(name: Any) -> str | None:
+    """A precision of float32 matrix products by torch's names, or a refusal."""
+    if name is None or name in MATMUL_PRECISIONS:
+        return name
+    raise InputError(
+        f"There is no matmul_precision {name!r}.{nearest(name, MATMUL_PRECISIONS)} Use 'highest', 'high' (TF32 where the "
+        "device has it), 'medium' (bfloat16), or None for what torch is set to."
+    )
+
+
+@contextmanager
+def matmul_precision(name: str | None) -> Iterator[None]:
+    """`torch.set_float32_matmul_precision` inside, and what was set before again afterwards; None changes nothing."""
+    if name is None:
+        yield
+        return
+    with ONE_PRECISION:
+        try:
+            before = torch.get_float32_matmul_precision()
+        except RuntimeError as error:
+            raise InputError(
+                "matmul_precision is set by torch.set_float32_matmul_precision, which torch refuses after its newer settings "
+                "(torch.backends...fp32_precision) were used. Leave one of the two."
+            ) from error
+        try:
+            torch.set_float32_matmul_precision(name)
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)

@@ -1,0 +1,56 @@
+"""Which of TransformerLens' weight processings a model has been through, read off the weights themselves."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CENTERED = 0.05
+"""Mean of ``W_U`` over the vocabulary, in units of what random columns would have (1): below this it was centred."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Which of TransformerLens' weight processings the model has been through; some scopes change their meaning.
+
+    Attributes:
+        ln_folded: the final norm has no gain of its own (folded into ``W_U``), so ``‖y‖`` is the same for all inputs.
+        unembed_centered: the mean over the vocabulary has been taken out of ``W_U``.
+    """
+
+    ln_folded: bool
+    unembed_centered: bool
+
+
+def basis_of(model: Any) -> Basis:
+    """The basis of a model's weights: configurations forget what was done to them."""
+    # A few rows tell most models apart: reading all of W_U would cost as much as a layer.
+    W_U = model.W_U.detach()
+    return Basis(ln_folded=_norm_without_gain(model), unembed_centered=_has_no_mean(W_U[:16]) and _has_no_mean(W_U))
+
+
+def _norm_without_gain(model: Any) -> bool:
+    norm = getattr(model, "ln_final", None)
+    if norm is None or getattr(model.cfg, "normalization_type", "LN") is None:
+        return False  # no final norm at all: the norm of y is free
+    # A bridge keeps the tensor from before folding in .w and .b: the current one is in .weight and .bias.
+    gain, bias = (_first_tensor(norm, names) for names in (("weight", "w"), ("bias", "b")))
+    uniform = gain is None or bool((gain == gain.flatten()[0]).all())
+    return uniform and (bias is None or not bias.any())
+
+
+def _first_tensor(module: Any, names: tuple[str, ...]) -> Tensor | None:
+    for name in names:
+        value = getattr(module, name, None)
+        if isinstance(value, Tensor):
+            return value.detach()
+    return None
+
+
+def _has_no_mean(W_U: Float[Tensor, "some_d d_vocab"]) -> bool:
+    precise = torch.promote_types(W_U.dtype, torch.float32)
+    mean = W_U.mean(1, dtype=precise)
+    if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
+    return bool(mean.norm() < CENTERED * if_random)

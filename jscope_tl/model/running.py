@@ -1,0 +1,86 @@
+"""Running a model whose hooks, precision and thread may be shared with the user, and leaving all of them as they were."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import RLock
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.model.view import ModelView
+
+OWN_LEVEL = 1000
+"""Above every level of hooks that a user reaches."""
+ONE_AT_A_TIME = RLock()
+"""Hooks and parameter flags belong to the model, which threads share: forward passes take turns."""
+
+
+@dataclass
+class Passes:
+    """Passes through a model, counted where they happen; prompts that run side by side count one each."""
+
+    n_forward: int = 0
+    n_backward: int = 0
+
+    def each(self, n_prompts: int) -> "Passes":
+        """The passes of one prompt, where ``n_prompts`` alike ran side by side."""
+        return Passes(self.n_forward // n_prompts, self.n_backward // n_prompts)
+
+
+def logits_of(view: ModelView, tokens: Int[Tensor, "batch pos"], passes: Passes) -> Float[Tensor, "batch seen d_vocab"]:
+    """One forward pass with the hooks that are active now; of the logits those that hooks at the unembedding leave."""
+    passes.n_forward += len(tokens)
+    return view.model(tokens, return_type="logits")
+
+
+@contextmanager
+def undisturbed(view: ModelView, hooks: Sequence[Any]) -> Iterator[None]:
+    """For runs without gradients: the model's own dtype, one thread at a time, with hooks that leave the user's in place."""
+    view.check_hook_names(hooks)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        full_precision(view),
+        ONE_AT_A_TIME,
+        own_hook_level(view.model),
+        view.model.hooks(fwd_hooks=hooks),
+    ):
+        yield
+
+
+def captured(
+    view: ModelView, tokens: Int[Tensor, "batch pos"], points: Sequence[str], hooks: Sequence[Any], passes: Passes
+) -> dict[str, Float[Tensor, "batch *rest"]]:
+    """The activations at some hook points in one run without gradients, as the user's hooks leave them there."""
+    found: dict[str, Tensor] = {}
+
+    def capture(name: str, activation: Float[Tensor, "batch *rest"], hook: Any) -> None:
+        found[name] = activation.detach()
+
+    with undisturbed(view, [*hooks, *((name, partial(capture, name)) for name in points)]):
+        logits_of(view, tokens, passes)
+    return found
+
+
+@contextmanager
+def full_precision(view: ModelView) -> Iterator[None]:
+    """The model's own dtype, also inside the user's ``torch.autocast``."""
+    with ExitStack() as stack:
+        for device in {"cpu", view.input_device.type} & {"cpu", "cuda"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def own_hook_level(model: Any) -> Iterator[None]:
+    """A level for our hooks that no hook of the user's has: leaving a level removes every hook that sits on it."""
+    level = getattr(model, "context_level", 0)
+    model.context_level = level + OWN_LEVEL
+    try:
+        yield
+    finally:
+        model.context_level = level

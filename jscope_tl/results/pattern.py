@@ -1,0 +1,60 @@
+"""`InfluencePattern`: the scores of the predictions at several positions, laid out as an attention pattern is."""
+
+from dataclasses import dataclass, fields
+
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.base import PredictedToken, Result
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InfluencePattern(Result):
+    """The scores of one scope for the predictions at several positions, over all earlier positions.
+
+    Row ``i`` holds what `attribute` returns with ``position=positions[i]``. Scores of one row compare with each other; of
+    two rows only as far as the predictions do (a row whose prediction is certain is small throughout).
+
+    Attributes:
+        scores: ``[dest, src]``, float32 on the CPU; unsigned, 0 where ``src`` is after ``dest``.
+        stderr: ``[dest, src]``, standard error of estimated scores (0 in exact rows); None where all are exact.
+        positions: the explained position of each row.
+        targets: the token that each row explains or reports, and its probability.
+        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions: as in `Result`;
+            ``options["resolved"]`` has an entry for each row.
+    """
+
+    scores: Float[Tensor, "dest src"]
+    stderr: Float[Tensor, "dest src"] | None
+    positions: tuple[int, ...]
+    targets: tuple[PredictedToken, ...]
+
+    def _rows(self) -> tuple[Float[Tensor, "row pos"], Float[Tensor, "row pos"] | None]:
+        return self.scores, self.stderr
+
+    def _labels(self) -> list[tuple[str | None, int]]:
+        return [(None, position) for position in self.positions]
+
+    def _index(self) -> list[str]:
+        return ["explained"]
+
+    def headline(self) -> str:
+        """Scope, shape, unit and hook point in one line."""
+        shape = f"{len(self.positions)} x {len(self.str_tokens)}"
+        return f"{self.scope} scope, [dest, src] = {shape}, in {self.unit}, at {self.provenance.hook_point}"
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [f"InfluencePattern: {self.headline()}", *(f"  warning: {warning}" for warning in self.warnings)]
+        )
+
+
+def as_pattern(result: InfluencePattern | Attribution) -> InfluencePattern:
+    """An attribution as an influence pattern of one row."""
+    if isinstance(result, InfluencePattern):
+        return result
+    scores, stderr = result._rows()
+    shared = {f.name: getattr(result, f.name) for f in fields(Result)}
+    targets = (result.prediction.target,)
+    return InfluencePattern(scores=scores, stderr=stderr, positions=(result.position,), targets=targets, **shared)

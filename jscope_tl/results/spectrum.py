@@ -1,0 +1,185 @@
+"""`Spectrum`: leading singular values and vectors of every position's Jacobian, and what they say in tokens."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, whole
+from jscope_tl.model.prompts import to_position
+from jscope_tl.results.base import Result
+
+MOST = 20
+"""Tokens that are kept at each end of a decoded direction."""
+
+
+@dataclass(frozen=True)
+class DecodedDirection:
+    """What a step of size one along an output direction does, to first order.
+
+    Attributes:
+        position: of the input that moves the output along this direction.
+        i: which direction, 0 is the leading one.
+        singular_value: its gain.
+        rises: tokens that rise most and by how much, largest first; a rise may be negative where fewer tokens rise.
+        falls: tokens that fall most, largest fall first.
+        unit: of the changes.
+    """
+
+    position: int
+    i: int
+    singular_value: float
+    rises: list[tuple[str, float]]
+    falls: list[tuple[str, float]]
+    unit: str
+
+
+@dataclass(frozen=True)
+class Decodings:
+    """The tokens at both ends of the decoded change of every direction.
+
+    Attributes:
+        signs: which make the largest change of each direction a rise.
+        ids: of the tokens that rise most, then of those that fall most.
+        changes: theirs, in the same order, of the direction with its largest change made positive.
+        texts: of every token that occurs.
+    """
+
+    signs: Float[Tensor, "n"]
+    ids: Int[Tensor, "n 2 most"]
+    changes: Float[Tensor, "n 2 most"]
+    texts: dict[int, str]
+
+    def ends(self, row: int, k: int) -> list[list[tuple[str, float]]]:
+        """The ``k`` first of both ends, as text."""
+        return [
+            [(self.texts[token], change) for token, change in zip(ids[:k], changes[:k], strict=True)]
+            for ids, changes in zip(self.ids[row].tolist(), self.changes[row].tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Spectrum(Result):
+    """Leading singular values and vectors of ``M_t`` at every position ``t``: which directions move the prediction, and how far.
+
+    ``M_t = J_t``, or ``F_u^{1/2} J_t`` for ``of="fisher"``, whose squared singular values are the eigenvalues of
+    ``J_t^T F_u J_t``. The sign of a singular vector is arbitrary: it is chosen so that the largest decoded change is a rise (of two that
+    are alike within 1 %, that of the more probable token).
+    Everything is float32 on the CPU and 0 after the explained position; so are directions whose singular value is rounding.
+    `top` and the scores of `Result` are those of the leading direction, the largest singular value.
+
+    Attributes:
+        singular_values: ``[pos, k]``, falling; in ``unit``.
+        output_directions: ``[pos, k, d_model]``, unit vectors: where ``y`` goes when ``x_t`` moves along the input direction.
+            For the Jacobian the left singular vectors, for Fisher ``J_t v / ‖J_t v‖``, which are not orthogonal.
+        input_directions: ``[pos, k, d_in]``, the right singular vectors ``v``.
+        energy: ``[pos]``, ``‖M_t‖_F² = Σ σ²`` of all singular values, also those beyond ``k``; for Fisher the score of
+            Fisher Scope.
+        effective_rank: ``[pos]``, the participation ratio ``(Σ σ²)² / Σ σ⁴`` (Gao et al. 2017): 1 where one direction does
+            everything, n where n do equally much. Of all singular values; from a sketch (``captured < 1``) those outside it
+            are left out of the denominator, and the number is an upper bound; the effective rank of Roy and Vetterli (2007),
+            an entropy, would have no bound.
+        captured: ``[pos]``, share of the energy in the space that was searched: 1 where all rows were kept. Then
+            ``σ² ≤ true σ² ≤ σ² + (1 - captured) energy``.
+        of: ``"jacobian"`` or ``"fisher"``.
+        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions: as in `Result`.
+    """
+
+    singular_values: Float[Tensor, "pos k"]
+    output_directions: Float[Tensor, "pos k d_model"]
+    input_directions: Float[Tensor, "pos k d_in"]
+    energy: Float[Tensor, "pos"]
+    effective_rank: Float[Tensor, "pos"]
+    captured: Float[Tensor, "pos"]
+    of: str
+    decodings: Decodings | None = None
+
+    def _rows(self) -> tuple[Float[Tensor, "row pos"], None]:
+        return rearrange(self.singular_values[:, 0], "pos -> 1 pos"), None
+
+    def _labels(self) -> list[tuple[str | None, int]]:
+        return [(None, self.position)]
+
+    def _index(self) -> list[str]:
+        return []
+
+    @property
+    def shares(self) -> Float[Tensor, "pos k"]:
+        """Share of each direction in the energy (for Fisher: in the trace): ``σ_i² / Σ σ²``."""
+        energy = rearrange(self.energy, "pos -> pos 1")
+        return torch.where(energy > 0, self.singular_values.square() / energy, 0.0)
+
+    def decode(self, pos: int, i: int = 0, k: int = 5) -> DecodedDirection:
+        """The ``k`` tokens that rise and fall most when ``y`` takes a step of size one along an output direction.
+
+        To first order, through the unembedding, logit scale and soft-cap: ``D u`` with ``D = ∂z/∂y``, less its mean over the
+        vocabulary; for Fisher the probabilities, ``p ⊙ (D u - p·D u)``.
+
+        Args:
+            pos: the position; negative counts from the end.
+            i: which direction, 0 is the leading one.
+            k: how many tokens at each end, 20 at most.
+
+        Raises:
+            InputError: there is no such position or direction, ``k`` is out of range, or the model mixes logits.
+        """
+        pos, n = to_position(pos, len(self.str_tokens)), self.singular_values.shape[1]
+        which, count = whole(i), whole(k)
+        if which is None or not 0 <= which < n:
+            raise InputError(
+                f"i is which direction, 0 to {n - 1} in this result; got {i!r}. k of js.spectrum gives more."
+            )
+        if count is None or not 1 <= count <= MOST:
+            raise InputError(f"k is how many tokens to show at each end, 1 to {MOST}; got {k!r}.")
+        if self.decodings is None:
+            raise InputError("This model (or a hook) mixes logits after the unembedding: directions have no tokens.")
+        if pos > self.position:
+            raise InputError(f"Position {pos} is after the explained one, {self.position}, and moves nothing.")
+        rises, falls = self.decodings.ends(pos * n + which, count)
+        unit = f"{'probability' if self.of == 'fisher' else 'logit'} per unit of y"
+        return DecodedDirection(pos, which, float(self.singular_values[pos, which]), rises, falls, unit)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per position and direction: singular value, share, the three tokens that rise and fall most; up to ``position``."""
+        pos, k = self.position + 1, self.singular_values.shape[1]
+        places = [(t, i) for t in range(pos) for i in range(k)]
+        ends = [self._texts(t, i, 3) for t, i in places]
+        columns = {
+            "position": [t for t, _ in places],
+            "direction": [i for _, i in places],
+            "str_token": [self.str_tokens[t] for t, _ in places],
+            "singular_value": self.singular_values[:pos].flatten().double().numpy(),
+            "share": self.shares[:pos].flatten().double().numpy(),
+            "rises": [rises for rises, _ in ends],
+            "falls": [falls for _, falls in ends],
+            "effective_rank": [float(self.effective_rank[t]) for t, _ in places],
+            "is_bos": [t in self.bos_positions for t, _ in places],
+        }
+        frame = pd.DataFrame(columns).set_index(["position", "direction"])
+        frame.attrs = {"of": self.of, "unit": self.unit, "model": self.provenance.model_name}
+        return frame
+
+    def _texts(self, pos: int, i: int, k: int) -> tuple[list[str], list[str]]:
+        if self.decodings is None:
+            return [], []
+        found = self.decode(pos, i, k)
+        return [token for token, _ in found.rises], [token for token, _ in found.falls]
+
+    def headline(self) -> str:
+        """Matrix, hook point, explained position and unit in one line."""
+        what = "Jacobian" if self.of == "jacobian" else "pulled-back Fisher matrix"
+        return f"Spectrum of the {what} at {self.provenance.hook_point}, position {self.position}, in {self.unit}"
+
+    def __repr__(self) -> str:
+        lines = [f"{self.headline()}:"]
+        for token in self.top(5):
+            pos = token.position
+            sizes = ", ".join(f"{value:.3g}" for value in self.singular_values[pos, :3].tolist())
+            rises, falls = self._texts(pos, 0, 2)
+            says = f"; {' '.join(map(repr, rises))} against {' '.join(map(repr, falls))}" if rises else ""
+            rank = f"effective rank {float(self.effective_rank[pos]):.1f}"
+            lines.append(f"  {token.str_token!r} at {pos}: {sizes}; {rank}{says}")
+        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
