@@ -8,6 +8,7 @@ from jscope_tl.attribution.jacobian import jacobian
 from jscope_tl.attribution.paths import Line, Noise, Path, Point
 from jscope_tl.attribution.spectrum import spectrum
 from jscope_tl.diagnostics.heads import HeadAgreement, head_agreement
+from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError
 from jscope_tl.model.basis import Basis
@@ -50,6 +51,7 @@ __all__ = [
     "Point",
     "QuantityScope",
     "RandomDirectionScope",
+    "Reduction",
     "Scope",
     "Score",
     "SemanticScope",

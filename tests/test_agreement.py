@@ -9,8 +9,8 @@ import torch
 from scipy.stats import spearmanr
 
 import jscope_tl as js
-from jscope_tl.results.ranks import spearman
 from jscope_tl.model.patterns import to_heads
+from jscope_tl.results.ranks import spearman
 from tests.models import TOKENS
 from tests.views.results import attention_of
 

@@ -13,12 +13,12 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.engine import backward as engine
-from jscope_tl.engine.precision import matmul_precision
-from jscope_tl.engine.backward import Puller
+from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import run
 from jscope_tl.engine.memory import LiveBytes, is_out_of_memory
+from jscope_tl.engine.precision import matmul_precision
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.model.view import ModelView
-from jscope_tl.engine.vjp import Pull
 from tests.conftest import shared_tiny
 from tests.models import D_MODEL, TOKENS
 
@@ -27,8 +27,8 @@ def test_rows_are_linear_in_the_cotangents(llama: Any) -> None:
     C = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(0))
     mix = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Puller(forward.xs, forward.y, forward.positions)
-        rows = torch.cat(list(puller.rows(C, more_to_come=True)))
+        puller = Backward(forward.xs, forward.y, forward.positions)
+        rows = torch.cat(list(puller.rows(C, retain_graph=True)))
         mixed = torch.cat(list(puller.rows(mix @ C)))
     torch.testing.assert_close(mixed, torch.einsum("ij,jpd->ipd", mix, rows), rtol=1e-4, atol=1e-5)
 
@@ -36,7 +36,7 @@ def test_rows_are_linear_in_the_cotangents(llama: Any) -> None:
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, None])
 def test_chunks_in_order_and_counted(llama: Any, chunk_size: int | None) -> None:
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Puller(forward.xs, forward.y, forward.positions, chunk_size)
+        puller = Backward(forward.xs, forward.y, forward.positions, chunk_size)
         sizes = [len(chunk) for chunk in puller.rows(torch.eye(D_MODEL)[:7])]
         assert sum(sizes) == puller.n_backward == 7
         assert all(size <= (chunk_size or 64) for size in sizes)
@@ -45,26 +45,26 @@ def test_chunks_in_order_and_counted(llama: Any, chunk_size: int | None) -> None
 def test_energies_are_squared_norms(llama: Any) -> None:
     C = torch.eye(D_MODEL)[:4]
     with run(ModelView(llama), TOKENS, [5], ["hook_embed"]) as forward:
-        puller = Puller(forward.xs, forward.y, forward.positions)
-        rows = torch.cat(list(puller.rows(C, more_to_come=True)))
-        energies = puller.energies(C)
+        puller = Backward(forward.xs, forward.y, forward.positions)
+        rows = torch.cat(list(puller.rows(C, retain_graph=True)))
+        energies = puller.squared_norms(C)
     torch.testing.assert_close(energies[:, :6], rows[:, :6].square().sum(-1))
     assert (energies[:, 6:] == 0).all()
 
 
 def test_graph_is_gone_after_the_last_chunk(llama: Any) -> None:
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Puller(forward.xs, forward.y, forward.positions, chunk_size=2)
-        puller.energies(torch.eye(D_MODEL)[:3])
-        with pytest.raises(RuntimeError, match="more_to_come"):
-            puller.energies(torch.eye(D_MODEL)[:3])
+        puller = Backward(forward.xs, forward.y, forward.positions, chunk_size=2)
+        puller.squared_norms(torch.eye(D_MODEL)[:3])
+        with pytest.raises(RuntimeError, match="retain_graph"):
+            puller.squared_norms(torch.eye(D_MODEL)[:3])
         with pytest.raises(RuntimeError, match="second time"):  # torch's own word that the buffers are freed
             torch.autograd.grad(forward.y.sum(), forward.xs)
 
 
 def test_nothing_outlives_the_run(llama: Any) -> None:
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        Puller(forward.xs, forward.y, forward.positions).energies(torch.eye(D_MODEL)[:3])
+        Backward(forward.xs, forward.y, forward.positions).squared_norms(torch.eye(D_MODEL)[:3])
         alive = weakref.ref(forward.y)
     del forward
     gc.collect()
@@ -76,11 +76,11 @@ def test_default_chunks_fill_the_memory_that_was_measured(llama: Any, monkeypatc
     for budget, expected in ((10**12, [1, 31]), (0, [1] * 32)):
         monkeypatch.setattr(engine, "chunk_budget", lambda device, budget=budget: budget)
         with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-            puller = Puller(forward.xs, forward.y, forward.positions)
+            puller = Backward(forward.xs, forward.y, forward.positions)
             assert [len(rows) for rows in puller.rows(torch.eye(D_MODEL))] == expected
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Puller(forward.xs, forward.y, forward.positions)
-        list(puller.rows(torch.eye(D_MODEL)[:2], more_to_come=True))
+        puller = Backward(forward.xs, forward.y, forward.positions)
+        list(puller.rows(torch.eye(D_MODEL)[:2], retain_graph=True))
         one = puller._row_bytes
         with LiveBytes() as meter:
             puller._grad(torch.eye(D_MODEL)[:8].unsqueeze(1), True, is_grads_batched=True)
@@ -91,13 +91,13 @@ def test_long_prompts_take_more_memory(llama: Any) -> None:
     sizes = []
     for tokens in (TOKENS, TOKENS.repeat(4)):
         with run(ModelView(llama), tokens, [7], ["hook_embed"]) as forward:
-            puller = Puller(forward.xs, forward.y, forward.positions)
+            puller = Backward(forward.xs, forward.y, forward.positions)
             list(puller.rows(torch.eye(D_MODEL)[:2]))
             sizes.append(puller._row_bytes)
     assert 3 < sizes[1] / sizes[0] < 17
 
 
-class Narrow(Puller):
+class Narrow(Backward):
     """As if the device had room for three rows."""
 
     def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
@@ -110,21 +110,21 @@ class Narrow(Puller):
 def test_out_of_memory_halves_the_chunk(llama: Any, chunk_size: int | None) -> None:
     C = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(0))
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        wanted = Puller(forward.xs, forward.y, forward.positions).energies(C, more_to_come=True)
+        wanted = Backward(forward.xs, forward.y, forward.positions).squared_norms(C, retain_graph=True)
         narrow = Narrow(forward.xs, forward.y, forward.positions, chunk_size)
-        torch.testing.assert_close(narrow.energies(C), wanted)
+        torch.testing.assert_close(narrow.squared_norms(C), wanted)
     assert narrow.n_backward == 20
     assert all("Memory ran out" in note for note in narrow.notes)
     assert len(narrow.notes) >= 1
 
 
 def test_out_of_memory_for_one_row_is_an_error(llama: Any) -> None:
-    class Full(Puller):
+    class Full(Backward):
         def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
             raise torch.OutOfMemoryError("out of memory")
 
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward, pytest.raises(torch.OutOfMemoryError):
-        Full(forward.xs, forward.y, forward.positions).energies(torch.eye(D_MODEL)[:4])
+        Full(forward.xs, forward.y, forward.positions).squared_norms(torch.eye(D_MODEL)[:4])
 
 
 def test_matmul_precision_is_stated_and_put_back(llama: Any) -> None:
@@ -180,8 +180,8 @@ def test_pushing_is_the_product_with_the_jacobian(llama: Any) -> None:
     J = js.jacobian(llama, TOKENS)
     for size in (None, 2):
         with run(ModelView(llama), TOKENS, [5, 7], ["hook_embed"]) as forward:
-            puller = Puller(forward.xs, forward.y, forward.positions, size)
-            pushed = puller.push(tangents * torch.tensor([1.0, 1e-20, 1e20])[:, None, None], of=1)
+            puller = Backward(forward.xs, forward.y, forward.positions, size)
+            pushed = puller.jvp(tangents * torch.tensor([1.0, 1e-20, 1e20])[:, None, None], of=1)
     assert pushed is not None
     wanted = torch.einsum("dpi,mpi->md", J, tangents)
     torch.testing.assert_close(pushed / torch.tensor([1.0, 1e-20, 1e20])[:, None], wanted, rtol=1e-3, atol=1e-4)
@@ -193,7 +193,7 @@ def test_models_spread_over_devices(n_points: int) -> None:
     """Placement only, on devices that need not be there: what lies on two of them is never combined."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    class Placed(Puller):  # autograd brings each row to the device of its hook point
+    class Placed(Backward):  # autograd brings each row to the device of its hook point
         def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
             assert cotangents.device == self.y.device
             chunk = cotangents.shape[:-2]
@@ -201,22 +201,22 @@ def test_models_spread_over_devices(n_points: int) -> None:
 
     with FakeTensorMode():
         xs = [torch.empty(1, 5, 8, device=device) for device in ("cpu", "meta")[:n_points]]
-        pull = Pull(Placed(xs, torch.empty(1, 8, device="meta"), [4], chunk_size=2))
+        pull = VJP(Placed(xs, torch.empty(1, 8, device="meta"), [4], chunk_size=2))
         C = torch.empty(4, 8, device="cpu")
-        assert pull.energies(C, more_to_come=True).device.type == "meta"
-        assert pull.rows(C, more_to_come=True).device.type == "cpu"
+        assert pull.squared_norms(C, retain_graph=True).device.type == "meta"
+        assert pull.rows(C, retain_graph=True).device.type == "cpu"
 
 
 def test_progress_bar(llama: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        Puller(forward.xs, forward.y, forward.positions, 4, progress=False).energies(
-            torch.eye(D_MODEL), more_to_come=True
+        Backward(forward.xs, forward.y, forward.positions, 4, progress=False).squared_norms(
+            torch.eye(D_MODEL), retain_graph=True
         )
-        Puller(forward.xs, forward.y, forward.positions, 4, progress=None).energies(
-            torch.eye(D_MODEL), more_to_come=True
+        Backward(forward.xs, forward.y, forward.positions, 4, progress=None).squared_norms(
+            torch.eye(D_MODEL), retain_graph=True
         )
         assert capsys.readouterr().err == ""  # nothing for a wait below a second
-        Puller(forward.xs, forward.y, forward.positions, 4, progress=True).energies(torch.eye(D_MODEL))
+        Backward(forward.xs, forward.y, forward.positions, 4, progress=True).squared_norms(torch.eye(D_MODEL))
     assert "backward passes" in capsys.readouterr().err
 
 
@@ -244,10 +244,10 @@ def test_models_that_cannot_be_batched_go_row_by_row(llama: Any) -> None:
 def test_energies_of_half_precision_are_summed_in_full(kind: str) -> None:
     model = shared_tiny(kind, "llama", torch.bfloat16).model
     with run(ModelView(model), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Puller(forward.xs, forward.y, forward.positions)
+        puller = Backward(forward.xs, forward.y, forward.positions)
         small = torch.eye(D_MODEL)[:3] * 2.0**-100  # far below what float16 holds
-        rows = torch.cat(list(puller.rows(torch.eye(D_MODEL)[:3], more_to_come=True)))
-        energies = puller.energies(torch.eye(D_MODEL)[:3], more_to_come=True)
+        rows = torch.cat(list(puller.rows(torch.eye(D_MODEL)[:3], retain_graph=True)))
+        energies = puller.squared_norms(torch.eye(D_MODEL)[:3], retain_graph=True)
         tiny_rows = torch.cat(list(puller.rows(small)))
     assert energies.dtype == rows.dtype == torch.float32
     torch.testing.assert_close(energies, rows.square().sum(-1))

@@ -1,5 +1,6 @@
 """The matrix of all predictions: row by row what attribute gives, from one forward pass."""
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -7,6 +8,10 @@ import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.engine.forward import run
+from jscope_tl.engine.run import Settings
+from jscope_tl.engine.vjp import VJP
+from jscope_tl.model.view import ModelView
 from tests import models, oracles
 from tests.models import TOKENS, Tiny, snapshot
 
@@ -33,6 +38,7 @@ def test_some_positions_in_any_order_and_chunks(llama: Any, scope: str, chunk_si
     whole = js.influence_pattern(llama, TOKENS, scope, **NEED.get(scope, {}))
     some = js.influence_pattern(llama, TOKENS, scope, [-1, 2, 4], chunk_size=chunk_size, **NEED.get(scope, {}))
     assert some.positions == (7, 2, 4)
+    assert some.position == 7
     torch.testing.assert_close(some.scores, whole.scores[[7, 2, 4]], rtol=1e-4, atol=1e-5)
 
 
@@ -50,7 +56,7 @@ def test_one_forward_pass(llama: Any, scope: str) -> None:
         js.influence_pattern(llama, TOKENS, scope)
     )  # fmt: skip
     handle.remove()
-    assert len(calls) == 1
+    assert len(calls) == pattern.provenance.n_forward == 1
     assert pattern.provenance.n_backward == len(TOKENS)
 
 
@@ -122,16 +128,15 @@ def test_scopes_of_several_rows(llama: Any) -> None:
         torch.testing.assert_close(pattern.scores[position], row.scores, rtol=1e-4, atol=1e-5)
 
 
-def test_the_old_way_to_ask_for_more_still_works(llama: Any) -> None:
+def test_a_score_may_take_its_rows_in_several_calls(llama: Any) -> None:
     class Twice(js.Scope):
         def cotangents(self, state: js.State) -> torch.Tensor:
             return torch.eye(len(state.y))[:2]
 
-        def score(self, state: js.State, energies: Any) -> Any:
-            from jscope_tl.scopes.base import Score
-
+        def score(self, state: js.State, vjp: VJP) -> js.Score:
             rows = self.cotangents(state)
-            return Score(energies(rows[:1], True).sum(0) + energies(rows[1:]).sum(0))
+            first = vjp.squared_norms(rows[:1], retain_graph=True)
+            return js.Score(first.sum(0) + vjp.squared_norms(rows[1:]).sum(0))
 
     plain = js.attribute(llama, TOKENS, lambda state: torch.eye(len(state.y))[:2])
     torch.testing.assert_close(js.attribute(llama, TOKENS, Twice()).scores, plain.scores**2, rtol=1e-4, atol=1e-6)
@@ -160,15 +165,13 @@ def test_errors_name_the_position(llama: Any) -> None:
 
 def test_products_stand_for_backward_passes_only_where_they_may(llama: Any) -> None:
     """With several positions the unembedding is applied by hand, unless what follows it mixes logits."""
-    from jscope_tl.engine.forward import run
-    from jscope_tl.model.view import ModelView
-
-    with run(ModelView(llama), TOKENS, [3, 7], ["hook_embed"]) as forward:
+    settings = Settings(ModelView(llama), ["hook_embed"])
+    with run(settings, TOKENS, [3, 7]) as forward:
         assert forward.state(0)._by_product
         direction = torch.randn(models.D_VOCAB, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         by_autograd = forward._state(1, False).pull_logits(direction)
         torch.testing.assert_close(forward.state(1).pull_logits(direction), by_autograd, rtol=1e-4, atol=1e-5)
     if "unembed.hook_out" in llama.hook_dict:
         mixes = [("unembed.hook_out", lambda z, hook: z.flip(-1))]
-        with run(ModelView(llama), TOKENS, [3, 7], ["hook_embed"], mixes) as forward:
+        with run(dataclasses.replace(settings, fwd_hooks=mixes), TOKENS, [3, 7]) as forward:
             assert not forward.state(0)._by_product

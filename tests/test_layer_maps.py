@@ -42,7 +42,7 @@ def test_the_first_row_is_the_embeddings(tiny: Tiny, scope: str) -> None:
     """Nothing is added between them but what does not depend on the embedding."""
     options = NEED.get(scope, {})
     if scope == "fisher_input":  # multiplies by the activation, which has the positions in it
-        options = {**options, "reduction": "norm"}
+        options = {**options, "reduction": "row_norm"}
     result = js.attribute(tiny.model, TOKENS, scope, at="resid_pre", **options)
     embedding = js.attribute(tiny.model, TOKENS, scope, **options)
     torch.testing.assert_close(result.scores[0], embedding.scores, rtol=2e-4, atol=2e-5 * float(embedding.scores.max()))

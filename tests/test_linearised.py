@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl.engine.constant import Frozen
+from jscope_tl.engine.constant import HeldConstant
 from jscope_tl.model.view import ModelView
 from tests import models, oracles
 from tests.conftest import dense
@@ -44,9 +44,9 @@ def test_every_scope_takes_every_reduction(llama: Any) -> None:
     for name, (options, _) in oracles.SCOPES.items():
         scores = {
             reduction: exact(llama, TOKENS, name, reduction=reduction, **options).scores
-            for reduction in ("norm", "dot", "elementwise")
+            for reduction in ("row_norm", "dot", "elementwise")
         }
-        most = scores["norm"] * x if "fisher" not in name else 0.5 * scores["norm"] * x**2
+        most = scores["row_norm"] * x if "fisher" not in name else 0.5 * scores["row_norm"] * x**2
         for reduction in ("dot", "elementwise"):
             assert (scores[reduction] <= most * (1 + 1e-4)).all()
             assert (scores[reduction] > 0).any()
@@ -66,19 +66,19 @@ def test_estimates_of_the_second_order_prediction(llama: Any, method: str) -> No
         assert (off <= 4 * found.stderr + 1e-5 * expected.max()).all()
 
 
-def test_the_input_is_measured_from_the_baseline(tiny: Tiny) -> None:
+def test_the_input_is_measured_from_the_origin(tiny: Tiny) -> None:
     o = dense(tiny.family, -1)
     own = torch.randn(len(TOKENS), D_MODEL, generator=torch.Generator().manual_seed(0))
-    found = exact(tiny.model, TOKENS, "fisher_input", method="exact", path=js.Point(baseline=own))
+    found = exact(tiny.model, TOKENS, "fisher_input", method="exact", path=js.Point(origin=own))
     assert oracles.relative_difference(found.scores, oracles.fisher_input(o, own)) < 2e-5
 
 
 @pytest.mark.parametrize("name", ["bos", "pad", "mean"])
-def test_named_baselines(tiny: Tiny, name: str) -> None:
+def test_named_origins(tiny: Tiny, name: str) -> None:
     o = dense(tiny.family, -1)
     ids = {"bos": [0], "pad": [2], "mean": list(range(models.D_VOCAB))}[name]
     x0 = oracles.trunk(tiny.hf, torch.tensor(ids), -1)[1].mean(0)
-    found = exact(tiny.model, TOKENS, "semantic", target=TARGET, reduction="dot", path=js.Point(baseline=name))
+    found = exact(tiny.model, TOKENS, "semantic", target=TARGET, reduction="dot", path=js.Point(origin=name))
     expected = (gradient(o) * (o.x - x0)).sum(-1).abs()
     assert oracles.relative_difference(found.scores, expected) < 5e-5
 
@@ -99,9 +99,9 @@ def test_integrated_gradients(tiny: Tiny) -> None:
     x = dense(tiny.family, -1).x
     own = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(1)).double() * x.std()
     mean = averaged(tiny, [own + (i + 0.5) / 5 * (x - own) for i in range(5)])
-    path = js.Line(steps=5, baseline=own.float())
+    path = js.Line(steps=5, origin=own.float())
     for reduction, expected in [
-        ("norm", mean.norm(dim=-1)),
+        ("row_norm", mean.norm(dim=-1)),
         ("elementwise", (mean * (x - own)).norm(dim=-1)),
         ("dot", (mean * (x - own)).sum(-1).abs()),
     ]:
@@ -131,10 +131,10 @@ def test_the_end_of_the_line_is_the_scope_itself(llama: Any) -> None:
 
 @pytest.mark.parametrize("name", ["semantic", "log_prob", "contrastive", "temperature", "logit_temperature", "entropy"])
 def test_contributions_add_up(pocket: Any, name: str) -> None:
-    """Completeness: the signed sum is the change from baseline to prompt, which two plain forward passes tell."""
+    """Completeness: the signed sum is the change from origin to prompt, which two plain forward passes tell."""
     options, _ = oracles.SCOPES[name]
     tokens = pocket.to_tokens("the keys to the cabinet near the doors")[0]
-    path = js.Line(steps=200, baseline="bos")
+    path = js.Line(steps=200, origin="bos")
     result = exact(pocket, tokens, name, path=path, reduction="dot", **options)
     whole = result.options["resolved"]["completeness"]
     assert abs(whole["sum"] - whole["change"]) < 0.02 * abs(whole["change"])
@@ -153,7 +153,7 @@ def test_kept_cotangents_add_up_too(llama: Any) -> None:
     """A direction is that of the prompt all along the line."""
     scope = js.RandomDirectionScope(seed=1)
     own = torch.randn(len(TOKENS), D_MODEL, generator=torch.Generator().manual_seed(2))
-    result = exact(llama, TOKENS, scope, path=js.Line(steps=300, baseline=own), reduction="dot")
+    result = exact(llama, TOKENS, scope, path=js.Line(steps=300, origin=own), reduction="dot")
     whole = result.options["resolved"]["completeness"]
     assert abs(whole["sum"] - whole["change"]) < 0.02 * abs(whole["change"])
 
@@ -231,7 +231,7 @@ def test_frozen_refuses_what_the_model_does_not_use(llama: Any) -> None:
     without = mock.patch.object(ModelView, "points", points)
     with without, pytest.raises(js.InputError, match="has no hook point 'hook_pattern'"):
         exact(llama, TOKENS, "semantic", frozen="attn")
-    beside = Frozen(("attn",))
+    beside = HeldConstant(("attn",))
     view, y = ModelView(llama), torch.ones(1, D_MODEL, requires_grad=True)
     for name, hold in beside.hooks(view, lambda: True):
         hold(torch.ones(1, 4, 8, 8), llama.hook_dict[name])
@@ -246,8 +246,8 @@ def test_frozen_refuses_what_the_model_does_not_use(llama: Any) -> None:
         ({"path": "lines"}, "Did you mean 'line'"),
         ({"frozen": ("attn", "mlp")}, "frozen is 'attn'"),
         ({"frozen": 3}, "frozen is 'attn'"),
-        ({"path": js.Line(baseline=torch.zeros(3))}, r"here \[32\] or \[8, 32\]; this one is \[3\]"),
-        ({"path": js.Line(baseline="pad"), "at": "blocks.1.hook_resid_pre"}, "is an embedding; at blocks.1"),
+        ({"path": js.Line(origin=torch.zeros(3))}, r"here \[32\] or \[8, 32\]; this one is \[3\]"),
+        ({"path": js.Line(origin="pad"), "at": "blocks.1.hook_resid_pre"}, "is an embedding; at blocks.1"),
         ({"path": js.Line(), "at": "resid_pre"}, "A path starts at one hook point"),
     ],
 )
@@ -263,7 +263,7 @@ def test_wrong_input(llama: Any, how: dict[str, Any], says: str) -> None:
     [
         (lambda: js.Line(steps=0), "steps is a whole number"),
         (lambda: js.Line(alphas=[]), "alphas are one or more numbers"),
-        (lambda: js.Line(baseline="zeros"), "Did you mean 'zero'"),
+        (lambda: js.Line(origin="zeros"), "Did you mean 'zero'"),
         (lambda: js.Noise(sigma=-1.0), "sigma is the size"),
         (lambda: js.Noise(samples=0), "samples is a whole number"),
         (lambda: js.RandomDirectionScope(seed=-1), "seed is a whole number"),
@@ -287,19 +287,19 @@ def test_layer_maps_of_dots_are_those_of_single_layers(llama: Any) -> None:
 
 
 def test_results_say_what_was_done_and_can_be_kept(llama: Any, tmp_path: Any) -> None:
-    result = exact(llama, TOKENS, "semantic", path=js.Line(steps=3, baseline=torch.ones(D_MODEL)), frozen="attn")
+    result = exact(llama, TOKENS, "semantic", path=js.Line(steps=3, origin=torch.ones(D_MODEL)), frozen="attn")
     again = js.Attribution.load(result.save(tmp_path / "line.safetensors"))
-    assert again.options["path"] == {"name": "Line", "baseline": "a tensor", "steps": 3, "n_points": 3}
+    assert again.options["path"] == {"name": "Line", "origin": "a tensor", "steps": 3, "n_points": 3}
     assert again.scope == "semantic, line, frozen attn"
 
 
-@pytest.mark.parametrize("path", [js.Line(steps=5, baseline="bos"), js.Noise(samples=4, sigma=0.8)])
+@pytest.mark.parametrize("path", [js.Line(steps=5, origin="bos"), js.Noise(samples=4, sigma=0.8)])
 @pytest.mark.parametrize("name", ["semantic", "log_prob", "contrastive"])
 def test_the_token_explained_is_that_of_the_prompt_all_along(pocket: Any, name: str, path: Any) -> None:
     """Elsewhere on the path another token may be the most probable one."""
     prompt = "tom grew up in the south and goes to columbia . at school he is a"
     more = {"baseline": " conservative"} if name == "contrastive" else {}
-    for reduction in ("norm", "dot"):
+    for reduction in ("row_norm", "dot"):
         left_open = exact(pocket, prompt, name, path=path, reduction=reduction, **more)
         named = exact(pocket, prompt, name, target=" liberal", path=path, reduction=reduction, **more)
         assert torch.equal(left_open.scores, named.scores)
@@ -307,7 +307,7 @@ def test_the_token_explained_is_that_of_the_prompt_all_along(pocket: Any, name: 
 
 def test_a_function_is_asked_at_each_point(llama: Any) -> None:
     """As the scope of the package that it restates; unless it says that its cotangents are those of the prompt."""
-    path = js.Line(steps=6, baseline=torch.ones(D_MODEL))
+    path = js.Line(steps=6, origin=torch.ones(D_MODEL))
 
     def log_prob(state: js.State) -> Tensor:
         return state.gradient(lambda logits: logits.log_softmax(-1)[TARGET])
@@ -323,17 +323,17 @@ def test_a_function_is_asked_at_each_point(llama: Any) -> None:
     assert kept.options["resolved"]["cotangents"] == "those of the prompt, at each point"
 
 
-def test_baselines_of_prompts_of_different_length(llama: Any) -> None:
-    for_eight = js.Point(baseline=torch.ones(8, D_MODEL))
+def test_origins_of_prompts_of_different_length(llama: Any) -> None:
+    for_eight = js.Point(origin=torch.ones(8, D_MODEL))
     results = js.attribute_batch(llama, [TOKENS, TOKENS[:5]], "semantic", reduction="dot", path=for_eight)
-    assert next(results).options["path"]["baseline"] == "a tensor"
+    assert next(results).options["path"]["origin"] == "a tensor"
     with pytest.raises(js.InputError, match=r"Prompt 1: .*this one is \[8, 32\]"):
         next(results)
 
 
-def test_hooks_of_the_users_leave_baselines_alone(kind: str) -> None:
+def test_hooks_of_the_users_leave_origins_alone(kind: str) -> None:
     model = models.tiny(kind, "llama").model
-    path = js.Point(baseline="pad")
+    path = js.Point(origin="pad")
     plain = exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=path)
     model.add_hook("blocks.1.hook_resid_pre", lambda x, hook: x.index_fill(1, torch.tensor([7]), 0.0) + 0 * x)
     exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=path)
@@ -341,7 +341,7 @@ def test_hooks_of_the_users_leave_baselines_alone(kind: str) -> None:
     model.add_hook("hook_embed", lambda x, hook: 2 * x)
     doubled = exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=path)
     x0 = oracles.trunk(models.hf_model("llama"), torch.tensor([2]), -1)[1][0].float()
-    by_hand = exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=js.Point(baseline=x0))
+    by_hand = exact(model, TOKENS, "semantic", target=TARGET, reduction="dot", path=js.Point(origin=x0))
     assert oracles.relative_difference(doubled.scores, by_hand.scores) < 1e-5
     assert oracles.relative_difference(doubled.scores, plain.scores) > 1e-2
 
@@ -369,7 +369,7 @@ def test_points_may_come_as_any_numbers(llama: Any) -> None:
         exact(llama, TOKENS, "semantic", target=TARGET, path=js.Line(alphas=alphas)).options["path"]
         for alphas in ((0.5, 1.0), torch.tensor([0.5, 1.0]))
     ]
-    assert found[0] == found[1] == {"name": "Line", "baseline": "zero", "alphas": (0.5, 1.0), "n_points": 2}
+    assert found[0] == found[1] == {"name": "Line", "origin": "zero", "alphas": (0.5, 1.0), "n_points": 2}
     for alphas in ([float("nan")], 0.5, torch.tensor(0.5), "ab", [None]):
         with pytest.raises(js.InputError, match="alphas are one or more numbers"):
             inspect.unwrap(js.Line.__init__)(object.__new__(js.Line), alphas=alphas)
@@ -387,8 +387,33 @@ def test_stated_errors_of_the_second_order_prediction_hold(pocket: Any) -> None:
         assert torch.stack(held).mean() > 0.92
 
 
-def test_keywords_of_another_function_are_named(llama: Any) -> None:
-    with pytest.raises(
-        js.InputError, match="'path' is a keyword of js.attribute or js.attribute_batch that is not taken here"
-    ):
-        js.influence_pattern(llama, TOKENS, "semantic", path="line")
+@pytest.mark.parametrize("path", [js.Line(steps=3, origin="bos"), js.Noise(samples=4)])
+@pytest.mark.parametrize("name", ["log_prob", "random_direction"])
+def test_a_pattern_along_a_path_is_that_of_single_predictions(llama: Any, name: str, path: Any) -> None:
+    for reduction in ("row_norm", "dot"):
+        pattern = js.influence_pattern(llama, TOKENS, name, [3, 6], path=path, reduction=reduction, progress=False)
+        alone = [exact(llama, TOKENS, name, position=p, path=path, reduction=reduction) for p in (3, 6)]
+        expected = torch.stack([result.scores for result in alone])
+        assert oracles.relative_difference(pattern.scores, expected) < 1e-6
+        assert [part["cotangents"] for part in pattern.options["resolved"]] == [
+            result.options["resolved"]["cotangents"] for result in alone
+        ]
+
+
+def test_an_added_reduction_has_a_cut_and_a_unit_of_its_own(llama: Any) -> None:
+    """Scores of the half of the vector: nothing else is asked of a reduction."""
+
+    class Half(js.Reduction):
+        name, formula = "half", "‖C J_t / 2‖"
+
+        def cut(self, x: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = x.detach().reshape(1, -1, x.shape[-1]).requires_grad_()
+            return leaf, (x + (leaf - leaf.detach()).view_as(x) / 2).clone()
+
+        def unit(self, per_x: str, effect: str) -> str:
+            return f"half {per_x}"
+
+    found = exact(llama, TOKENS, "semantic", target=TARGET, reduction=Half())
+    plain = exact(llama, TOKENS, "semantic", target=TARGET)
+    assert oracles.relative_difference(2 * found.scores, plain.scores) < 1e-5
+    assert (found.unit, found.scope) == ("half logit per unit of x", "semantic, half")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.model.view import ModelView
 from jscope_tl.model.prompts import bos_positions, to_id, to_str_tokens, to_tokens
+from jscope_tl.model.view import ModelView
 from tests import models
 from tests.models import D_VOCAB, N_CTX, TOKENS
 

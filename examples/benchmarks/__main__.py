@@ -1,4 +1,7 @@
-"""`python -m jscope_tl.bench`: prints ratios, writes JSON and a figure."""
+"""What an estimate costs and how wrong it is, and how near the engine is to the machine. It asserts nothing.
+
+`python examples/benchmarks` prints ratios, each measured within one run; it writes JSON and a figure where asked to.
+"""
 
 import argparse
 import json
@@ -7,17 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import engine
 import torch
+from estimators import BUDGETS, Measured, field, linear
+from shapes import SHAPES, build
 
 import jscope_tl as js
-from jscope_tl.bench import engine
-from jscope_tl.bench.estimators import BUDGETS, Measured, field, linear
-from jscope_tl.bench.shapes import SHAPES, build
 
 
 def options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m jscope_tl.bench", description="Ratios, each measured within one run.")
+    parser = argparse.ArgumentParser("python examples/benchmarks", description="Ratios, each measured within one run.")
     parser.add_argument("--shapes", nargs="+", default=["pocket", "gpt2-small"], choices=["pocket", *SHAPES])
     parser.add_argument("--pos", nargs="+", type=int, default=[64, 128], help="prompt lengths of the random models")
     parser.add_argument("--device", default="cpu")

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 
 import jscope_tl as js
-from jscope_tl.engine.backward import Puller
+from jscope_tl.engine.backward import Backward
+from jscope_tl.engine.run import Settings
 from jscope_tl.engine.forward import run
 from jscope_tl.engine.memory import LiveBytes
 from jscope_tl.model.view import ModelView
@@ -30,7 +32,7 @@ def seconds(*works: Callable[[], Any], repeats: int = 5) -> list[float]:
 
 def single_cotangent(model: Any, tokens: torch.Tensor) -> dict[str, float]:
     """A scope with one cotangent against a plain forward pass without gradients."""
-    plain = torch.no_grad()(lambda: model(tokens[None], return_type="logits"))
+    plain = torch.no_grad()(lambda: model(rearrange(tokens, "pos -> 1 pos"), return_type="logits"))
     forward, scope = seconds(
         plain, lambda: js.attribute(model, tokens, "semantic", target=0, progress=False), repeats=10
     )
@@ -40,13 +42,13 @@ def single_cotangent(model: Any, tokens: torch.Tensor) -> dict[str, float]:
 def row_throughput(model: Any, tokens: torch.Tensor, n_rows: int = 24) -> dict[str, float]:
     """Backward rows in chunks of the default size, against bare products of the same matrices in the same chunks."""
     view = ModelView(model)
-    with run(view, tokens, [len(tokens) - 1], ["hook_embed"]) as forward:
-        puller = Puller(forward.xs, forward.y, forward.positions, progress=False)
+    with run(Settings(view, ["hook_embed"]), tokens, [len(tokens) - 1]) as forward:
+        backward = Backward(forward.xs, forward.y, forward.positions, progress=False)
         C = torch.randn(n_rows, int(view.cfg.d_model), device=forward.y.device)
-        puller.energies(C, more_to_come=True)
-        chunk = puller._chunk_size()
+        backward.squared_norms(C, retain_graph=True)
+        chunk = backward._chunk_size()
         rows, bare = seconds(
-            lambda: puller.energies(C, more_to_come=True), lambda: _products(view, chunk, len(tokens)), repeats=4
+            lambda: backward.squared_norms(C, retain_graph=True), lambda: _products(view, chunk, len(tokens)), repeats=4
         )
     row = rows / n_rows
     return {"row_s": row, "rows at once": chunk, "bare products / row": bare / chunk / row}
@@ -72,7 +74,7 @@ def _products(view: ModelView, chunk: int, pos: int) -> None:
 def preparation(model: Any, tokens: torch.Tensor, n_rows: int = 32) -> dict[str, float]:
     """What an estimate does with the unembedding, against its backward rows."""
     view = ModelView(model)
-    with run(view, tokens, [len(tokens) - 1], ["hook_embed"]) as forward:
+    with run(Settings(view, ["hook_embed"]), tokens, [len(tokens) - 1]) as forward:
         state = forward.state()
         p = state.log_probs.detach().exp().to(state.dtype)
 
@@ -83,23 +85,23 @@ def preparation(model: Any, tokens: torch.Tensor, n_rows: int = 32) -> dict[str,
             signs = trace.random_signs(8, len(S), torch.Generator()).to(S)
             (signs - (signs @ leading.T) @ leading) @ S
 
-        puller = Puller(forward.xs, forward.y, forward.positions, progress=False)
+        backward = Backward(forward.xs, forward.y, forward.positions, progress=False)
         C = torch.randn(n_rows, int(view.cfg.d_model), device=state.y.device)
-        prepared, rows = seconds(prepare, lambda: puller.energies(C, more_to_come=True), repeats=2)
+        prepared, rows = seconds(prepare, lambda: backward.squared_norms(C, retain_graph=True), repeats=2)
     return {"preparation / 32 rows": prepared / rows}
 
 
 def memory(model: Any, tokens: torch.Tensor) -> dict[str, float]:
-    """Live bytes above those of the graph while rows are pulled, against the full Jacobian; and whether k matters."""
+    """Live bytes above those of the graph while rows are computed, against the full Jacobian; and whether k matters."""
     view, found = ModelView(model), {}
     d, pos = int(view.cfg.d_model), len(tokens)
     for k in (16, min(128, d)):
-        with run(view, tokens, [pos - 1], ["hook_embed"]) as forward:
-            puller = Puller(forward.xs, forward.y, forward.positions, progress=False)
+        with run(Settings(view, ["hook_embed"]), tokens, [pos - 1]) as forward:
+            backward = Backward(forward.xs, forward.y, forward.positions, progress=False)
             C = torch.randn(k, d, device=forward.y.device)
-            puller.energies(C[:2], more_to_come=True)  # measures a row, which is not measured again inside
+            backward.squared_norms(C[:2], retain_graph=True)  # measures a row, which is not measured again inside
             with LiveBytes() as meter:
-                puller.energies(C)
+                backward.squared_norms(C)
         found[k] = meter.peak
     few, many = found.values()
     jacobian = 4 * d * d * pos

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl.engine.backward import Puller
+from jscope_tl.engine.backward import Backward
+from jscope_tl.engine.run import Settings
 from jscope_tl.engine.forward import run
-from jscope_tl.model.view import ModelView
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.model.prompts import to_tokens
-from jscope_tl.engine.vjp import Pull
+from jscope_tl.model.view import ModelView
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.fisher import root
@@ -33,17 +35,18 @@ class Linear:
     J: Float[Tensor, "d_model pos d_in"]
     exact: Float[Tensor, "pos"]
 
-    def pull(self) -> Pull:
+    def vjp(self) -> VJP:
+        """Vector-Jacobian products of this map, by the engine."""
         x = torch.zeros(1, *self.J.shape[1:], device=self.J.device).requires_grad_()
-        y = (x.flatten(1) @ self.J.flatten(1).T).reshape(1, -1)
-        return Pull(Puller([x], y, [self.J.shape[1] - 1], progress=False))
+        y = einsum(x, self.J, "one pos d_in, d_model pos d_in -> one d_model")
+        return VJP(Backward([x], y, [self.J.shape[1] - 1], progress=False))
 
 
 def linear(model: Any, prompt: Any) -> Linear:
     """The linear map of a prompt's last prediction."""
     view = ModelView(model)
     tokens = to_tokens(view, prompt)
-    with run(view, tokens, [len(tokens) - 1], ["hook_embed"]) as forward:
+    with run(Settings(view, ["hook_embed"]), tokens, [len(tokens) - 1]) as forward:
         state = forward.state()
         p = state.log_probs.detach().exp().to(state.dtype)
         (S,) = root(state.W_U, state.slope, p, len(p))
@@ -51,13 +54,14 @@ def linear(model: Any, prompt: Any) -> Linear:
     # The rows of S in fewer dimensions, where there are more tokens than directions: what is random stays as it is.
     S = trace.principal_rows(S.T @ S).to(J.device)
     mixed = torch.linalg.qr(torch.randn(len(S), len(S), generator=torch.Generator().manual_seed(0))).Q.to(S) @ S
-    return Linear(mixed, J, torch.einsum("kd,dpi->kpi", S, J).square().sum((0, 2)))
+    rows = einsum(S, J, "k d_model, d_model pos d_in -> k pos d_in")
+    return Linear(mixed, J, reduce(rows.square(), "k pos d_in -> pos", "sum"))
 
 
 def plain_probes(case: Linear, budget: int, seed: int) -> Score:
     """No leading directions: Hutchinson's estimator alone."""
     signs = trace.random_signs(budget, len(case.S), torch.Generator().manual_seed(seed)).to(case.S)
-    return Score(case.pull().energies(signs @ case.S).mean(0))
+    return Score(case.vjp().squared_norms(signs @ case.S).mean(0))
 
 
 def finite_differences(case: Linear, budget: int, seed: int) -> Score:
@@ -65,19 +69,19 @@ def finite_differences(case: Linear, budget: int, seed: int) -> Score:
     pos, d_in = case.J.shape[1:]
     n = max(1, budget // pos)
     v = torch.randn(n, pos, d_in, generator=torch.Generator().manual_seed(seed)).to(case.J)
-    moved = torch.einsum("npi,dpi->npd", v, case.J) @ case.S.T
-    return Score(moved.square().sum(-1).mean(0))
+    moved = einsum(v, case.J, case.S, "n pos d_in, d_model pos d_in, k d_model -> n pos k")
+    return Score(reduce(moved.square(), "n pos k -> n pos", "sum").mean(0))
 
 
 METHODS: dict[str, Callable[[Linear, int, int], Score]] = {
-    "leading directions only": lambda case, b, seed: trace.low_rank(trace.principal_rows(case.S.T @ case.S), b, case.pull()),
+    "leading directions only": lambda case, b, seed: trace.low_rank(trace.principal_rows(case.S.T @ case.S), b, case.vjp()),
     "finite differences per position": finite_differences,
     "random probes only": plain_probes,
     "leading directions + probes (`sampled`)": lambda case, b, seed: trace.sampled(
-        case.S, b // 2, 0, b - b // 2, seed, case.pull()
+        case.S, b // 2, 0, b - b // 2, seed, case.vjp()
     ),
     "leading, their images, probes (`krylov`)": lambda case, b, seed: trace.sampled(
-        case.S, *krylov_split(b), seed, case.pull()
+        case.S, *krylov_split(b), seed, case.vjp()
     ),
 }  # fmt: skip
 

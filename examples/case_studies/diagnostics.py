@@ -78,7 +78,7 @@ for scope in SCOPES:
 
 # %%
 one = js.diagnostics.linearity(model, TEXTS[0], "log_prob")
-study.keep(one.figure(), "linearity")
+study.keep(js.views.linearity(one), "linearity")
 
 # %%
 SENTENCE = "A scope's first-order picture reaches as far as the removal of a token"

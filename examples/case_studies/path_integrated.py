@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Does integrating along a path help? (Figs. 14, 15)
 #
-# Integrated gradients follow the straight line from a baseline, here a prompt of zero vectors, to the prompt, and average the
+# Integrated gradients follow the straight line from an origin, here a prompt of zero vectors, to the prompt, and average the
 # gradient on the way. That smooths kinks away; but a prompt at 1 % of its size is nothing that a language model has ever
 # seen. **Path-integrated Semantic Scope** is held against Semantic Scope on prompts like the paper's: *grew up in the South
 # and goes to Columbia. He is a* → *liberal*.

@@ -16,11 +16,11 @@ from jscope_tl.attribution.describe import attribution
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.backward import Backward
-from jscope_tl.engine.forward import FwdHooks, Run
+from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar
-from jscope_tl.errors import InputError, count
-from jscope_tl.model.prompts import Prompt
+from jscope_tl.engine.run import Run
+from jscope_tl.errors import InputError, whole
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope, Score
 
@@ -31,7 +31,7 @@ MOST_PROMPTS = 10**6
 @documented
 def attribute_batch(
     model: Any,
-    prompts: Iterable[Prompt],
+    prompts: Iterable[Any],
     scope: str | Scope | Callable[..., Any] = "semantic",
     *,
     batch_size: int = 16,
@@ -75,7 +75,8 @@ def attribute_batch(
         >>> [result.prediction.top[0].str_token for result in js.attribute_batch(model, prompts, "log_prob")]
         [' are', ' is']
     """
-    size = min(count("batch_size", batch_size, 1), MOST_PROMPTS)
+    if (size := whole(batch_size) or 0) < 1:
+        raise InputError(f"batch_size is how many prompts to run at once, 1 or more; got {batch_size!r}.")
     single = isinstance(prompts, str | Mapping) or (isinstance(prompts, Tensor) and prompts.ndim < 2)
     if single or not isinstance(prompts, Iterable):
         raise InputError(f"prompts are several prompts; for one, use js.attribute. Got {prompts!r}.")
@@ -86,7 +87,7 @@ def attribute_batch(
 
     def results() -> Iterator[Attribution]:
         given = progress_bar(progress, "prompts", "prompt", prompts)
-        for batch in _batches(setup, given, size, position, prepend_bos):
+        for batch in _batches(setup, given, min(size, MOST_PROMPTS), position, prepend_bos):
             if len(batch) > 1 and _run_together(setup):
                 yield from _together(setup, batch)
             else:

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.setup import Setup
-from jscope_tl.engine.forward import Run, not_finite_cure
+from jscope_tl.engine.forward import not_finite_cure
+from jscope_tl.engine.run import Run
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import bos_positions, to_str_tokens

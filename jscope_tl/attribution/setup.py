@@ -15,9 +15,10 @@ from jscope_tl.attribution.averaging import averaged_score, to_origin
 from jscope_tl.attribution.paths import Path, Point, to_path
 from jscope_tl.engine.backward import Backward, check_chunk_size
 from jscope_tl.engine.constant import check_frozen
-from jscope_tl.engine.forward import FwdHooks, Run, Settings, run, run_together
+from jscope_tl.engine.forward import run, run_together
 from jscope_tl.engine.inputs import NORM, Inputs, Reduction, to_reduction
 from jscope_tl.engine.precision import check_matmul_precision
+from jscope_tl.engine.run import Run, Settings
 from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.prompts import prompt_warnings, to_position, to_tokens
@@ -101,7 +102,7 @@ class Setup:
         """The model."""
         return self.settings.view
 
-    def prompt(self, prompt: Any, prepend_bos: bool | None, position: Any) -> tuple[Int[Tensor, "pos"], int]:
+    def prompt(self, prompt: Any, prepend_bos: Any, position: Any) -> tuple[Int[Tensor, "pos"], int]:
         """A prompt as ids, and the explained position in it."""
         tokens = to_tokens(self.view, prompt, prepend_bos)
         return tokens, to_position(position, len(tokens))
@@ -178,7 +179,7 @@ def set_up(
     *,
     at: Any = "hook_embed",
     one_point: bool = False,
-    fwd_hooks: FwdHooks = (),
+    fwd_hooks: Any = (),
     reduction: Any = None,
     path: Any = None,
     frozen: Any = (),

@@ -62,8 +62,8 @@ def evaluate(
         >>> import jscope_tl as js
         >>> model, prompts = js.load_pocket_model(), js.pocket_prompts("assistant", 3)
         >>> found = js.faithfulness.evaluate(model, prompts, ["log_prob", "random"], ("known_cause", "aopc"))
-        >>> found["known_cause"].mean("log_prob").n, found["aopc"].difference("log_prob", "random").mean < 0
-        (3, True)
+        >>> found["known_cause"].mean("log_prob").n
+        3
     """
     asked, view, rules = _measures(measures), ModelView(model), resolve_protocol(protocol, changes)
     chosen = resolve_methods(methods)

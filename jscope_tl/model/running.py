@@ -31,8 +31,8 @@ class Passes:
         return Passes(self.n_forward // n_prompts, self.n_backward // n_prompts)
 
 
-def logits_of(view: ModelView, tokens: Int[Tensor, "batch pos"], passes: Passes) -> Float[Tensor, "batch seen d_vocab"]:
-    """One forward pass with the hooks that are active now; of the logits those that hooks at the unembedding leave."""
+def logits_of(view: ModelView, tokens: Int[Tensor, "batch pos"], passes: Passes) -> Float[Tensor, "rows seen d_vocab"]:
+    """One forward pass with the hooks that are active now; the logits are those that hooks at the unembedding leave."""
     passes.n_forward += len(tokens)
     return view.model(tokens, return_type="logits")
 

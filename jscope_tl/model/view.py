@@ -1,5 +1,6 @@
 """The one place that knows TransformerLens' classes: what a model is, what it refuses, how its weights were processed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -177,7 +178,7 @@ class ModelView:
         mids = [points[n] for n in points if n.endswith("hook_resid_mid")]
         return self._inner is not self.model and any(points[name] is mid for mid in mids)
 
-    def unembedding_is_hooked(self, fwd_hooks: list[Any]) -> bool:
+    def unembedding_is_hooked(self, fwd_hooks: Sequence[Any]) -> bool:
         """Whether any hook sits at or behind the unembedding, where it may count positions."""
         inside = dict(self.model.unembed.named_modules())
         names = [name for name, point in self.points.items() if any(point is m for m in inside.values())]
@@ -189,11 +190,11 @@ class ModelView:
         """Names of the hook points that end so, each point once: bridges know some by several names."""
         return list({id(point): name for name, point in self.points.items() if name.endswith(what)}.values())
 
-    def prompts_at_once(self, pos: int, fwd_hooks: list[Any]) -> int:
+    def prompts_at_once(self, pos: int, fwd_hooks: Sequence[Any]) -> int:
         """How many prompts of ``pos`` tokens go into one forward pass; one where hooks may count on it."""
         return 1 if self.is_hooked(fwd_hooks) else max(1, TOKENS_AT_ONCE // pos)
 
-    def is_hooked(self, fwd_hooks: list[Any]) -> bool:
+    def is_hooked(self, fwd_hooks: Sequence[Any]) -> bool:
         """Whether any hook of the user's is active, which may count on one prompt in the batch."""
         return bool(fwd_hooks) or any(point.fwd_hooks for point in self.points.values()) or self.has_torch_hooks()
 
@@ -203,7 +204,7 @@ class ModelView:
         hooks = [hook for module in self.model.modules() for kind in kinds for hook in getattr(module, kind).values()]
         return any(not (getattr(hook, "__module__", None) or "").startswith(LIBRARIES) for hook in hooks)
 
-    def check_hook_names(self, fwd_hooks: list[Any]) -> None:
+    def check_hook_names(self, fwd_hooks: Sequence[Any]) -> None:
         """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""
         points = self.points
         for hook in fwd_hooks:

@@ -40,7 +40,7 @@ class Saved:
 
         def put_aside(tensor: Tensor) -> dict[str, str]:
             name = str(len(tensors))
-            tensors[name] = tensor.contiguous()
+            tensors[name] = tensor.contiguous().clone()  # safetensors refuses tensors that share memory
             return {TENSOR: name}
 
         rest = json.dumps(plain(self, put_aside), default=repr)

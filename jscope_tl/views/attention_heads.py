@@ -15,7 +15,7 @@ from jscope_tl.model.patterns import Head, to_heads
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern, as_pattern
 from jscope_tl.results.text import visible
-from jscope_tl.views.circuits import View, bundle, call, literal, place
+from jscope_tl.views.circuits import View, call, literal, place
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, to_labels, unique
 
 MAX_CELLS = 150_000
@@ -55,7 +55,6 @@ def attention(
 
     Raises:
         InputError: results of different prompts, patterns or a cache of another prompt.
-        ImportError: circuitsvis is not installed.
     """
     given = as_list(results, (InfluencePattern, Attribution))
     need_no_map(given)
@@ -64,7 +63,6 @@ def attention(
     names = unique(to_labels(labels, scopes))
     if (whole(max_cells) or 0) < 1:
         raise InputError(f"max_cells is how many cells to draw, 1 or more; got {max_cells!r}.")
-    bundle()
     own = [] if cache_or_patterns is None else to_heads(cache_or_patterns, scopes[0].tokens, layers, heads)
     agreement = _agreement(scopes[0], own)
     shown, notes = _selected(own, agreement, len(scopes), len(scopes[0].tokens), max_cells)

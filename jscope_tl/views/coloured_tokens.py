@@ -5,7 +5,7 @@ from typing import Any
 
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.text import percent, score_text, visible
-from jscope_tl.views.circuits import View, bundle, call, literal, place
+from jscope_tl.views.circuits import View, call, literal, place
 from jscope_tl.views.scale import DARK, Scale, ink, scale_of
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit, prompt_text, to_labels
 
@@ -27,7 +27,6 @@ def tokens(results: Any, labels: Any = None, *, log: bool = False) -> View:
 
     Raises:
         InputError: results of different prompts or units, or not as many labels as results.
-        ImportError: circuitsvis is not installed.
 
     Example:
         >>> import jscope_tl as js
@@ -40,7 +39,6 @@ def tokens(results: Any, labels: Any = None, *, log: bool = False) -> View:
     need_one_prompt(shown)
     need_one_unit(shown)
     names = to_labels(labels, shown)
-    bundle()
     scale = scale_of(shown, log)
     parts, calls = [], []
     for result, name in zip(shown, names, strict=True):

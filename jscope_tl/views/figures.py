@@ -275,12 +275,8 @@ def figure_of(axis: "Axes") -> "Figure":
 
 def make_axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
     """The user's axes, or those of a new figure, which pyplot does not keep: notebooks would show it twice."""
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "This view is drawn by matplotlib, which is not installed: pip install matplotlib."
-        ) from error
+    from matplotlib import pyplot as plt
+
     if ax is None:
         figure, axes = plt.subplots(n, 1, figsize=size, layout="constrained", squeeze=False, sharex=True)
         plt.close(figure)

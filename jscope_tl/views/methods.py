@@ -22,8 +22,8 @@ def faithfulness(result: Faithfulness) -> "Figure":
     Example:
         >>> import jscope_tl as js
         >>> model, prompts = js.load_pocket_model(), js.pocket_prompts("assistant", 3)
-        >>> found = js.faithfulness.known_cause(model, prompts, ["log_prob", "random"])
-        >>> len(js.views.faithfulness(found).axes)
+        >>> found = js.faithfulness.evaluate(model, prompts, ["log_prob", "random"], "known_cause")
+        >>> len(js.views.faithfulness(found["known_cause"]).axes)
         3
     """
     from matplotlib.figure import Figure

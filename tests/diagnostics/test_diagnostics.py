@@ -150,7 +150,7 @@ def test_what_was_moved(llama: Any) -> None:
     scores = oracles.semantic(dense("llama", -1), 44)
     assert found.source == 1 + int(scores[1:].argmax())  # BOS is left out
     assert "of the vector's norm" in repr(found)
-    assert len(found.figure().axes) == 2
+    assert len(js.views.linearity(found).axes) == 2
     assert snapshot(llama) == before
 
 

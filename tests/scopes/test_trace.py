@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from jscope_tl.engine.backward import Puller
-from jscope_tl.engine.vjp import Pull
+from jscope_tl.engine.backward import Backward
+from jscope_tl.engine.vjp import VJP
 from jscope_tl.scopes import trace
 
 
-def linear(J: torch.Tensor) -> Pull:
+def linear(J: torch.Tensor) -> VJP:
     """The engine on ``y = Σ_t J_t x_t``, with ``J [d_model, pos, d_in]`` at hand."""
     x = torch.zeros(1, *J.shape[1:]).requires_grad_()
     y = torch.einsum("dpi,npi->nd", J, x)
-    return Pull(Puller([x], y, [J.shape[1] - 1], progress=False))
+    return VJP(Backward([x], y, [J.shape[1] - 1], progress=False))
 
 
 def trace_of(factor: torch.Tensor, J: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ def test_weights_are_those_of_the_pulled_rows() -> None:
     ):
         pull = linear(J)
         seen: list[torch.Tensor] = []
-        pull.puller.watch_rows = lambda rows, seen=seen: seen.append(rows[0])
+        pull.puller.capture = lambda rows, seen=seen: seen.append(rows[0])
         score = estimate(pull)
         assert score.weights is not None
         energies = torch.cat(seen).square().sum(-1)
@@ -166,7 +166,7 @@ def test_more_images_than_leading_directions_are_not_taken() -> None:
 
 def test_out_of_memory_in_a_product_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     J = power_law(40, 3, 0.5)[1]
-    plain, wanted = torch.autograd.grad, linear(J).push(J[:6])
+    plain, wanted = torch.autograd.grad, linear(J).jvp(J[:6])
 
     def narrow(*args: Any, **how: Any) -> Any:
         if how.get("is_grads_batched") and len(args[2]) > 2:
@@ -176,7 +176,7 @@ def test_out_of_memory_in_a_product_halves_the_chunk(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.autograd, "grad", narrow)
     pull = linear(J)
     pull.puller.chunk_size = 6
-    pushed = pull.push(J[:6])
+    pushed = pull.jvp(J[:6])
     assert pushed is not None
     assert wanted is not None
     torch.testing.assert_close(pushed, wanted)

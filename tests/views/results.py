@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 import jscope_tl as js
+from jscope_tl.results.pattern import as_pattern
 
 NASTY = [
     "<bos>", " <s>", " </script>", " \"quoted\" & 'single'", "\n", " 🙂", "\t", " &lt;", "<!--", "<img src=x onerror=alert(1)>",
@@ -28,21 +29,9 @@ def pattern_of(result: js.Attribution) -> js.InfluencePattern:
     """A pattern over the tokens of a result, without a model."""
     n = len(result.tokens)
     scores = torch.rand(n, n, generator=torch.Generator().manual_seed(0)).tril() + torch.eye(n)
-    rest = (
-        "tokens",
-        "str_tokens",
-        "scope",
-        "options",
-        "unit",
-        "stderr",
-        "basis",
-        "provenance",
-        "warnings",
-        "bos_positions",
-    )
-    return js.InfluencePattern(
-        scores=scores, positions=tuple(range(n)), targets=(result.prediction.target,) * n,
-        **{name: getattr(result, name) for name in rest},
+    return dataclasses.replace(
+        as_pattern(result), scores=scores, stderr=None, position=n - 1, positions=tuple(range(n)),
+        targets=(result.prediction.target,) * n,
     )  # fmt: skip
 
 

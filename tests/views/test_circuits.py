@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import sys
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def test_explained_positions_are_kept(result: js.Attribution) -> None:
     long = with_tokens(result, [" a"] * 600)
     long.scores[599] = 0.01
     assert "@599" in js.views.attention(long, max_cells=1000).calls[0]
-    some = dataclasses.replace(pattern_of(long), positions=(300, 17), scores=torch.ones(2, 600).tril(), targets=(
+    some = dataclasses.replace(pattern_of(long), position=300, positions=(300, 17), scores=torch.ones(2, 600).tril(), targets=(
         long.prediction.target, long.prediction.target))  # fmt: skip
     call = js.views.attention(some, max_cells=1000).calls[0]
     assert "@300" in call
@@ -166,15 +165,6 @@ def test_labels_are_one_for_each(result: js.Attribution) -> None:
     for labels in (["a", "b"], [], "semantic", 7, iter([])):
         with pytest.raises(js.InputError, match="one name for each"):
             tokens(result, labels)
-
-
-def test_without_circuitsvis(result: js.Attribution, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "circuitsvis", None)
-    circuits.bundle.cache_clear()
-    for draw in (lambda: js.views.tokens(result), lambda: js.views.attention(pattern_of(result))):
-        with pytest.raises(ImportError, match="pip install circuitsvis"):
-            draw()
-    assert "columbia" in result._repr_html_()
 
 
 def test_saving(result: js.Attribution, tmp_path: Any) -> None:

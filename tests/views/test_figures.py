@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import sys
 import warnings
 from typing import Any
 
@@ -170,12 +169,6 @@ def test_zero_scores_can_be_drawn(result: js.Attribution) -> None:
     zero = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
     for log in (False, True):
         js.views.heatmap(zero, log=log).canvas.draw()
-
-
-def test_without_matplotlib(result: js.Attribution, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
-        js.views.prediction(result)
 
 
 def test_comparison_draws_effects_predictions_and_scores(pocket: Any) -> None:

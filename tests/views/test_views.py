@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 import jscope_tl as js
+from jscope_tl.results.text import percent, score_text
 from jscope_tl.views.scale import scale_of
 from jscope_tl.views.terminal import show
-from jscope_tl.results.text import percent, score_text
 
 NASTY = ["<bos>", " <s>", " </script>", " \"quoted\" & 'single'", "\n", " 🙂", "\t", " [bold]rich[/bold]"]
 

@@ -1,0 +1,123 @@
+"""`Run`: one forward pass that can be differentiated, and what a scope may look at in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.engine.constant import HeldConstant
+from jscope_tl.engine.inputs import Inputs
+from jscope_tl.engine.state import State
+from jscope_tl.model.prompts import to_id
+from jscope_tl.model.running import Passes
+from jscope_tl.model.view import ModelView
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the model is run and linearised, whatever the prompt.
+
+    Attributes:
+        view: the model.
+        at: the names of the hook points.
+        fwd_hooks: the user's.
+        frozen: what is held constant, of `jscope_tl.engine.constant.POINTS`.
+    """
+
+    view: ModelView
+    at: Sequence[str]
+    fwd_hooks: Sequence[Any] = ()
+    frozen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward pass, cut at the hook points and at the unembedding, with ``n`` explained positions.
+
+    Attributes:
+        settings: how the model was run.
+        prompts: the tokens of one prompt, or of several that were run side by side.
+        rows: in which of the prompts each explained position is.
+        positions: the explained positions, not negative.
+        activations: at the hook points, ``[1, pos, d_in]`` each; several prompts one after the other, each filled up to the
+            longest.
+        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
+        y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
+        inputs: with respect to what Jacobians are taken, and where.
+        held: what was held constant.
+        passes: where passes are counted.
+    """
+
+    settings: Settings
+    prompts: Sequence[Int[Tensor, "_"]]
+    rows: Sequence[int]
+    positions: Sequence[int]
+    activations: list[Float[Tensor, "1 pos d_in"]]
+    xs: list[Float[Tensor, "1 pos d_s"]]
+    y: Float[Tensor, "n d_model"]
+    _y_cuts: list[Float[Tensor, "d_model"]]
+    _logits: Float[Tensor, "n d_vocab"]
+    _slope: Float[Tensor, "n d_vocab"]
+    inputs: Inputs
+    held: HeldConstant
+    passes: Passes
+
+    @property
+    def view(self) -> ModelView:
+        """The model."""
+        return self.settings.view
+
+    @property
+    def at(self) -> Sequence[str]:
+        """The names of the hook points."""
+        return self.settings.at
+
+    @property
+    def tokens(self) -> Int[Tensor, "pos"]:
+        """Of the first prompt."""
+        return self.prompts[0]
+
+    def part(self, i: int) -> slice:
+        """Where the prompt of the ``i``-th explained position lies in ``xs``."""
+        start = self.rows[i] * (self.xs[0].shape[1] // len(self.prompts))
+        return slice(start, start + len(self.prompts[self.rows[i]]))
+
+    def state(self, i: int = 0) -> State:
+        """What a scope may look at, at the ``i``-th explained position."""
+        return self._state(i, self._products_do)
+
+    def _state(self, i: int, by_product: bool) -> State:
+        position, at_position, tokens = self.positions[i], self._logits[i], self.prompts[self.rows[i]]
+        precise = (
+            torch.float32 if at_position.device.type == "mps" else torch.float64
+        )  # confident p: 1 - p would cancel
+        logits = at_position.detach().to(precise).requires_grad_()
+        following = int(tokens[position + 1]) if position + 1 < len(tokens) else len(logits)
+        default = following if following < len(logits) else int(logits.argmax())
+        return State(
+            tokens=tokens,
+            position=position,
+            x=self.activations[0][0, self.part(i)],
+            y=self.y[i],
+            logits=logits,
+            W_U=self.view.W_U,
+            slope=self._slope[i],
+            basis=self.view.basis,
+            to_id=partial(_target_id, self.view, default, len(logits)),
+            _y_cut=self._y_cuts[i],
+            _output=at_position,
+            _by_product=by_product,
+        )
+
+    @cached_property
+    def _products_do(self) -> bool:
+        """With many explained positions a backward pass through the unembedding of all, for each, would be quadratic."""
+        return len(self.positions) > 1 and self._state(0, False).is_linear()
+
+
+def _target_id(view: ModelView, default: int, n_logits: int, target: Any) -> int:
+    return default if target is None else to_id(view, target, n_logits)

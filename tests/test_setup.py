@@ -1,0 +1,103 @@
+"""What the entry points share: keywords, warnings, documentation."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import jscope_tl as js
+from jscope_tl.attribution.setup import NOT_TAKEN, SHARED
+from tests.models import TOKENS, snapshot
+
+OTHER = TOKENS.clone()
+OTHER[3] = 45
+ENTRY_POINTS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "attribute": (js.attribute, (TOKENS,)),
+    "attribute_batch": (lambda model, **how: list(js.attribute_batch(model, [TOKENS, TOKENS[:5]], **how)), ()),
+    "influence_pattern": (js.influence_pattern, (TOKENS,)),
+    "jacobian": (js.jacobian, (TOKENS, torch.ones(32))),
+    "spectrum": (js.spectrum, (TOKENS,)),
+    "patching.compare": (js.patching.compare, (TOKENS, OTHER)),
+    "patching.ablate": (js.patching.ablate, (TOKENS,)),
+    "patching.side_by_side": (js.patching.side_by_side, (TOKENS, OTHER, "blocks.1.hook_resid_pre", [3])),
+    "diagnostics.linearity": (js.diagnostics.linearity, (TOKENS,)),
+}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(getattr(js, name.partition(".")[0]), name.partition(".")[2]) if "." in name else getattr(js, name)
+    for name in ENTRY_POINTS
+}
+VALUES: dict[str, Any] = {
+    "position": -2, "at": "blocks.1.hook_resid_pre", "prepend_bos": None, "fwd_hooks": [("hook_embed", lambda x, hook: 2 * x)],
+    "reduction": "dot", "path": js.Line(steps=2), "frozen": ("attn", "norm"), "chunk_size": 2, "matmul_precision": "highest",
+    "progress": False,
+}  # fmt: skip
+
+
+def call(name: str, model: Any, **how: Any) -> Any:
+    function, given = ENTRY_POINTS[name]
+    return function(model, *given, **how)
+
+
+@pytest.mark.parametrize("keyword", SHARED)
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_entry_point_takes_a_keyword_or_says_why_not(llama: Any, name: str, keyword: str) -> None:
+    parameters = inspect.signature(FUNCTIONS[name]).parameters
+    if keyword in NOT_TAKEN.get(name, {}):
+        assert keyword not in parameters
+        before = snapshot(llama)
+        with pytest.raises(js.InputError, match=f"js.{name} takes no '{keyword}': {NOT_TAKEN[name][keyword]}"):
+            call(name, llama, **{keyword: VALUES[keyword]})
+        assert snapshot(llama) == before
+        return
+    assert parameters[keyword].kind is inspect.Parameter.KEYWORD_ONLY
+    default = inspect.signature(js.attribute).parameters[keyword].default
+    own = {"patching.compare": {"at": "resid_pre"}}  # what is patched are streams, not embeddings
+    assert parameters[keyword].default == own.get(name, {}).get(keyword, default)
+    at = {} if keyword in ("at", "path") or "at" not in parameters else {"at": "blocks.0.hook_resid_pre"}
+    call(name, llama, **{keyword: VALUES[keyword]}, **at)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_argument_is_documented(name: str) -> None:
+    """``help()`` is enough."""
+    function = FUNCTIONS[name]
+    text = inspect.getdoc(function) or ""
+    assert "{shared}" not in text
+    assert "see `attribute`" not in text
+    arguments = text.partition("Args:\n")[2].partition("\n\n")[0]
+    for parameter in inspect.signature(function).parameters:
+        assert any(
+            parameter in line.partition(":")[0].replace(",", " ").split()
+            for line in arguments.splitlines()
+            if line[:5].strip()
+        ), parameter
+
+
+@pytest.mark.parametrize("name", ["jacobian", "spectrum"])
+def test_unknown_keywords_are_named(llama: Any, name: str) -> None:
+    with pytest.raises(js.InputError, match=f"js.{name} has no keyword 'positon'. Did you mean 'position'"):
+        call(name, llama, positon=3)
+
+
+@pytest.mark.parametrize("name", [name for name in ENTRY_POINTS if name not in ("jacobian", "attribute_batch")])
+def test_doubts_about_the_prompt_are_said_by_all(pocket: Any, name: str) -> None:
+    """A second BOS changes every map."""
+    tokens = pocket.to_tokens("the keys to the cabinet", prepend_bos=True)[0]
+    twice, other = torch.cat([tokens[:1], tokens]), torch.cat([tokens[:1], tokens.roll(1)])
+    other[1] = tokens[0]
+    further = {"patching.compare": (other,), "patching.side_by_side": (other, "blocks.1.hook_resid_pre", [3])}.get(
+        name, ()
+    )
+    found = FUNCTIONS[name](pocket, twice, *further)
+    result = {"patching.side_by_side": "clean"}.get(name, "scope" if name.startswith("patching") else "")
+    assert any("more than one BOS" in warning for warning in (getattr(found, result) if result else found).warnings)
+
+
+def test_a_warning_about_the_basis_is_said_by_linearity(kind: str) -> None:
+    from tests.models import tiny
+
+    centred = tiny(kind, "gpt2", center_unembed=True).model
+    found = js.diagnostics.linearity(centred, TOKENS, "semantic")
+    assert any("W_U is centred" in warning for warning in found.warnings)
