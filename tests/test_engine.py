@@ -17,6 +17,7 @@ from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import run
 from jscope_tl.engine.memory import LiveBytes, is_out_of_memory
 from jscope_tl.engine.precision import matmul_precision
+from jscope_tl.engine.run import Settings
 from jscope_tl.engine.vjp import VJP
 from jscope_tl.model.view import ModelView
 from tests.conftest import shared_tiny
@@ -26,44 +27,44 @@ from tests.models import D_MODEL, TOKENS
 def test_rows_are_linear_in_the_cotangents(llama: Any) -> None:
     C = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(0))
     mix = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Backward(forward.xs, forward.y, forward.positions)
-        rows = torch.cat(list(puller.rows(C, retain_graph=True)))
-        mixed = torch.cat(list(puller.rows(mix @ C)))
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+        backward = Backward(forward.xs, forward.y, forward.positions)
+        rows = torch.cat(list(backward.rows(C, retain_graph=True)))
+        mixed = torch.cat(list(backward.rows(mix @ C)))
     torch.testing.assert_close(mixed, torch.einsum("ij,jpd->ipd", mix, rows), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, None])
 def test_chunks_in_order_and_counted(llama: Any, chunk_size: int | None) -> None:
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Backward(forward.xs, forward.y, forward.positions, chunk_size)
-        sizes = [len(chunk) for chunk in puller.rows(torch.eye(D_MODEL)[:7])]
-        assert sum(sizes) == puller.n_backward == 7
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+        backward = Backward(forward.xs, forward.y, forward.positions, chunk_size)
+        sizes = [len(chunk) for chunk in backward.rows(torch.eye(D_MODEL)[:7])]
+        assert sum(sizes) == backward.passes.n_backward == 7
         assert all(size <= (chunk_size or 64) for size in sizes)
 
 
 def test_energies_are_squared_norms(llama: Any) -> None:
     C = torch.eye(D_MODEL)[:4]
-    with run(ModelView(llama), TOKENS, [5], ["hook_embed"]) as forward:
-        puller = Backward(forward.xs, forward.y, forward.positions)
-        rows = torch.cat(list(puller.rows(C, retain_graph=True)))
-        energies = puller.squared_norms(C)
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [5]) as forward:
+        backward = Backward(forward.xs, forward.y, forward.positions)
+        rows = torch.cat(list(backward.rows(C, retain_graph=True)))
+        energies = backward.squared_norms(C)
     torch.testing.assert_close(energies[:, :6], rows[:, :6].square().sum(-1))
     assert (energies[:, 6:] == 0).all()
 
 
 def test_graph_is_gone_after_the_last_chunk(llama: Any) -> None:
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Backward(forward.xs, forward.y, forward.positions, chunk_size=2)
-        puller.squared_norms(torch.eye(D_MODEL)[:3])
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+        backward = Backward(forward.xs, forward.y, forward.positions, chunk_size=2)
+        backward.squared_norms(torch.eye(D_MODEL)[:3])
         with pytest.raises(RuntimeError, match="retain_graph"):
-            puller.squared_norms(torch.eye(D_MODEL)[:3])
+            backward.squared_norms(torch.eye(D_MODEL)[:3])
         with pytest.raises(RuntimeError, match="second time"):  # torch's own word that the buffers are freed
             torch.autograd.grad(forward.y.sum(), forward.xs)
 
 
 def test_nothing_outlives_the_run(llama: Any) -> None:
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
         Backward(forward.xs, forward.y, forward.positions).squared_norms(torch.eye(D_MODEL)[:3])
         alive = weakref.ref(forward.y)
     del forward
@@ -75,25 +76,25 @@ def test_default_chunks_fill_the_memory_that_was_measured(llama: Any, monkeypatc
     """The first row is pulled alone and measured; the others share what there is, 64 at most."""
     for budget, expected in ((10**12, [1, 31]), (0, [1] * 32)):
         monkeypatch.setattr(engine, "chunk_budget", lambda device, budget=budget: budget)
-        with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-            puller = Backward(forward.xs, forward.y, forward.positions)
-            assert [len(rows) for rows in puller.rows(torch.eye(D_MODEL))] == expected
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Backward(forward.xs, forward.y, forward.positions)
-        list(puller.rows(torch.eye(D_MODEL)[:2], retain_graph=True))
-        one = puller._row_bytes
+        with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+            backward = Backward(forward.xs, forward.y, forward.positions)
+            assert [len(rows) for rows in backward.rows(torch.eye(D_MODEL))] == expected
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+        backward = Backward(forward.xs, forward.y, forward.positions)
+        list(backward.rows(torch.eye(D_MODEL)[:2], retain_graph=True))
+        one = backward._row_bytes
         with LiveBytes() as meter:
-            puller._grad(torch.eye(D_MODEL)[:8].unsqueeze(1), True, is_grads_batched=True)
+            backward._grad(torch.eye(D_MODEL)[:8].unsqueeze(1), True, is_grads_batched=True)
     assert 4 * one < meter.peak < 12 * one
 
 
 def test_long_prompts_take_more_memory(llama: Any) -> None:
     sizes = []
     for tokens in (TOKENS, TOKENS.repeat(4)):
-        with run(ModelView(llama), tokens, [7], ["hook_embed"]) as forward:
-            puller = Backward(forward.xs, forward.y, forward.positions)
-            list(puller.rows(torch.eye(D_MODEL)[:2]))
-            sizes.append(puller._row_bytes)
+        with run(Settings(ModelView(llama), ["hook_embed"]), tokens, [7]) as forward:
+            backward = Backward(forward.xs, forward.y, forward.positions)
+            list(backward.rows(torch.eye(D_MODEL)[:2]))
+            sizes.append(backward._row_bytes)
     assert 3 < sizes[1] / sizes[0] < 17
 
 
@@ -109,11 +110,11 @@ class Narrow(Backward):
 @pytest.mark.parametrize("chunk_size", [None, 32, 5])
 def test_out_of_memory_halves_the_chunk(llama: Any, chunk_size: int | None) -> None:
     C = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(0))
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
         wanted = Backward(forward.xs, forward.y, forward.positions).squared_norms(C, retain_graph=True)
         narrow = Narrow(forward.xs, forward.y, forward.positions, chunk_size)
         torch.testing.assert_close(narrow.squared_norms(C), wanted)
-    assert narrow.n_backward == 20
+    assert narrow.passes.n_backward == 20
     assert all("Memory ran out" in note for note in narrow.notes)
     assert len(narrow.notes) >= 1
 
@@ -123,7 +124,7 @@ def test_out_of_memory_for_one_row_is_an_error(llama: Any) -> None:
         def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
             raise torch.OutOfMemoryError("out of memory")
 
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward, pytest.raises(torch.OutOfMemoryError):
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward, pytest.raises(torch.OutOfMemoryError):
         Full(forward.xs, forward.y, forward.positions).squared_norms(torch.eye(D_MODEL)[:4])
 
 
@@ -175,17 +176,17 @@ def test_what_is_out_of_memory(said: str) -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
-def test_pushing_is_the_product_with_the_jacobian(llama: Any) -> None:
+def test_a_jacobian_vector_product_is_the_product_with_the_jacobian(llama: Any) -> None:
     tangents = torch.randn(3, len(TOKENS), D_MODEL, generator=torch.Generator().manual_seed(0))
     J = js.jacobian(llama, TOKENS)
     for size in (None, 2):
-        with run(ModelView(llama), TOKENS, [5, 7], ["hook_embed"]) as forward:
-            puller = Backward(forward.xs, forward.y, forward.positions, size)
-            pushed = puller.jvp(tangents * torch.tensor([1.0, 1e-20, 1e20])[:, None, None], of=1)
-    assert pushed is not None
+        with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [5, 7]) as forward:
+            backward = Backward(forward.xs, forward.y, forward.positions, size)
+            moved = backward.jvp(tangents * torch.tensor([1.0, 1e-20, 1e20])[:, None, None], of=1)
+    assert moved is not None
     wanted = torch.einsum("dpi,mpi->md", J, tangents)
-    torch.testing.assert_close(pushed / torch.tensor([1.0, 1e-20, 1e20])[:, None], wanted, rtol=1e-3, atol=1e-4)
-    assert puller.n_backward == 5
+    torch.testing.assert_close(moved / torch.tensor([1.0, 1e-20, 1e20])[:, None], wanted, rtol=1e-3, atol=1e-4)
+    assert backward.passes.n_backward == 5
 
 
 @pytest.mark.parametrize("n_points", [1, 2])
@@ -201,14 +202,14 @@ def test_models_spread_over_devices(n_points: int) -> None:
 
     with FakeTensorMode():
         xs = [torch.empty(1, 5, 8, device=device) for device in ("cpu", "meta")[:n_points]]
-        pull = VJP(Placed(xs, torch.empty(1, 8, device="meta"), [4], chunk_size=2))
+        vjp = VJP(Placed(xs, torch.empty(1, 8, device="meta"), [4], chunk_size=2))
         C = torch.empty(4, 8, device="cpu")
-        assert pull.squared_norms(C, retain_graph=True).device.type == "meta"
-        assert pull.rows(C, retain_graph=True).device.type == "cpu"
+        assert vjp.squared_norms(C, retain_graph=True).device.type == "meta"
+        assert vjp.rows(C, retain_graph=True).device.type == "cpu"
 
 
 def test_progress_bar(llama: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
         Backward(forward.xs, forward.y, forward.positions, 4, progress=False).squared_norms(
             torch.eye(D_MODEL), retain_graph=True
         )
@@ -243,12 +244,12 @@ def test_models_that_cannot_be_batched_go_row_by_row(llama: Any) -> None:
 
 def test_energies_of_half_precision_are_summed_in_full(kind: str) -> None:
     model = shared_tiny(kind, "llama", torch.bfloat16).model
-    with run(ModelView(model), TOKENS, [7], ["hook_embed"]) as forward:
-        puller = Backward(forward.xs, forward.y, forward.positions)
+    with run(Settings(ModelView(model), ["hook_embed"]), TOKENS, [7]) as forward:
+        backward = Backward(forward.xs, forward.y, forward.positions)
         small = torch.eye(D_MODEL)[:3] * 2.0**-100  # far below what float16 holds
-        rows = torch.cat(list(puller.rows(torch.eye(D_MODEL)[:3], retain_graph=True)))
-        energies = puller.squared_norms(torch.eye(D_MODEL)[:3], retain_graph=True)
-        tiny_rows = torch.cat(list(puller.rows(small)))
+        rows = torch.cat(list(backward.rows(torch.eye(D_MODEL)[:3], retain_graph=True)))
+        energies = backward.squared_norms(torch.eye(D_MODEL)[:3], retain_graph=True)
+        tiny_rows = torch.cat(list(backward.rows(small)))
     assert energies.dtype == rows.dtype == torch.float32
     torch.testing.assert_close(energies, rows.square().sum(-1))
     torch.testing.assert_close(tiny_rows * 2.0**100, rows)

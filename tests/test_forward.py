@@ -9,6 +9,7 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.engine.forward import run
+from jscope_tl.engine.run import Settings
 from jscope_tl.model.view import ModelView
 from tests import models
 from tests.conftest import shared_tiny
@@ -143,7 +144,7 @@ def test_non_finite_activations_are_refused(llama: Any) -> None:
 
 
 def test_only_the_explained_position_is_unembedded(llama: Any) -> None:
-    with run(ModelView(llama), TOKENS, [7], ["hook_embed"]) as forward:
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
         assert forward._logits._base is not None  # the model's whole output, of which the run keeps one row
         assert forward._logits._base.numel() == models.D_VOCAB
 

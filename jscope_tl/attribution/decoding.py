@@ -1,6 +1,7 @@
 """Directions of ``y`` decoded into tokens: what a small step along them does to the logits, or to the probabilities."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -34,14 +35,14 @@ def changes(directions: Float[Tensor, "n d_model"], state: State, probabilities:
     if not probabilities:
         return logits - logits.mean(1, keepdim=True)
     p = state.log_probs.detach().exp().to(directions)
-    return p * (logits - (logits @ p).unsqueeze(1))
+    return p * (logits - rearrange(logits @ p, "n -> n 1"))
 
 
 def _ends(
     change: Float[Tensor, "n d_vocab"], logits: Float[Tensor, "d_vocab"]
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n 2 most"], Float[Tensor, "n 2 most"]]:
     signs = _signs(change, logits)
-    change = change * signs.unsqueeze(1)
+    change = change * rearrange(signs, "n -> n 1")
     most = min(MOST, change.shape[1])
     ends = [change.topk(most, largest=largest) for largest in (True, False)]
     values, ids = (torch.stack([getattr(end, name) for end in ends], 1).cpu() for name in ("values", "indices"))

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -110,7 +111,7 @@ class Line(Path):
     def points(self, x: Float[Tensor, "pos d_in"], x0: Float[Tensor, "*pos d_in"], which: range) -> Points:
         """``x0 + α (x - x0)``."""
         alphas = torch.tensor([self._alphas()[i] for i in which], device="cpu").to(x)
-        return x0 + alphas.view(-1, 1, 1) * (x - x0)
+        return x0 + rearrange(alphas, "n -> n 1 1") * (x - x0)
 
     def _alphas(self) -> list[float]:
         if self.alphas is not None:

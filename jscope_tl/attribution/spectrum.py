@@ -119,7 +119,7 @@ def _directions(
     if scope.of == "jacobian":
         return rows, None
     sizes = rows.norm(dim=1)
-    known = rows[sizes > 0] / sizes[sizes > 0].unsqueeze(1)
+    known = rows[sizes > 0] / rearrange(sizes[sizes > 0], "k -> k 1")
     # What moves nothing is part of the movement all the same.
     rest = torch.linalg.qr(known.T, mode="complete").Q[:, len(known) :].T
     weights = torch.cat([sizes[sizes > 0], rest.new_zeros(len(rest))])
@@ -132,7 +132,8 @@ def _finished(
     """Off the device, in float32, 0 after the explained position; what is not finite is refused."""
     filled = values.new_zeros(pos, *values.shape[1:])
     filled[: len(values)] = values
-    return finished(filled.movedim(0, -1), state.x.dtype, view.name).movedim(-1, 0)
+    by_position = rearrange(filled, "pos ... -> ... pos")
+    return rearrange(finished(by_position, state.x.dtype, view.name), "... pos -> pos ...")
 
 
 def _numbers(
@@ -141,10 +142,11 @@ def _numbers(
     """The result's tensors, with the sign of each direction chosen."""
     outputs = factored.outputs
     signs = _signs(outputs) if decodings is None else decodings.signs.view(outputs.shape[:2]).to(outputs)
+    signs = rearrange(signs, "seen k -> seen k 1")
     signed = {
         "singular_values": factored.values,
-        "output_directions": outputs * signs.unsqueeze(-1),
-        "input_directions": factored.inputs * signs.unsqueeze(-1).to(factored.inputs),
+        "output_directions": outputs * signs,
+        "input_directions": factored.inputs * signs.to(factored.inputs),
         "effective_rank": factored.effective_rank,
         "captured": factored.captured,
     }

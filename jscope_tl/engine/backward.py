@@ -230,7 +230,7 @@ class Backward:
         if chunk.ndim == 3:
             return chunk
         if len(self.y) == 1:
-            return chunk.unsqueeze(1)
+            return rearrange(chunk, "chunk d_model -> chunk 1 d_model")
         placed = chunk.new_zeros(len(chunk), *self.y.shape)
         placed[torch.arange(len(chunk), device="cpu"), starts] = chunk
         return placed

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -119,7 +120,9 @@ def aopc(question: Question, scores: Scores) -> Rows:
     unique, back = torch.cat([torch.zeros_like(masks[0][:1]), *masks]).unique(dim=0, return_inverse=True)
     evaluated = protocol.token(protocol.evaluated, case.target, question.argmax)
     followed = question.logits(unique).log_softmax(-1)[:, evaluated]
-    curves = (followed[back[1:]] - followed[back[0]]).view(len(scores), -1)
+    curves = rearrange(
+        followed[back[1:]] - followed[back[0]], "(method fraction) -> method fraction", method=len(scores)
+    )
     x = [count / len(kept) for count in counts] if protocol.over == "width" else protocol.fractions
     return {name: _area(curve.numpy(), np.array(x), protocol) for name, curve in zip(scores, curves, strict=True)}
 

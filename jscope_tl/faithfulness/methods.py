@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.paths import Line, Noise
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.faithfulness.attention import last_layer, rollout
+from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope
@@ -43,8 +45,10 @@ def at_random(model: Any, tokens: Int[Tensor, "pos"], target: int, seed: int = 0
 
 def against_runner_up(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Any:
     """The target's logit against that of the most probable other token."""
-    with torch.no_grad():
-        best = model(tokens.unsqueeze(0), return_type="logits")[0, -1].topk(2).indices.tolist()
+    view = ModelView(model)
+    with undisturbed(view, []):
+        logits = logits_of(view, rearrange(tokens, "pos -> 1 pos"), Passes())
+    best = logits[0, -1].topk(2).indices.tolist()
     other = next(token for token in best if token != target)
     return attribute(model, tokens, "contrastive", target=target, baseline=other, progress=False)
 

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import uuid4
 
+from jaxtyping import jaxtyped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -93,6 +94,10 @@ def _restored(kind: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         kept = {f.name: _restored(hints[f.name], value[f.name], tensors) for f in fields(kind)}
+        with jaxtyped("context"):  # axes of one name have one length
+            for name, item in kept.items():
+                if isinstance(item, Tensor) and not isinstance(item, hints[name]):
+                    raise ValueError(f"{name} does not fit, with {item.dtype} {list(item.shape)}")
         return kind(**kept)  # type: ignore[operator]
     if origin is dict:
         key, inner = arguments

@@ -6,7 +6,7 @@ from functools import partial
 from numbers import Real
 
 import torch
-from einops import reduce
+from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -137,8 +137,8 @@ class FisherScope(Scope):
     def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
         """``½ δ^T J_t^T F_u J_t δ``, the second-order prediction of the KL divergence, from the rows as they were pulled."""
         if score.weights is None:
-            return 0.5 * moved.square().sum(0)
-        return 0.5 * torch.tensordot(score.weights.to(moved), moved.square(), dims=1)
+            return 0.5 * reduce(moved.square(), "k ... -> ...", "sum")
+        return 0.5 * einsum(score.weights.to(moved), moved.square(), "k, k ... -> ...")
 
     @property
     def effect_unit(self) -> str:
@@ -207,5 +207,5 @@ def root(
     parts = [slice(int(some[0]), int(some[-1]) + 1) for some in tokens]
     mean = sum((W_U[:, part].to(p) @ (p * slope)[part] for part in parts), p.new_zeros(()))
     for part in parts:
-        D = W_U[:, part].T.to(p) * slope[part].unsqueeze(-1)
-        yield D.sub_(mean).mul_(p[part].sqrt().unsqueeze(-1))
+        D = W_U[:, part].T.to(p) * rearrange(slope[part], "token -> token 1")
+        yield D.sub_(mean).mul_(rearrange(p[part].sqrt(), "token -> token 1"))

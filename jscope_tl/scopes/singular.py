@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,7 +41,8 @@ class Collected:
     @property
     def M(self) -> Float[Tensor, "*layer seen k width"]:
         """The matrix of each position, in the coordinates that are kept."""
-        return self.rows.movedim(0, -2) * self.weights.to(self.rows).unsqueeze(-1)
+        weighted = rearrange(self.weights.to(self.rows), "k -> k 1")
+        return rearrange(self.rows, "k ... width -> ... k width") * weighted
 
     @property
     def missed(self) -> Float[Tensor, "*layer seen"]:
@@ -66,7 +68,7 @@ def collected(
     draws = torch.randn(width, n_rows, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     combined = (draws.to(directions) * weights) @ directions
     first = _joined(vjp.chunks(combined, retain_graph=True), width)
-    return _streamed(directions, weights, torch.linalg.qr(first.movedim(0, -1)).Q, vjp)
+    return _streamed(directions, weights, torch.linalg.qr(rearrange(first, "width ... d -> ... d width")).Q, vjp)
 
 
 def size_in_bytes(k: int, vjp: VJP) -> int:
@@ -98,8 +100,8 @@ def _streamed(
         left = weights
         for chunk in vjp.chunks(directions):
             now, left = left[: len(chunk)].to(chunk), left[len(chunk) :]
-            energies.append(torch.tensordot(now.square(), chunk.square().sum(-1), dims=1))
-            yield chunk if basis is None else torch.einsum("c...d,...dw->c...w", chunk, basis)
+            energies.append(einsum(now.square(), chunk.square().sum(-1), "k, k ... -> ..."))
+            yield chunk if basis is None else einsum(chunk, basis, "k ... d, ... d width -> k ... width")
 
     rows = _joined(kept(), len(directions))
     return Collected(rows, weights, basis, torch.stack(energies).sum(0))
@@ -144,13 +146,13 @@ def factors(found: Collected, directions: Float[Tensor, "k d_model"], wanted: in
 def _factored(
     found: Collected, t: int, directions: Float[Tensor, "k d_model"], wanted: int, movement: bool
 ) -> tuple[Float[Tensor, "wanted"], Float[Tensor, "wanted d_model"], Float[Tensor, "wanted d_in"], Float[Tensor, ""]]:
-    P, weights = found.rows[:, t], found.weights.to(found.rows).unsqueeze(-1)
+    P, weights = found.rows[:, t], rearrange(found.weights.to(found.rows), "k -> k 1")
     U, sigma, Vh = torch.linalg.svd(weights * P, full_matrices=False)
     real = sigma[:wanted] > sigma[0] * torch.finfo(sigma.dtype).eps * max(P.shape)
     inputs = Vh[:wanted] if found.basis is None else Vh[:wanted] @ found.basis[t].T
     moved = (P @ Vh[:wanted].T if movement else U[:, :wanted]).T.to(directions) @ directions
     outputs = moved / moved.norm(dim=1, keepdim=True).clamp_min(torch.finfo(moved.dtype).tiny)
-    kept = real.to(sigma).unsqueeze(-1)
+    kept = rearrange(real.to(sigma), "wanted -> wanted 1")
     return (
         sigma[:wanted] * real,
         outputs * kept.to(outputs),

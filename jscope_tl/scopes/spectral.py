@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -111,7 +112,7 @@ class SpectralScope(Scope):
 
     def of_rows(self, rows: Float[Tensor, "k *layer pos d_in"]) -> Float[Tensor, "*layer pos"]:
         """The largest singular value of rows that are averaged along a path."""
-        return largest(rows.movedim(0, -2))
+        return largest(rearrange(rows, "k ... d -> ... k d"))
 
     def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
         """All of them, at the prompt."""
@@ -129,7 +130,7 @@ class SpectralScope(Scope):
         """``‖C J_t δ‖``: of all rows, not along the leading direction only, which is another at every position."""
         if score.weights is None:
             return moved.norm(dim=0)
-        return torch.tensordot(score.weights.to(moved), moved.square(), dims=1).sqrt()
+        return einsum(score.weights.to(moved), moved.square(), "k, k ... -> ...").sqrt()
 
     def check(self, basis: Basis) -> list[str]:
         """Warn where ``y`` has been rescaled."""

@@ -1,10 +1,12 @@
 """``‖S J_t‖²`` for every position from fewer rows than ``S`` has directions: exactly, from below, or estimated with an error.
 
-An estimate has three parts. The leading directions of ``S`` are pulled back exactly. They are also *sent round*: ``J`` times
-what came back shows into which other directions the model carries them (one block-Krylov step on the pulled-back matrix
-``Σ_t w_t S J_t J_t^T S^T``, whose spectrum falls faster than that of ``S S^T``), and these are pulled back exactly too. What
-is left is measured with random signs (Hutchinson's estimator): unbiased, because the signs had no part in choosing the
-directions. Directions are orthonormal combinations of the rows of ``S [n, d_model]``, so that no ``d x d`` matrix is needed.
+An estimate has three parts, as in Hutch++ (Meyer, Musco, Musco and Woodruff 2021): a subspace whose part of the trace is
+computed exactly, and Hutchinson's estimator for the rest. The subspace has two parts. The leading directions of ``S`` are pulled back
+exactly. The products of ``J`` with these rows, their *images*, show into which other directions the model carries them: one
+block-Krylov step (Musco and Musco 2015) on the pulled-back matrix ``Σ_t w_t S J_t J_t^T S^T``, whose spectrum falls faster than
+that of ``S S^T``; these are pulled back exactly too. The rest is measured with random sign vectors (Hutchinson 1989): unbiased,
+because the signs had no part in choosing the directions. Directions are orthonormal combinations of the rows of
+``S [n, d_model]``, so that no ``d x d`` matrix is needed.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 
 import torch
+from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from scipy.special import chdtri, stdtrit
 from torch import Tensor
@@ -28,14 +31,14 @@ ROUNDING = 32
 
 def exact(rows: Float[Tensor, "k d_model"], vjp: VJP) -> Score:
     """All directions."""
-    return Score(vjp.squared_norms(rows).sum(0))
+    return Score(_over_rows(vjp.squared_norms(rows)))
 
 
 def low_rank(rows: Float[Tensor, "k d_model"], rank: int, vjp: VJP) -> Score:
     """The leading directions only: a lower bound."""
     share = rows[:rank].square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
     resolved = {"rank": min(rank, len(rows)), "share_of_trace_F_u": round(float(share), 4)}
-    return Score(vjp.squared_norms(rows[:rank]).sum(0), resolved=resolved)
+    return Score(_over_rows(vjp.squared_norms(rows[:rank])), resolved=resolved)
 
 
 def sampled(S: Float[Tensor, "n d_model"], rank: int, images: int, probes: int, seed: int, vjp: VJP) -> Score:
@@ -116,12 +119,13 @@ def leading_directions(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 3
 def _all_rows(S: Float[Tensor, "n d_model"], vjp: VJP) -> Score:
     rows = principal_rows(S.T @ S)
     done = {"method": "exact", "rank": len(rows)}
-    return Score(vjp.squared_norms(rows).sum(0), resolved=done, weights=torch.ones(len(rows), device="cpu"))
+    values = _over_rows(vjp.squared_norms(rows))
+    return Score(values, resolved=done, weights=torch.ones(len(rows), device="cpu"))
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The energy of the ``directions`` of ``S`` that were pulled back; the first ``rank`` are leading ones, then images."""
+    """The part of the trace in the ``directions`` of ``S`` that were pulled back; the first ``rank`` are leading ones, then images."""
 
     S: Float[Tensor, "n d_model"]
     energy: Float[Tensor, "*layer pos"]
@@ -131,18 +135,18 @@ class _Known:
 
 def _known(S: Float[Tensor, "n d_model"], rank: int, images: int, vjp: VJP) -> _Known:
     leading = leading_directions(S, rank)
-    cotangents, sent = leading @ S, min(images, rank)
-    if not sent:
-        return _Known(S, vjp.squared_norms(cotangents, retain_graph=True).sum(0), leading, rank)
-    rows = vjp.rows(cotangents[:sent], retain_graph=True)
-    energy = rows.square().sum(-1).sum(0).to(cotangents.device)
-    if rank > sent:
-        energy = energy + vjp.squared_norms(cotangents[sent:], retain_graph=True).sum(0)
+    cotangents, n_images = leading @ S, min(images, rank)
+    if not n_images:
+        return _Known(S, _over_rows(vjp.squared_norms(cotangents, retain_graph=True)), leading, rank)
+    rows = vjp.rows(cotangents[:n_images], retain_graph=True)
+    energy = _over_rows(rows.square().sum(-1)).to(cotangents.device)
+    if rank > n_images:
+        energy = energy + _over_rows(vjp.squared_norms(cotangents[n_images:], retain_graph=True))
     first = slice(None) if rows.ndim == 3 else 0
     carried = _carried(rows[:, first] if rows.ndim == 4 else rows, energy[first], vjp)
     found = _new_directions(carried, S, leading)
     if len(found):
-        energy = energy + vjp.squared_norms(found @ S, retain_graph=True).sum(0)
+        energy = energy + _over_rows(vjp.squared_norms(found @ S, retain_graph=True))
     return _Known(S, energy, torch.cat([leading, found]), rank)
 
 
@@ -155,7 +159,7 @@ def _carried(
     prompt often has most of the energy.
     """
     weights = torch.where(energy > 0, energy, torch.inf).reciprocal().to(rows.device)
-    carried = vjp.jvp(rows * weights.unsqueeze(-1))
+    carried = vjp.jvp(rows * rearrange(weights, "pos -> pos 1"))
     if carried is None or not carried.isfinite().all():
         return rows.new_zeros(0, vjp.backward.y.shape[-1])
     return carried
@@ -178,18 +182,18 @@ def _without(vectors: Float[Tensor, "m n"], known: Float[Tensor, "known n"]) -> 
 
 
 class _Probes:
-    """Random signs over the rows of ``S`` without the known directions: energies, and how much they scatter."""
+    """Random sign combinations of the rows of ``S`` without the known directions: squared norms of what is pulled back, and how much they scatter."""
 
     def __init__(self, known: _Known, generator: torch.Generator, vjp: VJP) -> None:
         self.known, self.generator, self.vjp = known, generator, vjp
-        self.energies: list[Float[Tensor, "m *layer pos"]] = []
+        self.squares: list[Float[Tensor, "m *layer pos"]] = []
         self.products = torch.zeros_like(known.energy, dtype=torch.float64, device="cpu")
         self.one_number = False  # at each position: the input is moved along one direction
         self.pairs = 0
 
     @property
     def n(self) -> int:
-        return sum(len(block) for block in self.energies)
+        return sum(len(block) for block in self.squares)
 
     def draw(self, n: int, retain_graph: bool = True) -> None:
         blocks = random_signs(n, len(self.known.S), self.generator).split(BLOCK)
@@ -199,9 +203,9 @@ class _Probes:
     def _add(self, signs: Float[Tensor, "m n"], retain_graph: bool) -> None:
         rows = self.vjp.rows(_without(signs, self.known.directions) @ self.known.S, retain_graph)
         self.one_number = rows.shape[-1] == 1
-        grams = torch.einsum("m...d,n...d->mn...", rows, rows)
-        energies = grams.diagonal().movedim(-1, 0)
-        self.energies.append(energies.to(self.known.energy))
+        grams = einsum(rows, rows, "m ... d, n ... d -> m n ...")
+        squares = rearrange(grams.diagonal(), "... m -> m ...")
+        self.squares.append(squares.to(self.known.energy))
         precise = grams.detach().cpu().double()
         self.products += (precise.square().sum((0, 1)) - precise.diagonal().square().sum(-1)) / 2
         self.pairs += len(signs) * (len(signs) - 1) // 2
@@ -209,7 +213,7 @@ class _Probes:
     def stderr(self) -> Float[Tensor, "*layer pos"]:
         """From the products of all pairs of probes: ``E (ω M ω')² = ‖M‖_F²``, and a probe's variance is at most ``2 ‖M‖_F²``.
 
-        The many pairs scatter less than the few energies themselves. Widened as Student's t is for few probes, so that two
+        The many pairs scatter less than the few squared norms themselves. Widened as Student's t is for few probes, so that two
         of it hold 95 % of the errors; and never below what the rounding of the rows leaves. Where the input is one number at each
         position, probes are squares of normal numbers, whose mean is low where their spread is: half of where the upper end of
         their chi-squared interval lies.
@@ -223,7 +227,7 @@ class _Probes:
         return torch.hypot(drawn, ROUNDING * torch.finfo(values.dtype).eps * values)
 
     def values(self) -> Float[Tensor, "*layer pos"]:
-        return self.known.energy + torch.cat(self.energies).mean(0)
+        return self.known.energy + reduce(torch.cat(self.squares), "m ... -> ...", "mean")
 
     def worst(self) -> float:
         """The largest standard error relative to its score."""
@@ -250,11 +254,15 @@ def _given_up(known: _Known, found: _Probes, vjp: VJP) -> Score:
     cotangents = known.directions @ known.S
     n_left = min(known.S.shape) - len(cotangents)  # the others are rounding
     others = principal_rows(known.S.T @ known.S - cotangents.T @ cotangents)[:n_left]
-    values = known.energy + vjp.squared_norms(others).sum(0)
+    values = known.energy + _over_rows(vjp.squared_norms(others))
     counts = [(len(cotangents), 1.0), (found.n, 0.0), (len(others), 1.0)]
     weights = torch.cat([torch.full((n,), weight, device="cpu") for n, weight in counts])
     resolved = {"method": "exact", "rank": len(cotangents) + len(others), "probes_given_up": found.n}
     return Score(values, resolved=resolved, weights=weights)
+
+
+def _over_rows(squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
+    return reduce(squares, "k ... -> ...", "sum")
 
 
 def random_signs(n: int, m: int, generator: torch.Generator) -> Float[Tensor, "n m"]:

@@ -58,7 +58,9 @@ def report(
     Args:
         results: one or several `Attribution` and `InfluencePattern`, of any prompts and units: each is on its own scale.
         path: the file to write; it is written whole or not at all.
-        cache_or_patterns, layers, heads: see `views.attention`; they belong to the prompt of the influence patterns.
+        cache_or_patterns: the cache of ``run_with_cache`` for the prompt of the influence patterns, or a tensor
+            ``[layer, head, dest, src]``; None shows the patterns alone.
+        layers, heads: which of the model's heads to show; None is all.
         title: heading of the page.
 
     Returns:

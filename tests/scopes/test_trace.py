@@ -62,10 +62,10 @@ def test_images_halve_the_error(decay: float) -> None:
     factor, J = power_law(200, 6, decay)
 
     def error(rank: int, images: int, probes: int) -> tuple[float, int]:
-        pulls = [linear(J) for _ in range(20)]
-        scores = [trace.sampled(factor, rank, images, probes, seed, pull) for seed, pull in enumerate(pulls)]
+        vjps = [linear(J) for _ in range(20)]
+        scores = [trace.sampled(factor, rank, images, probes, seed, vjp) for seed, vjp in enumerate(vjps)]
         errors = torch.stack([relative_errors(score, factor, J) for score in scores])
-        return float(errors.square().mean().sqrt()), pulls[0].puller.n_backward
+        return float(errors.square().mean().sqrt()), vjps[0].backward.passes.n_backward
 
     plain, cost = error(32, 0, 32)
     with_images, same_cost = error(24, 11, 16)
@@ -78,8 +78,8 @@ def test_adaptive_stops_neither_early_nor_late(n: int, rtol: float, exact: bool)
     """J of rank one, without images: each probe is as noisy as it can be, √2 of the score."""
     generator = torch.Generator().manual_seed(0)
     factor, v = torch.randn(n, 500, generator=generator), torch.randn(500, 3, 1, generator=generator)
-    pull = linear(v)
-    score = trace.adaptive(factor, 2, 0, rtol, None, 0, pull)
+    vjp = linear(v)
+    score = trace.adaptive(factor, 2, 0, rtol, None, 0, vjp)
     wanted = trace_of(factor, v)
     if exact:
         torch.testing.assert_close(score.values, wanted)
@@ -94,12 +94,12 @@ def test_adaptive_stops_neither_early_nor_late(n: int, rtol: float, exact: bool)
 
 def test_giving_up_is_exact_and_costs_each_direction_once() -> None:
     factor, J = power_law(60, 4, 0.1)
-    pull = linear(J)
-    score = trace.adaptive(factor, 4, 3, 0.001, None, 0, pull)
+    vjp = linear(J)
+    score = trace.adaptive(factor, 4, 3, 0.001, None, 0, vjp)
     torch.testing.assert_close(score.values, trace_of(factor, J), rtol=1e-4, atol=0)
     assert score.stderr is None
     products, shared = 3, 2
-    assert pull.puller.n_backward == 60 + products + shared + score.resolved["probes_given_up"]
+    assert vjp.backward.passes.n_backward == 60 + products + shared + score.resolved["probes_given_up"]
     assert score.weights is not None
     assert int((score.weights > 0).sum()) == 60
 
@@ -108,13 +108,13 @@ def test_weights_are_those_of_the_pulled_rows() -> None:
     """The score is the weighted sum of the energies of all rows, in the order in which they were pulled."""
     factor, J = power_law(60, 4, 0.4)
     for estimate in (
-        lambda pull: trace.sampled(factor, 6, 3, 10, 1, pull),
-        lambda pull: trace.adaptive(factor, 4, 3, 0.001, None, 1, pull),
+        lambda vjp: trace.sampled(factor, 6, 3, 10, 1, vjp),
+        lambda vjp: trace.adaptive(factor, 4, 3, 0.001, None, 1, vjp),
     ):
-        pull = linear(J)
+        vjp = linear(J)
         seen: list[torch.Tensor] = []
-        pull.puller.capture = lambda rows, seen=seen: seen.append(rows[0])
-        score = estimate(pull)
+        vjp.backward.capture = lambda rows, seen=seen: seen.append(rows[0])
+        score = estimate(vjp)
         assert score.weights is not None
         energies = torch.cat(seen).square().sum(-1)
         torch.testing.assert_close(score.weights @ energies, score.values, rtol=1e-4, atol=0)
@@ -174,10 +174,10 @@ def test_out_of_memory_in_a_product_halves_the_chunk(monkeypatch: pytest.MonkeyP
         return plain(*args, **how)
 
     monkeypatch.setattr(torch.autograd, "grad", narrow)
-    pull = linear(J)
-    pull.puller.chunk_size = 6
-    pushed = pull.jvp(J[:6])
-    assert pushed is not None
+    vjp = linear(J)
+    vjp.backward.chunk_size = 6
+    moved = vjp.jvp(J[:6])
+    assert moved is not None
     assert wanted is not None
-    torch.testing.assert_close(pushed, wanted)
-    assert "Memory ran out" in pull.puller.notes[0]
+    torch.testing.assert_close(moved, wanted)
+    assert "Memory ran out" in vjp.backward.notes[0]
