@@ -17,7 +17,13 @@ AS_IN_A_KERNEL = "import sys; sys.argv = ['ipykernel_launcher.py', '-f', 'kernel
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
-    env = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1]), "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(FOLDER.parents[1]),
+        "MPLBACKEND": "Agg",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=env, encoding="utf-8", cwd=cwd
     )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,9 @@ def test_json_is_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed["scores"] == pytest.approx(result.scores.tolist())
     assert printed["unit"] == result.unit
     assert printed["str_tokens"] == result.str_tokens
+    assert set(printed) == {field.name for field in fields(result)}
+    assert printed["provenance"] == asdict(result.provenance)
+    assert printed["provenance"]["n_forward"] == 1
 
 
 def test_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,10 +60,12 @@ def test_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "cabinet" in page.read_text()
 
 
-def test_report_beside_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("settings", [["--scope", "fisher"], ["--scope", "log_prob", "--path", "noise"]])
+def test_report_beside_attention(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
-    assert main([PROMPT, "--scope", "fisher", "--html", str(page), "--attention"]) == 0
-    assert "Agreement of heads with fisher" in page.read_text(encoding="utf-8")
+    assert main([PROMPT, *settings, "--html", str(page), "--attention"]) == 0
+    label = ", ".join(settings[1::2])
+    assert f"Agreement of heads with {label}" in page.read_text(encoding="utf-8")
 
 
 def test_options_of_a_scope(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,14 +43,14 @@ def test_chunks_in_order_and_counted(llama: Any, chunk_size: int | None) -> None
         assert all(size <= (chunk_size or 64) for size in sizes)
 
 
-def test_energies_are_squared_norms(llama: Any) -> None:
+def test_squared_norms_are_those_of_the_rows(llama: Any) -> None:
     C = torch.eye(D_MODEL)[:4]
     with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [5]) as forward:
         backward = Backward(forward.xs, forward.y, forward.positions)
         rows = torch.cat(list(backward.rows(C, retain_graph=True)))
-        energies = backward.squared_norms(C)
-    torch.testing.assert_close(energies[:, :6], rows[:, :6].square().sum(-1))
-    assert (energies[:, 6:] == 0).all()
+        squares = backward.squared_norms(C)
+    torch.testing.assert_close(squares[:, :6], rows[:, :6].square().sum(-1))
+    assert (squares[:, 6:] == 0).all()
 
 
 def test_graph_is_gone_after_the_last_chunk(llama: Any) -> None:
@@ -99,12 +99,13 @@ def test_long_prompts_take_more_memory(llama: Any) -> None:
 
 
 class Narrow(Backward):
-    """As if the device had room for three rows."""
+    """As if the device had room for three rows: memory runs out on the way, when part of the graph is freed already."""
 
     def _grad(self, cotangents: torch.Tensor, keep: bool, **how: bool) -> Any:
+        rows = super()._grad(cotangents, keep, **how)
         if how and len(cotangents) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        return super()._grad(cotangents, keep, **how)
+        return rows
 
 
 @pytest.mark.parametrize("chunk_size", [None, 32, 5])
@@ -117,6 +118,20 @@ def test_out_of_memory_halves_the_chunk(llama: Any, chunk_size: int | None) -> N
     assert narrow.passes.n_backward == 20
     assert all("Memory ran out" in note for note in narrow.notes)
     assert len(narrow.notes) >= 1
+
+
+def test_out_of_memory_in_the_last_chunk_finds_the_graph(llama: Any) -> None:
+    """More rows than were ever no trouble, in a chunk that nothing follows: the graph is kept for another try, then freed."""
+    C = torch.randn(20, D_MODEL, generator=torch.Generator().manual_seed(0))
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+        wanted = Backward(forward.xs, forward.y, forward.positions).squared_norms(C, retain_graph=True)
+        narrow = Narrow(forward.xs, forward.y, forward.positions)
+        narrow.squared_norms(C[:4], retain_graph=True)  # one row, then three: batches work
+        assert narrow.notes == []
+        torch.testing.assert_close(narrow.squared_norms(C), wanted)
+        assert "Memory ran out with 20 backward rows" in narrow.notes[0]
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(forward.y.sum(), forward.xs)
 
 
 def test_out_of_memory_for_one_row_is_an_error(llama: Any) -> None:
@@ -242,14 +257,14 @@ def test_models_that_cannot_be_batched_go_row_by_row(llama: Any) -> None:
     assert expected.warnings == []
 
 
-def test_energies_of_half_precision_are_summed_in_full(kind: str) -> None:
+def test_squares_of_half_precision_are_summed_in_full(kind: str) -> None:
     model = shared_tiny(kind, "llama", torch.bfloat16).model
     with run(Settings(ModelView(model), ["hook_embed"]), TOKENS, [7]) as forward:
         backward = Backward(forward.xs, forward.y, forward.positions)
         small = torch.eye(D_MODEL)[:3] * 2.0**-100  # far below what float16 holds
         rows = torch.cat(list(backward.rows(torch.eye(D_MODEL)[:3], retain_graph=True)))
-        energies = backward.squared_norms(torch.eye(D_MODEL)[:3], retain_graph=True)
+        squares = backward.squared_norms(torch.eye(D_MODEL)[:3], retain_graph=True)
         tiny_rows = torch.cat(list(backward.rows(small)))
-    assert energies.dtype == rows.dtype == torch.float32
-    torch.testing.assert_close(energies, rows.square().sum(-1))
+    assert squares.dtype == rows.dtype == torch.float32
+    torch.testing.assert_close(squares, rows.square().sum(-1))
     torch.testing.assert_close(tiny_rows * 2.0**100, rows)

@@ -12,16 +12,22 @@ from torch import Tensor
 
 import jscope_tl as js
 from jscope_tl.cli import command as cli
+from jscope_tl.cli.faithfulness import table
 from jscope_tl.faithfulness import measures
 from jscope_tl.faithfulness.cases import Case, to_cases
 from jscope_tl.faithfulness.methods import at_random
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.model.view import ModelView
 from tests.conftest import shared_tiny
-from tests.models import TOKENS, snapshot
+from tests.models import ANY_KIND, TOKENS, snapshot
 
 faith = js.faithfulness
 evaluate = inspect.unwrap(faith.evaluate)
+
+
+def measured(measure: str, model: Any, prompts: Any, methods: Any, **how: Any) -> Faithfulness:
+    """One measure of some methods."""
+    return faith.evaluate(model, prompts, methods, measure, progress=False, **how)[measure]
 
 
 def ascending(model: Any, tokens: Tensor, target: int) -> Tensor:
@@ -47,7 +53,9 @@ def test_aopc_by_the_authors_conventions(kind: str, ablation: str) -> None:
     """Trapezoid over 5, 10, 20 %, not divided; the model's own choice is followed; every position counts."""
     model = shared_tiny(kind, "gpt2").model
     tokens = torch.randint(3, 500, (23,), generator=torch.Generator().manual_seed(1))
-    result = faith.aopc(model, [tokens], {"ascending": ascending}, protocol="authors", ablation=ablation)
+    result = measured(
+        "aopc", model, [tokens], {"ascending": faith.Method(ascending)}, protocol="authors", ablation=ablation
+    )
     prompt, value = (
         tokens[:-1],
         {"zero": 0.0, "mean": model.W_E.detach().mean(0), "pad": model.W_E[2].detach()}[ablation],
@@ -65,7 +73,7 @@ def test_aopc_by_the_authors_conventions(kind: str, ablation: str) -> None:
 
 def test_the_corrected_curve_is_a_mean_change(llama: Any) -> None:
     """BOS is left alone, the curve runs from no token to all, and a constant change would be its own area."""
-    result = faith.aopc(llama, [TOKENS], {"ascending": ascending}, fractions=(0.0, 0.5, 1.0))
+    result = measured("aopc", llama, [TOKENS], {"ascending": faith.Method(ascending)}, fractions=(0.0, 0.5, 1.0))
     prompt, row = TOKENS[:-1], result.rows[0]
     base = log_p(llama, prompt, [])
     half, whole = (
@@ -77,7 +85,7 @@ def test_the_corrected_curve_is_a_mean_change(llama: Any) -> None:
 
 def test_leave_one_out_by_a_loop(llama: Any) -> None:
     for with_bos in (False, True):
-        result = faith.leave_one_out(llama, [TOKENS], {"ascending": ascending}, bos=with_bos)
+        result = measured("leave_one_out", llama, [TOKENS], {"ascending": faith.Method(ascending)}, bos=with_bos)
         kept = range(0 if with_bos else 1, 7)
         base = log_p(llama, TOKENS[:-1], [])
         kl = np.array([float((base.exp() * (base - log_p(llama, TOKENS[:-1], [t]))).sum()) for t in kept])
@@ -95,7 +103,7 @@ def test_the_effect_itself_is_faithful(llama: Any) -> None:
         base = log_p(model, tokens, [])
         return torch.stack([(base.exp() * (base - log_p(model, tokens, [t]))).sum() for t in range(len(tokens))])
 
-    row = faith.leave_one_out(llama, [TOKENS], {"oracle": oracle}).rows[0]
+    row = measured("leave_one_out", llama, [TOKENS], {"oracle": faith.Method(oracle)}).rows[0]
     assert (row["percentile"], row["in_top_5"], row["spearman"]) == (0.0, 1.0, pytest.approx(1.0))
 
 
@@ -110,7 +118,8 @@ def test_the_effect_itself_is_faithful(llama: Any) -> None:
 )
 def test_known_cause_by_hand(values: list[float], top: float, reciprocal: float, share: float) -> None:
     case = Case(torch.tensor([0, 7, 8, 9]), target=5, causes=(2,), bos=(0,))
-    found = measures.known_cause(case, {"m": torch.tensor(values)}, faith.CORRECTED)["m"]
+    question = faith.Question(ModelView(shared_tiny(ANY_KIND, "llama").model), case, faith.CORRECTED, argmax=5)
+    found = faith.MEASURES["known_cause"].function(question, {"m": torch.tensor(values)})["m"]
     assert (found["top_1"], found["reciprocal_rank"], found["share"]) == pytest.approx((top, reciprocal, share))
 
 
@@ -124,8 +133,8 @@ def test_the_right_token_is_explained_and_evaluated(llama: Any) -> None:
 
     argmax = int(log_p(llama, TOKENS[:-1], []).argmax())
     for protocol in ("authors", "corrected"):
-        faith.aopc(llama, [TOKENS], {"spy": spy}, protocol=protocol)
-    faith.known_cause(llama, [{"prompt": TOKENS[:-1], "target": 431, "causes": [2]}], {"spy": spy})
+        measured("aopc", llama, [TOKENS], {"spy": faith.Method(spy)}, protocol=protocol)
+    measured("known_cause", llama, [{"prompt": TOKENS[:-1], "target": 431, "causes": [2]}], {"spy": faith.Method(spy)})
     assert asked == [431, argmax, 431]
 
 
@@ -177,11 +186,11 @@ def test_the_authors_error_takes_points_for_independent() -> None:
 def test_attention_baselines(llama: Any) -> None:
     _, cache = llama.run_with_cache(TOKENS[None])
     patterns = torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"][0].mean(0) for layer in range(3)])
-    last = faith.METHODS["attention"](llama, TOKENS, 0)
+    last = faith.METHODS["attention"].function(llama, TOKENS, 0)
     torch.testing.assert_close(last, patterns[-1, -1])
     mixed = [0.5 * pattern + 0.5 * torch.eye(8) for pattern in patterns]
     torch.testing.assert_close(
-        faith.METHODS["attention_rollout"](llama, TOKENS, 0), (mixed[2] @ mixed[1] @ mixed[0])[-1]
+        faith.METHODS["attention_rollout"].function(llama, TOKENS, 0), (mixed[2] @ mixed[1] @ mixed[0])[-1]
     )
 
 
@@ -189,7 +198,7 @@ def test_chance_is_reproducible_and_in_the_middle(pocket: Any) -> None:
     assert torch.equal(at_random(None, TOKENS, 0), at_random(None, TOKENS, 5))
     assert not torch.equal(at_random(None, TOKENS, 0), at_random(None, TOKENS, 0, seed=1))
     prompts = js.pocket_prompts("detective", 60)
-    result = faith.leave_one_out(pocket, prompts, ["random"], progress=False)
+    result = measured("leave_one_out", pocket, prompts, ["random"])
     assert 35 < result.mean("random").mean < 65
     assert abs(result.mean("random", "spearman").mean) < 0.15
 
@@ -212,18 +221,114 @@ def test_methods_of_ones_own(llama: Any) -> None:
         "scope": js.SemanticScope(),
         "keywords": {"scope": "semantic", "reduction": "dot"},
         "name": "temperature",
-        "function": lambda model, tokens, target: torch.ones(len(tokens)),
+        "method": faith.Method(lambda model, tokens, target: torch.ones(len(tokens))),
     }
-    result = faith.leave_one_out(llama, [TOKENS], methods)
+    result = measured("leave_one_out", llama, [TOKENS], methods)
     assert result.methods == tuple(methods)
     with pytest.raises(js.InputError, match=r"'short' returned scores of shape \[3\], torch.float32; needed are 7"):
-        faith.leave_one_out(llama, [TOKENS], {"short": lambda *_: torch.ones(3)})
+        measured("leave_one_out", llama, [TOKENS], {"short": faith.Method(lambda *_: torch.ones(3))})
+
+
+def mean_effect(question: Any, scores: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Of leaving out one token, weighed by the scores."""
+    logits = question.logits(torch.eye(len(question.case.tokens)).bool())[:, question.case.target]
+    return {
+        name: {"effect": float((values * logits).sum() / values.sum()), "last": float(values[-1])}
+        for name, values in scores.items()
+    }
+
+
+COLUMNS = (faith.Column("effect", -1, "the mean logit left"), faith.Column("last", 0, "the last token's score"))
+
+
+@pytest.mark.parametrize("needs_cause", [False, True])
+def test_a_measure_of_ones_own(llama: Any, needs_cause: bool) -> None:
+    own = faith.Measure("mine", "my column", "effect", COLUMNS, needs_cause, mean_effect)
+    known = {"prompt": TOKENS[:-1], "target": 431, "causes": [2], "task": "x"}
+    found = faith.evaluate(
+        llama, [known, TOKENS[:6]], {"up": faith.Method(ascending), "log_prob": "log_prob"}, ("aopc", own)
+    )
+    assert list(found) == ["aopc", "mine"]
+    result = found["mine"]
+    assert (result.measure, result.methods, result.columns) == ("mine", ("up", "log_prob"), COLUMNS)
+    assert [row["prompt"] for row in result.rows] == ([0, 0] if needs_cause else [0, 0, 1, 1])
+
+    def left(tokens: Tensor, target: int) -> Tensor:
+        raw = []
+        for t in range(len(tokens)):
+            blank = [("hook_embed", lambda e, hook, t=t: e * (torch.arange(e.shape[1]) != t)[None, :, None])]
+            with torch.no_grad():
+                raw.append(llama.run_with_hooks(tokens[None], fwd_hooks=blank, return_type="logits")[0, -1, target])
+        return torch.stack(raw).double()
+
+    # Where the cause is known the correct token is explained, else what the protocol says: the most probable one.
+    explained = 431 if needs_cause else int(log_p(llama, TOKENS[:-1], []).argmax())
+    scores = js.attribute(llama, TOKENS[:-1], "log_prob", target=explained).scores.double()
+    for row, weights in zip(result.rows, (torch.arange(7).double(), scores), strict=False):
+        assert row["effect"] == pytest.approx(float(weights @ left(TOKENS[:-1], 431) / weights.sum()), rel=1e-4)
+        assert row["last"] == pytest.approx(float(weights[-1]), rel=1e-6)
+        assert (row["task"], row["n_tokens"]) == ("x", 7)
+    assert result.mean("up").mean == pytest.approx(np.mean([row["effect"] for row in result.rows[::2]]))
+    assert "the mean logit left" in repr(result)
+
+
+def test_a_registered_measure_is_a_column_of_the_command(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = faith.Measure("mine", "my column", "last", COLUMNS, False, mean_effect)
+    monkeypatch.setitem(faith.MEASURES, "mine", own)
+    found = faith.evaluate(llama, [TOKENS], {"up": faith.Method(ascending), "name": "log_prob"}, ("mine", "aopc"))
+    frame, n = table(found)
+    assert (list(frame.columns), list(frame.index), n) == (
+        ["my column", "AOPC (less is better)", "passes"],
+        ["up", "name"],
+        1,
+    )
+    assert frame.loc["up", "my column"] == "6.0 [6.0, 6.0]"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the keys near the door are\n", encoding="utf-8")
+    assert cli.main(["faithfulness", "--prompts", str(prompts), "--methods", "log_prob", "--markdown"]) == 0
+    assert "| my column |" in capsys.readouterr().out
+
+
+def test_a_plain_function_is_a_scope_of_the_state(llama: Any) -> None:
+    """With options of its own as keywords; without a target of its own it is asked for the token that is explained."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(question: Any, scores: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+        seen.update(scores)
+        return {name: {"effect": 0.0, "last": 0.0} for name in scores}
+
+    def margin(state: js.State, target: Any = None, over: int = 1) -> Tensor:
+        token = state.to_id(target)
+        return state.gradient(lambda logits: logits[token] - logits[over])
+
+    methods = {"function": margin, "keywords": {"scope": margin, "over": 9}, "told": {"scope": margin, "target": 5}}
+    own = faith.Measure("mine", "mine", "effect", COLUMNS, True, keep)
+    faith.evaluate(llama, [{"prompt": TOKENS[:-1], "target": 431, "causes": [2]}], methods, own)
+    for name, (target, over) in {"function": (431, 1), "keywords": (431, 9), "told": (5, 1)}.items():
+        scope = js.ContrastiveScope(target, baseline=over)
+        expected = js.attribute(llama, TOKENS[:-1], scope).scores.double()
+        torch.testing.assert_close(seen[name], expected, rtol=1e-5, atol=0)
+
+
+def test_each_prompt_is_explained_once(llama: Any) -> None:
+    """Whatever the number of measures; and anew where another prompt has the same target."""
+    asked: list[list[int]] = []
+
+    def spy(model: Any, tokens: Tensor, target: int) -> Tensor:
+        asked.append(tokens.tolist())
+        return torch.ones(len(tokens))
+
+    prompts = [{"prompt": tokens, "target": 431, "causes": [2]} for tokens in (TOKENS[:-1], TOKENS[:5])]
+    faith.evaluate(llama, prompts, {"spy": faith.Method(spy)}, explained="target")
+    assert asked == [TOKENS[:-1].tolist(), TOKENS[:5].tolist()]
 
 
 def test_gradients_are_taken_where_they_are_off(llama: Any) -> None:
     with torch.inference_mode():
-        inside = faith.aopc(llama, [TOKENS], ["log_prob"]).rows[0]["aopc"]
-    assert inside == faith.aopc(llama, [TOKENS], ["log_prob"]).rows[0]["aopc"]
+        inside = measured("aopc", llama, [TOKENS], ["log_prob"]).rows[0]["aopc"]
+    assert inside == measured("aopc", llama, [TOKENS], ["log_prob"]).rows[0]["aopc"]
 
 
 def test_prompts_of_many_kinds(pocket: Any) -> None:
@@ -244,23 +349,27 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
         ("one string", {}, "several prompts"),
         ([], {}, "no prompts to measure on"),
         (["the"], {}, "Prompt 0: its last token"),
-        ([{"prompt": "the keys", "target": " are", "causes": [0]}], {"measure": "known_cause"}, "only causes are BOS"),
+        ([{"prompt": "the keys", "target": " are", "causes": [0]}], {"measures": "known_cause"}, "only causes are BOS"),
         ([{"prompt": "the keys", "target": " are", "causes": torch.tensor(9)}], {}, "causes are positions among"),
         ([{"prompt": "the keys", "target": " are", "causes": "x"}], {}, "causes are positions among"),
         ([("the keys", " are")], {}, "One prompt at a time"),
         (["the keys are here"], {"methods": [{"scope": "fisher"}]}, "In a list, methods are names"),
         (["the keys are here"], {"fractions": ["a"]}, "rising numbers"),
-        (["the keys are here"], {"measure": None}, "measure is one or more of"),
+        (["the keys are here"], {"measures": None}, "measures are one or more of"),
         ([{"text": "the keys are"}], {}, "Prompt 0: has the keys"),
         (
             [{"prompt": "the keys", "target": " are", "causes": [9]}],
             {},
             "causes are positions among the 3 tokens before",
         ),
-        (["the keys are here"], {"measure": "known_cause"}, "1 of 1 have none"),
-        (["the keys are here"], {"measure": "aopcs"}, "measure is one or more of"),
+        (["the keys are here"], {"measures": "known_cause"}, "1 of 1 have none"),
+        (["the keys are here"], {"measures": "aopcs"}, "measures are one or more of"),
         (["the keys are here"], {"methods": ["fischer"]}, "Did you mean 'fisher'"),
-        (["the keys are here"], {"methods": {"x": 3}}, "a function of model, tokens and target; got 3"),
+        (
+            ["the keys are here"],
+            {"methods": {"x": 3}},
+            "a function of the state, keywords of js.attribute or a js.faithfulness.Method; got 3",
+        ),
         (["the keys are here"], {"methods": []}, "no methods"),
         (["the keys are here"], {"ablations": "zero"}, "Did you mean 'ablation'"),
         (["the keys are here"], {"ablation": "nothing"}, "ablation is one of zero, mean, pad"),
@@ -270,11 +379,11 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
 )
 def test_wrong_input(pocket: Any, prompts: Any, how: dict[str, Any], says: str) -> None:
     with pytest.raises(js.InputError, match=says):
-        evaluate(pocket, prompts, **({"measure": ("leave_one_out",)} | how), progress=False)
+        evaluate(pocket, prompts, **({"measures": ("leave_one_out",)} | how), progress=False)
 
 
 def test_wrong_questions(llama: Any) -> None:
-    result = faith.leave_one_out(llama, [TOKENS], ["log_prob"])
+    result = measured("leave_one_out", llama, [TOKENS], ["log_prob"])
     with pytest.raises(js.InputError, match="Did you mean 'spearman'"):
         result.mean("log_prob", "spearmann")
     with pytest.raises(js.InputError, match="'logprob' was not measured. Did you mean 'log_prob'"):
@@ -327,8 +436,11 @@ def test_the_command_refuses(
 
 
 def test_seconds_and_passes_are_counted(llama: Any) -> None:
-    rows = faith.leave_one_out(
-        llama, [TOKENS], ["log_prob", "fisher_1", "attention", "integrated_gradients", "contrastive", "random"]
+    rows = measured(
+        "leave_one_out",
+        llama,
+        [TOKENS],
+        ["log_prob", "fisher_1", "attention", "integrated_gradients", "contrastive", "random"],
     ).rows
     passes = {row["method"]: row["passes"] for row in rows}
     assert passes == {
@@ -365,12 +477,12 @@ def test_scopes_explain_the_right_token_however_they_are_given(pocket: Any) -> N
         "name": "semantic",
         "object": js.SemanticScope(),
         "class": js.SemanticScope,
-        "keywords": {"reduction": "norm"},
+        "keywords": {"reduction": "row_norm"},
         "class in keywords": {"scope": js.SemanticScope},
     }
-    shares = [row["share"] for row in faith.known_cause(pocket, [case], same).rows]
+    shares = [row["share"] for row in measured("known_cause", pocket, [case], same).rows]
     assert shares == pytest.approx([shares[0]] * 5)
-    other = faith.known_cause(pocket, [case], {"are": js.SemanticScope(" are")}).rows[0]["share"]
+    other = measured("known_cause", pocket, [case], {"are": js.SemanticScope(" are")}).rows[0]["share"]
     assert other != pytest.approx(shares[0])
 
 
@@ -385,8 +497,11 @@ def test_pocket_prompts_are_for_the_pocket_models_tokenizer(pocket: Any, monkeyp
 def test_equal_scores_are_ablated_in_no_order(pocket: Any) -> None:
     """All-equal scores do as chance does, not as the start of the prompt does."""
     prompts = js.pocket_prompts("repetition", 20)
-    even = lambda model, tokens, target: torch.ones(len(tokens))  # noqa: E731
-    earliest = lambda model, tokens, target: -torch.arange(len(tokens)).double()  # noqa: E731
-    found = faith.aopc(pocket, prompts, {"even": even, "earliest": earliest, "random": at_random}, progress=False)
+    methods = {
+        "even": faith.Method(lambda model, tokens, target: torch.ones(len(tokens))),
+        "earliest": faith.Method(lambda model, tokens, target: -torch.arange(len(tokens)).double()),
+        "random": "random",
+    }
+    found = measured("aopc", pocket, prompts, methods)
     assert found.difference("even", "random").low < 0 < found.difference("even", "random").high
     assert found.values("aopc")[0].tolist() != found.values("aopc")[1].tolist()

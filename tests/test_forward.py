@@ -2,13 +2,14 @@
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.engine.forward import run
+from jscope_tl.engine.forward import _filled, run
 from jscope_tl.engine.run import Settings
 from jscope_tl.model.view import ModelView
 from tests import models
@@ -263,3 +264,30 @@ def test_soft_capped_logits_count() -> None:
     best = int(o.z.argmax())
     result = js.attribute(model, TOKENS, "semantic", target=best)
     assert oracles.relative_difference(result.scores, oracles.semantic(o, best)) < 1e-4
+
+
+@pytest.mark.parametrize("ids", [(2, 0, 1), (0, 1, 2), (0, 0, 0), (1, 0, None), (None, 3, 0), (None, None, None)])
+def test_shorter_prompts_are_filled_up_with_no_special_token(ids: tuple[int | None, ...]) -> None:
+    """What fills a prompt up must not be taken for padding, beginning or end, whatever ids these have."""
+    tokenizer = SimpleNamespace(**dict(zip(("pad_token_id", "bos_token_id", "eos_token_id"), ids, strict=True)))
+    long, short = _filled([TOKENS, TOKENS[:5]], tokenizer)
+    assert torch.equal(long, TOKENS)
+    assert torch.equal(short[:5], TOKENS[:5])
+    assert not set(short[5:].tolist()) & set(ids)
+
+
+def test_prompts_side_by_side_are_filled_up_for_the_models_own_tokenizer(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plain = [], type(llama).forward
+
+    def kept(self: Any, tokens: torch.Tensor, *args: Any, **how: Any) -> Any:
+        seen.append(tokens)
+        return plain(self, tokens, *args, **how)
+
+    monkeypatch.setattr(type(llama), "forward", kept)
+    list(js.attribute_batch(llama, [TOKENS, TOKENS[:5]], "temperature"))
+    (batch,) = seen
+    (filling,) = [row[5:] for row in batch if not torch.equal(row, TOKENS)]
+    own = models.tokenizer()
+    assert not set(filling.tolist()) & {own.bos_token_id, own.pad_token_id, own.eos_token_id}

@@ -68,7 +68,7 @@ def test_hits_on_known_causes_are_those_of_the_table(pocket: Any) -> None:
     assert set(claimed) == set(js.faithfulness.METHODS)
     prompts = [prompt for task in tasks for prompt in js.pocket_prompts(task, 50)]
     cheap = ["semantic", "temperature", "random"]
-    found = js.faithfulness.known_cause(pocket, prompts, cheap, progress=False)
+    found = js.faithfulness.evaluate(pocket, prompts, cheap, "known_cause", progress=False)["known_cause"]
     for method in cheap:
         hits = [found.mean(method, task=task).mean for task in tasks]
         assert hits == pytest.approx(claimed[method], abs=0.03)

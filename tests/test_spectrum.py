@@ -8,6 +8,10 @@ import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.attribution.decoding import decoded
+from jscope_tl.engine.forward import run
+from jscope_tl.engine.run import Settings
+from jscope_tl.model.view import ModelView
 from jscope_tl.scopes import singular
 from tests import models, oracles
 from tests.conftest import dense, shared_tiny
@@ -192,6 +196,24 @@ def test_directions_are_decoded_as_by_hand(tiny: Tiny, of: str) -> None:
             torch.testing.assert_close(torch.tensor([v for _, v in ends]), values.float(), rtol=1e-3, atol=1e-6)
         assert decoded.rises[0][1] >= 0.99 * change.abs().max()
         assert decoded.singular_value == float(found.singular_values[pos, i])
+
+
+@pytest.mark.parametrize(("more", "rises"), [(0.0, 0), (0.005, 0), (0.009, 0), (0.011, 1), (0.5, 1)])
+def test_of_two_changes_alike_the_more_probable_token_rises(llama: Any, more: float, rises: int) -> None:
+    """Three tokens share all of the probability. The second changes by ``more`` than the first, which is more probable: within
+    one per cent the first one rises, else the second, whichever way the direction is given."""
+    ids, p = torch.tensor([44, 301, 17]), torch.tensor([0.5, 0.3, 0.2])
+    change = torch.tensor([1.0, -1 - more, more])
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+        logits = torch.full((models.D_VOCAB,), -1e3, dtype=torch.float64)
+        logits[ids] = p.double().log()
+        state = dataclasses.replace(forward.state(), logits=logits)
+        # p ⊙ (l - p·l) is the change, which sums to 0, where l is change / p.
+        u = torch.linalg.pinv(state.W_U[:, ids].T) @ (change / p)
+        found = decoded(torch.stack([u, -u]), state, forward.view, True)
+    assert found.signs[0] == -found.signs[1]
+    assert found.ids[:, 0, 0].tolist() == [int(ids[rises])] * 2
+    torch.testing.assert_close(found.changes[:, 0, 0], change[rises].abs().expand(2), rtol=1e-4, atol=0)
 
 
 def test_signs_go_together(llama: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import jscope_tl as js
-from jscope_tl.model.loading import load_model
+from jscope_tl.cli.models import load
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def start() -> Study:
     asked = parser.parse_known_args()[0]
     out = asked.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
-    return Study(load_model(asked.model, asked.device, asked.dtype), asked.model, out)
+    return Study(load(asked.model, asked.device, asked.dtype), asked.model, out)
 
 
 def claim(sentence: str, holds: bool, detail: str) -> None:

@@ -120,15 +120,12 @@ def _explain(options: argparse.Namespace) -> int:
         raise InputError(f"--top is how many tokens to list, 1 or more; got {options.top}.")
     if options.attention and options.html is None:
         raise InputError("--attention goes into the page that --html FILE writes; give both.")
-    if options.attention and options.path not in (None, "point"):
-        raise InputError("--attention explains every position, which is not possible along a path; leave out --path.")
     scope = get_scope(options.scope)(**_scope_options(options))
     for path in (options.html, options.save):
         if path is not None:
             check_target(path)
     model = load(options.model, options.device, options.dtype)
-    how = {"reduction": options.reduction, "path": options.path, "frozen": options.frozen}
-    result = attribute(model, options.prompt, scope, position=options.position, at=options.at, **how)
+    result = attribute(model, options.prompt, scope, position=options.position, **_how(options))
     # Files before the text: whoever reads the text may close the pipe.
     if options.html is not None:
         _write_report(model, result, scope, options)
@@ -146,9 +143,13 @@ def _write_report(model: Any, result: Any, scope: Any, options: argparse.Namespa
         report(result, options.html)
         return
     _, cache = model.run_with_cache(result.tokens, names_filter=lambda name: name.endswith("attn.hook_pattern"))
-    how = {"reduction": options.reduction, "frozen": options.frozen}
-    pattern = influence_pattern(model, result.tokens, scope, at=options.at, **how)
+    pattern = influence_pattern(model, result.tokens, scope, **_how(options))
     report([result, pattern], options.html, cache)
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that one position and all of them are explained with."""
+    return {name: getattr(options, name) for name in ("at", "reduction", "path", "frozen")}
 
 
 def _json(result: Any) -> str:

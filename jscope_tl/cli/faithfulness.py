@@ -77,10 +77,10 @@ def _prompts(options: argparse.Namespace) -> tuple[list[Any], tuple[str, ...]]:
     if options.prompts is None:
         tasks = [task for task in pocket_tasks() if task != "series"]  # whose causes are not known
         prompts: list[Any] = [prompt for task in tasks for prompt in pocket_prompts(task, options.n or 50)]
-        return prompts, ("known_cause", "leave_one_out", "aopc")
+        return prompts, tuple(MEASURES)
     prompts = read_prompts(options.prompts)[: options.n]
     causes = any(isinstance(prompt, dict) and prompt.get("causes") for prompt in prompts)
-    return prompts, (*(["known_cause"] if causes else []), "leave_one_out", "aopc")
+    return prompts, tuple(name for name, measure in MEASURES.items() if causes or not measure.needs_cause)
 
 
 def read_prompts(path: str) -> list[Any]:

@@ -17,7 +17,7 @@ def evaluate(
     model: Any,
     prompts: Any,
     methods: Any = None,
-    measures: str | Iterable[str | Measure] = tuple(MEASURES),
+    measures: str | Measure | Iterable[str | Measure] = tuple(MEASURES),
     *,
     protocol: str | Protocol = "corrected",
     progress: bool | None = None,

@@ -89,8 +89,8 @@ class Doubled(js.Scope):
     def cotangents(self, state: js.State) -> torch.Tensor:
         return state.y.detach().unsqueeze(0)
 
-    def score(self, state: js.State, energies: Any) -> Any:
-        inner = super().score(state, energies)
+    def score(self, state: js.State, squares: Any) -> Any:
+        inner = super().score(state, squares)
         return type(inner)(2 * inner.values)
 
 

@@ -29,6 +29,15 @@ def test_low_rank_defaults_to_the_leading_direction(llama: Any) -> None:
     assert 0 < one.options["resolved"]["share_of_trace_F_u"] < 1
 
 
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_the_share_of_the_leading_directions_is_that_of_their_eigenvalues(tiny: models.Tiny, rank: int) -> None:
+    """``Σ_{i≤k} λ_i / tr F_u``; it is rounded to four digits, and float32 rows are good to 1e-5."""
+    eigenvalues = torch.linalg.eigvalsh(oracles.fisher_matrix(dense(tiny.family, -1)))
+    result = js.attribute(tiny.model, TOKENS, "fisher", method="low_rank", rank=rank)
+    expected = float(eigenvalues[-rank:].sum() / eigenvalues.sum())
+    assert result.options["resolved"]["share_of_trace_F_u"] == pytest.approx(expected, abs=6e-5)
+
+
 def test_low_rank_grows_to_the_trace(llama: Any) -> None:
     exact = js.attribute(llama, TOKENS, "fisher", method="exact").scores
     previous = torch.zeros_like(exact)

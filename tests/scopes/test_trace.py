@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.special import stdtrit
 
 from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.vjp import VJP
@@ -57,6 +58,71 @@ def test_stated_errors_hold(decay: float) -> None:
     assert torch.stack(within).float().mean() > (0.9 if decay < 1 else 0.87)
 
 
+@pytest.mark.parametrize("probes", [8, 20])
+def test_stated_errors_are_neither_too_small_nor_too_large(probes: int) -> None:
+    """Against the variance of sign vectors, ``2 (‖M‖_F² - Σ M_ii²) / n`` with ``M`` what the known directions leave.
+
+    What is stated is ``2 ‖M‖_F² / n``, widened as Student's t is. 100 draws at 30 positions: both are seen to about 3 %.
+    """
+    factor, _ = power_law(80, 1, 0.3)
+    J = torch.randn(80, 30, 6, generator=torch.Generator().manual_seed(0))
+    known = trace.leading_directions(factor, 4)
+    rest = torch.einsum("nd,dpi->pni", factor - known.T @ (known @ factor), J)
+    M = (rest @ rest.mT).double()
+    scores = [trace.sampled(factor, 4, 0, probes, seed, linear(J)) for seed in range(100)]
+    errors = torch.stack([score.values - trace_of(factor, J) for score in scores]).double()
+    stated = torch.stack([score.stderr for score in scores if score.stderr is not None]).double()
+    whole, diagonal = M.square().sum((1, 2)), M.diagonal(dim1=1, dim2=2).square().sum(1)
+    variance = 2 * (whole - diagonal) / probes
+    assert float((errors.square().mean(0) / variance).mean()) == pytest.approx(1, abs=0.1)
+    widened = float(stdtrit(probes - 1, 0.975)) / 1.96
+    assert float((stated.square().mean(0) / (2 * whole / probes)).mean()) == pytest.approx(widened**2, rel=0.1)
+    assert 0.93 < (errors.abs() < 2 * stated).float().mean() < 0.975
+
+
+@pytest.mark.parametrize("probes", [8, 20])
+def test_stated_errors_where_the_input_is_one_number(probes: int) -> None:
+    """Two of them reach the upper end of the interval, which misses 2.5 % of the truths.
+
+    Seen are about 2 %, since a sum of signs has lighter tails than a normal number; 3000 nearly independent draws make that
+    good to 0.3 %. Twice the error would miss 0.4 % and less, half of it 9 % and more.
+    """
+    factor, _ = power_law(200, 1, 0.3)
+    v = torch.randn(200, 30, 1, generator=torch.Generator().manual_seed(0))
+    exact, missed = trace_of(factor, v), []
+    for seed in range(100):
+        score = trace.sampled(factor, 2, 0, probes, seed, linear(v))
+        missed.append(score.values + 2 * score.stderr < exact)
+    assert 0.008 < torch.stack(missed).float().mean() < 0.045
+
+
+@pytest.mark.parametrize("more", [-1, 0])
+def test_all_directions_are_taken_as_soon_as_probes_are_expected_to_cost_as_much(more: int) -> None:
+    """The tolerance is chosen so that after the first probes one fewer is wanted than there are directions left, or as many."""
+    factor, J = power_law(60, 4, 0.3)
+    rank, left = 4, 60 - 4
+    first = trace.sampled(factor, rank, 0, trace.BLOCK, 0, linear(J))
+    assert first.stderr is not None
+    worst = float((first.stderr / first.values).max())
+    # ⌈n (worst / rtol)²⌉ probes are expected to meet rtol, n of which were drawn.
+    rtol = worst * (trace.BLOCK / (trace.BLOCK + left + more - 0.5)) ** 0.5
+    score = trace.adaptive(factor, rank, 0, rtol, None, 0, linear(J))
+    drawn = score.resolved.get("probes_given_up", score.resolved.get("probes"))
+    if more < 0:
+        assert drawn > trace.BLOCK
+        return
+    assert (score.stderr, drawn) == (None, trace.BLOCK)
+    torch.testing.assert_close(score.values, trace_of(factor, J), rtol=1e-4, atol=0)
+    # Where rows are limited: if all of them fit, to the last one.
+    least = rank + trace.BLOCK + left
+    for max_rows in (least, least - 1):
+        vjp = linear(J)
+        score = trace.adaptive(factor, rank, 0, 1e-3, max_rows, 0, vjp)
+        assert vjp.backward.passes.n_backward <= max_rows
+        assert (score.stderr is None) == (max_rows == least)
+        assert bool(score.doubts) == (max_rows < least)
+
+
 @pytest.mark.parametrize("decay", [0.3, 0.6])
 def test_images_halve_the_error(decay: float) -> None:
     factor, J = power_law(200, 6, decay)
@@ -105,7 +171,7 @@ def test_giving_up_is_exact_and_costs_each_direction_once() -> None:
 
 
 def test_weights_are_those_of_the_pulled_rows() -> None:
-    """The score is the weighted sum of the energies of all rows, in the order in which they were pulled."""
+    """The score is the weighted sum of the squares of all rows, in the order in which they were pulled."""
     factor, J = power_law(60, 4, 0.4)
     for estimate in (
         lambda vjp: trace.sampled(factor, 6, 3, 10, 1, vjp),
@@ -116,8 +182,8 @@ def test_weights_are_those_of_the_pulled_rows() -> None:
         vjp.backward.capture = lambda rows, seen=seen: seen.append(rows[0])
         score = estimate(vjp)
         assert score.weights is not None
-        energies = torch.cat(seen).square().sum(-1)
-        torch.testing.assert_close(score.weights @ energies, score.values, rtol=1e-4, atol=0)
+        squares = torch.cat(seen).square().sum(-1)
+        torch.testing.assert_close(score.weights @ squares, score.values, rtol=1e-4, atol=0)
 
 
 def test_the_same_seed_draws_the_same() -> None:

@@ -171,6 +171,38 @@ def test_zero_scores_can_be_drawn(result: js.Attribution) -> None:
         js.views.heatmap(zero, log=log).canvas.draw()
 
 
+def test_linearity_draws_changes_and_errors(pocket: Any) -> None:
+    found = js.diagnostics.linearity(pocket, "the keys to the cabinet", "log_prob", n_random=3, sizes=[0.01, 0.1, 1.0])
+    changes, errors = js.views.linearity(found).axes
+    drawn = {line.get_label(): line.get_ydata() for line in changes.lines}
+    for part, kept in (("its own direction", slice(0, 1)), ("random directions", slice(1, 4))):
+        for name in ("predicted", "actual"):
+            expected = getattr(found, name)[kept].square().mean((0, 1)).sqrt()
+            assert np.allclose(drawn[f"{name}, {part}"], expected)
+    own, random = (line.get_ydata() for line in errors.lines[:2])
+    assert np.allclose(own, found.own_error)
+    assert np.allclose(random, found.random_error)
+    assert found.unit in changes.get_ylabel()
+    with pytest.raises(js.InputError, match=r"diagnostics.linearity returns; got a str"):
+        inspect.unwrap(js.views.linearity)("text")
+
+
+def test_faithfulness_draws_means_and_intervals(pocket: Any) -> None:
+    prompts = js.pocket_prompts("assistant", 4)
+    found = js.faithfulness.evaluate(pocket, prompts, ["random", "log_prob"], "known_cause")["known_cause"]
+    figure = js.views.faithfulness(found)
+    assert len(figure.axes) == len(found.columns)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == sorted(found.methods, key=lambda method: found.mean(method).mean)  # the best on top
+    for axis, column in zip(figure.axes, found.columns, strict=True):
+        for interval, point, name in zip(axis.lines[::2], axis.lines[1::2], names, strict=True):
+            mean = found.mean(name, column.name)
+            assert list(interval.get_xdata()) == [mean.low, mean.high]
+            assert list(point.get_xdata()) == [mean.mean]
+    with pytest.raises(js.InputError, match=r"js.faithfulness measures; got a dict"):
+        inspect.unwrap(js.views.faithfulness)({"known_cause": found})
+
+
 def test_comparison_draws_effects_predictions_and_scores(pocket: Any) -> None:
     clean = "the small basket under the cups"
     result = js.patching.compare(

@@ -2,7 +2,9 @@
 
 import dataclasses
 import html.parser
+from base64 import b64decode
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -36,11 +38,13 @@ class Text(html.parser.HTMLParser):
         self.tags: list[str] = []
         self.text: list[str] = []
         self.titles: list[str] = []
+        self.sources: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.titles += [value or "" for name, value in attrs if name == "title"]
+        self.sources += [value or "" for name, value in attrs if name == "src"]
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -165,13 +169,61 @@ def test_units_are_no_markup(nasty: js.Attribution, capsys: pytest.CaptureFixtur
     assert "x [/y] [m/s]" in capsys.readouterr().out
 
 
+EVIL = '"><img src=x onerror=alert(1)>'
+
+
 def test_everything_in_html_is_escaped(nasty: js.Attribution) -> None:
-    evil = "<img src=x onerror=alert(1)>"
     prediction = dataclasses.replace(
-        nasty.prediction, target=dataclasses.replace(nasty.prediction.target, str_token=evil)
+        nasty.prediction, target=dataclasses.replace(nasty.prediction.target, str_token=EVIL)
     )
     result = dataclasses.replace(
-        nasty, str_tokens=[evil] * len(NASTY), scope=evil, unit=evil, warnings=[evil], prediction=prediction,
-        options={"resolved": {evil: evil}},
+        nasty, str_tokens=[EVIL] * len(NASTY), scope=EVIL, unit=EVIL, warnings=[EVIL], prediction=prediction,
+        options={"resolved": {EVIL: EVIL}},
     )  # fmt: skip
     assert "img" not in Text(result._repr_html_()).tags
+
+
+@pytest.fixture(scope="module")
+def wide(pocket: Any) -> dict[str, Any]:
+    """Results that are shown as a picture."""
+    prompt = "the keys to the cabinet"
+    return {
+        "pattern": js.influence_pattern(pocket, prompt, "semantic", [5, 3]),
+        "spectrum": js.spectrum(pocket, prompt, k=2),
+    }
+
+
+def drawn(page: Text) -> str:
+    """All text in the one picture of a page."""
+    (source,) = page.sources
+    picture = b64decode(source.removeprefix("data:image/svg+xml;base64,"))
+    return "\n".join(ElementTree.fromstring(picture).itertext())
+
+
+@pytest.mark.parametrize("name", ["pattern", "spectrum"])
+def test_notebooks_show_a_picture_with_its_unit_and_the_strongest_tokens(wide: dict[str, Any], name: str) -> None:
+    result = wide[name]
+    page = Text(result._repr_html_())
+    assert page.text[0] == result.headline()
+    assert f"score ({result.unit})" in page.text
+    best = result.top(1)[0]
+    cells = page.text.index(repr(best.str_token))
+    assert page.text[cells - 1] == str(best.position)
+    assert page.text[cells + 1] == score_text(best.score, None)
+    if name == "pattern":
+        assert page.text[cells + 2] == str(best.explained)
+    assert result.unit in drawn(page)
+    for i, token in enumerate(result.str_tokens):
+        assert f"{token.strip()} {i}" in drawn(page)
+
+
+@pytest.mark.parametrize("name", ["pattern", "spectrum"])
+def test_pictures_and_what_stands_around_them_are_escaped(wide: dict[str, Any], name: str) -> None:
+    result = wide[name]
+    at = dataclasses.replace(result.provenance, hook_point=EVIL)
+    evil = dataclasses.replace(result, str_tokens=[EVIL] * 6, scope=EVIL, unit=EVIL, warnings=[EVIL], provenance=at)
+    page = Text(evil._repr_html_())
+    assert page.tags == [*Text(result._repr_html_()).tags, "p"]  # the warning, and nothing else
+    assert page.text.count(repr(EVIL)) == 5
+    assert f"⚠ {EVIL}" in page.text
+    assert EVIL in drawn(page)
