@@ -1,4 +1,4 @@
-"""The one exception for input that cannot be explained, and what helps to word it."""
+"""The exception for inputs that cannot be used, and helpers to check numbers and word messages."""
 
 import operator
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """What was asked cannot be done; the message says what was given, what is needed and what to do."""
+    """An input that cannot be used; the message says what was given, what is needed and what to do."""
 
 
 def nearest(given: object, known: Iterable[str]) -> str:

@@ -50,7 +50,7 @@ def attribute_batch(
     """Explain many prompts; the results come in the order of the prompts, each as `attribute` would give it.
 
     Prompts of different lengths run side by side, shorter ones filled up behind their end, where a causal model does not
-    look. An additive scope (all but ``fisher``, ``fisher_input`` and ``spectral``; see `Scope`) takes one backward pass for the whole
+    look. An additive scope (all but ``fisher``, ``fisher_input`` and ``spectral``) takes one backward pass for the whole
     batch. The others, and every scope while hooks are active (which may count on one prompt), run prompt by prompt.
 
     Args:

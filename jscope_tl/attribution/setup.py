@@ -187,7 +187,7 @@ def set_up(
     matmul_precision: Any = None,
     progress: bool | None = None,
 ) -> Setup:
-    """Everything that was asked for, checked; ``one_point`` refuses several hook points.
+    """Resolve and check all keywords; ``one_point`` refuses several hook points.
 
     Raises:
         InputError: what cannot be used; the message says what was given, what is needed, what to do.

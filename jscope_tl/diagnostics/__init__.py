@@ -1,4 +1,4 @@
-"""What to know before a map is believed: attention sinks, how far the linear picture holds, whether cheap scopes do."""
+"""Checks of a map: attention sinks, the range of the linear approximation, two scopes on the same prompts, heads that agree."""
 
 from jscope_tl.diagnostics.attention_sink import MaskEffect, Sink, sink
 from jscope_tl.diagnostics.linear_range import Linearity, linearity

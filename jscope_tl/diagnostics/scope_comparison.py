@@ -1,4 +1,4 @@
-"""Two scopes on the same prompts: how alike their maps are, and what the dearer one costs."""
+"""Two scopes on the same prompts: how alike their maps are, and how much longer one takes."""
 
 import time
 from collections.abc import Callable, Iterable

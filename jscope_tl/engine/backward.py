@@ -153,7 +153,7 @@ class Backward:
         self.passes.n_backward += n_rows * (len(self.y) if cotangents.ndim == 3 else 1)
 
     def _chunk_size(self) -> int:
-        """Rows at once: as asked, or what fits the memory; the first one alone, which is measured."""
+        """Rows at once: ``chunk_size``, or what fits the memory; the first one alone, whose memory is measured."""
         if self.chunk_size is not None:
             return self.chunk_size
         if not self._row_bytes:
@@ -269,7 +269,7 @@ class Backward:
 
 
 def _power_of_two(rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k"]:
-    """The size of each row, to be taken out and put back without rounding: half precision has no room for small rows."""
+    """The size of each row, to be taken out and put back without rounding: half precision would lose small rows."""
     largest = rows.abs().flatten(1).amax(1)
     return torch.where(largest > 0, torch.exp2(largest.log2().floor()), torch.ones_like(largest))
 

@@ -1,4 +1,4 @@
-"""What is asked of a method: does it find the known cause, do its tokens matter most, does leaving them out hurt most?
+"""Measures of faithfulness: known causes, leave-one-out ranking, and the area over the perturbation curve.
 
 To add a measure, add a `Measure` to `MEASURES`: `evaluate` takes its name and ``jscope faithfulness`` prints its column.
 """
@@ -27,11 +27,11 @@ Rows = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Column:
-    """A number of a measure: its name, which way is better (1 up, -1 down, 0 neither), and what it is."""
+    """A number of a measure: its name, which way is better (1 up, -1 down, 0 neither), and what it means."""
 
     name: str
     better: int
-    says: str
+    description: str
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that is asked of every method on every prompt.
+    """A measurement of every method on every prompt.
 
     Attributes:
         name: as `evaluate` takes it.
         title: of its column in ``jscope faithfulness``.
         quoted: the number that stands there.
         columns: all its numbers.
-        needs_cause: whether it is asked only where the cause is known; then the correct token is explained, else that of
+        needs_cause: whether it is taken only where the cause is known; then the correct token is explained, else that of
             the protocol.
         function: from the question and the scores of every method to a row of numbers for each.
     """

@@ -95,7 +95,7 @@ class Faithfulness(Saved):
         means = {method: self.mean(method) for method in self.methods}
         best = sorted(means, key=lambda method: -(quoted.better or 1) * means[method].mean)
         n = next(iter(means.values())).n
-        lines = [f"Faithfulness: {self.measure} over {n} prompts of {self.model}; {quoted.name}: {quoted.says}"]
+        lines = [f"Faithfulness: {self.measure} over {n} prompts of {self.model}; {quoted.name}: {quoted.description}"]
         for method in best:
             m = means[method]
             lines.append(f"  {method:<24} {m.mean:8.3f}   [{m.low:.3f}, {m.high:.3f}]")

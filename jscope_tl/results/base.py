@@ -1,4 +1,4 @@
-"""`Result`: what all results of one prompt have, and what can be asked of them."""
+"""`Result`: the base of all results of one prompt."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import uuid4
 
+import numpy as np
 from jaxtyping import jaxtyped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -80,6 +81,8 @@ def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist) -> Any:
         return {f.name: plain(getattr(value, f.name), tensor) for f in fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item, tensor) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
     return [plain(item, tensor) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -56,7 +56,7 @@ class Scope(ABC):
     Attributes:
         unit: of the score.
         name: under which the class is registered.
-        reduction: where none is asked for, of `jscope_tl.engine.inputs.REDUCTIONS`.
+        reduction: the default, of `jscope_tl.engine.inputs.REDUCTIONS`.
         additive: whether the score is `combined` from the squared norms of the rows ``C J_t`` and nothing else; then many
             positions and prompts share a backward pass. A subclass that overrides `score` is not, unless it says so.
         moves_along: whether along a path the cotangent is a gradient, to be taken anew at each point; else that of the prompt

@@ -43,7 +43,7 @@ class FisherScope(Scope):
             ``"krylov"``: also the ``images`` directions into which the model carries the leading ones, exactly: one
             product with ``J`` and one row each. Unbiased, and at equal cost about half the error of ``sampled``.
             ``"auto"``: as ``krylov``, with as many probes as bring every position's standard error below ``rtol`` of its
-            score; all directions instead where that is no dearer. The result's ``options["resolved"]`` tells. Stopping where
+            score; all directions instead where that takes no more passes. The result's ``options["resolved"]`` tells. Stopping where
             the stated error is small makes the mean slightly too small, by a fifth of ``rtol`` at worst.
         rank: leading directions; by default 1 for ``low_rank``, 16 for ``sampled``, 12 for ``krylov`` and ``auto`` (24 for
             an ``rtol`` below 0.02, fewer where ``max_rows`` asks for it).

@@ -37,7 +37,7 @@ def register_scope(name: Any, *, unit: str = Scope.unit, moves_along: bool = Tru
     Args:
         name: the name to register; without it the function's own name is used.
         unit: unit of a function's score, shown with every result. A class states its own.
-        moves_along: whether along a path the function is asked at each point, as gradients are; False keeps the cotangents of
+        moves_along: whether along a path the function is called at each point, as gradients are; False keeps the cotangents of
             the prompt, as eigenvectors need it. A class states its own, and keeps them unless it says ``moves_along = True``.
 
     Raises:
