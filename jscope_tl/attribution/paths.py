@@ -1,4 +1,4 @@
-"""At which inputs the model is linearised: at the prompt's own, along a line from a origin, or among noisy copies."""
+"""At which inputs the model is linearised: at the prompt's own, along a line from an origin, or among noisy copies."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -64,7 +64,7 @@ class Point(Path):
 
 @dataclass(frozen=True, eq=False)
 class Line(Path):
-    """Along the straight line from a origin to the prompt: integrated gradients (Sundararajan et al. 2017; Eqs. 9, 10).
+    """Along the straight line from an origin to the prompt: integrated gradients (Sundararajan et al. 2017; Eqs. 9, 10).
 
     Rows are averaged over ``steps`` midpoints ``α = (i - ½)/steps`` of ``x(α) = x0 + α (x - x0)``. With ``reduction="dot"``
     signed contributions then add up to the change of what is explained between origin and prompt, up to the error of the

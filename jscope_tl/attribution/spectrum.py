@@ -138,7 +138,7 @@ def _finished(
 
 def _numbers(
     factored: Factors, decodings: Decodings | None, pos: int, view: ModelView, state: State
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The result's tensors, with the sign of each direction chosen."""
     outputs = factored.outputs
     signs = _signs(outputs) if decodings is None else decodings.signs.view(outputs.shape[:2]).to(outputs)

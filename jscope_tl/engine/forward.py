@@ -151,21 +151,16 @@ def _run(
     held: HeldConstant,
     passes: Passes,
 ) -> Run:
-    view, at = settings.view, settings.at
-    for name, times in [(name, len(cuts.xs[name])) for name in at] + [("The unembedding", len(cuts.y))]:
-        if times != 1:
-            raise InputError(
-                f"{name!r} ran {times} times in one forward pass of {view.name}; it must run once. Choose another hook "
-                "point, 'hook_embed' for one."
-            )
+    at = settings.at
+    _need_one_cut_each(settings, cuts)
     activations, xs = ([kept[name][0] for name in at] for kept in (cuts.activations, cuts.xs))
-    y, y_cuts, unembedded = cuts.y[0], cuts.y_cuts[0], cuts.unembedded[0]
+    y = cuts.y[0]
     named = [*zip(at, activations, strict=True), ("the final hidden state", y), ("the logits", output)]
     for name, tensor in named:
         if not tensor.isfinite().all():
             raise InputError(
-                f"There are infinite or undefined values in {name} of {view.name}; nothing can be attributed to them. "
-                f"{not_finite_cure(y.dtype)}"
+                f"There are infinite or undefined values in {name} of {settings.view.name}; nothing can be attributed to "
+                f"them. {not_finite_cure(y.dtype)}"
             )
     if not y.requires_grad:
         raise InputError(
@@ -173,22 +168,19 @@ def _run(
         )
     explained = (0, slice(None)) if cuts.narrow else (list(cuts.rows), list(cuts.positions))
     logits = output[explained]
-    slope = _slope(logits, unembedded)[explained]
-    return Run(
-        settings,
-        prompts,
-        cuts.rows,
-        cuts.positions,
-        activations,
-        xs,
-        y,
-        y_cuts,
-        logits,
-        slope,
-        cuts.inputs,
-        held,
-        passes,
-    )
+    slope = _slope(logits, cuts.unembedded[0])[explained]
+    where = (prompts, cuts.rows, cuts.positions)
+    return Run(settings, *where, activations, xs, y, cuts.y_cuts[0], logits, slope, cuts.inputs, held, passes)
+
+
+def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:
+    """Refuse a hook point or an unembedding that runs not at all, or several times: there is no one Jacobian then."""
+    for name, times in [*((name, len(cuts.xs[name])) for name in settings.at), ("The unembedding", len(cuts.y))]:
+        if times != 1:
+            raise InputError(
+                f"{name!r} ran {times} times in one forward pass of {settings.view.name}; it must run once. Choose another "
+                "hook point, 'hook_embed' for one."
+            )
 
 
 def _slope(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from jscope_tl.errors import InputError, nearest
 
-Placed = Callable[[Float[Tensor, "batch pos d_in"]], Float[Tensor, "batch pos d_in"]]
+X = Float[Tensor, "batch pos d_in"]
+Coordinates = tuple[Float[Tensor, "1 all_pos d_s"], X]
 
 
 class Reduction(ABC):
@@ -32,9 +33,7 @@ class Reduction(ABC):
     formula: ClassVar[str]
 
     @abstractmethod
-    def cut(
-        self, x: Float[Tensor, "batch pos d_in"], difference: Float[Tensor, "batch pos d_in"]
-    ) -> tuple[Float[Tensor, "1 all_pos d_s"], Float[Tensor, "batch pos d_in"]]:
+    def cut(self, x: X, difference: X) -> Coordinates:
         """The coordinates that rows refer to, a leaf of the graph, and ``x`` attached to them; ``difference`` is ``x - x0``."""
 
     def unit(self, per_x: str, effect: str) -> str:
@@ -47,9 +46,7 @@ class Norm(Reduction):
 
     name, formula = "row_norm", "‖C J_t‖"
 
-    def cut(
-        self, x: Float[Tensor, "batch pos d_in"], difference: Float[Tensor, "batch pos d_in"]
-    ) -> tuple[Float[Tensor, "1 all_pos d_in"], Float[Tensor, "batch pos d_in"]]:
+    def cut(self, x: X, difference: X) -> Coordinates:
         """The vectors of all prompts, one after the other."""
         flat = rearrange(x, "batch pos d -> 1 (batch pos) d")
         leaf = flat.clone() if flat.requires_grad else flat.detach().clone().requires_grad_()
@@ -65,9 +62,7 @@ class Dot(Reduction):
 
     name, formula = "dot", "|C J_t (x_t - x0_t)|"
 
-    def cut(
-        self, x: Float[Tensor, "batch pos d_in"], difference: Float[Tensor, "batch pos d_in"]
-    ) -> tuple[Float[Tensor, "1 all_pos 1"], Float[Tensor, "batch pos d_in"]]:
+    def cut(self, x: X, difference: X) -> Coordinates:
         """A factor for each vector."""
         return _factors(x, difference, 1)
 
@@ -77,16 +72,12 @@ class Elementwise(Reduction):
 
     name, formula = "elementwise", "‖C J_t ⊙ (x_t - x0_t)‖"
 
-    def cut(
-        self, x: Float[Tensor, "batch pos d_in"], difference: Float[Tensor, "batch pos d_in"]
-    ) -> tuple[Float[Tensor, "1 all_pos d_in"], Float[Tensor, "batch pos d_in"]]:
+    def cut(self, x: X, difference: X) -> Coordinates:
         """A factor for each number."""
         return _factors(x, difference, x.shape[-1])
 
 
-def _factors(
-    x: Float[Tensor, "batch pos d_in"], difference: Float[Tensor, "batch pos d_in"], d_s: int
-) -> tuple[Float[Tensor, "1 all_pos d_s"], Float[Tensor, "batch pos d_in"]]:
+def _factors(x: X, difference: X, d_s: int) -> Coordinates:
     batch, pos, _ = x.shape
     leaf = torch.ones(1, batch * pos, d_s, dtype=x.dtype, device=x.device, requires_grad=True)
     s = rearrange(leaf, "1 (batch pos) d_s -> batch pos d_s", batch=batch)
@@ -119,11 +110,9 @@ class Inputs:
 
     reduction: Reduction = NORM
     origin: Float[Tensor, "*pos d_in"] | None = None
-    place: Placed | None = None
+    place: Callable[[X], X] | None = None
 
-    def cut(
-        self, activation: Float[Tensor, "batch pos d_in"]
-    ) -> tuple[Float[Tensor, "1 all_pos d_s"], Float[Tensor, "batch pos d_in"]]:
+    def cut(self, activation: X) -> Coordinates:
         """The coordinates that rows refer to, and the activation to go on with, attached to them."""
         x = activation if self.place is None else self.place(activation)
         # Along a path the input is measured at the prompt's own activation, wherever the model is linearised.

@@ -1,4 +1,4 @@
-"""What a measurement returns: one row per prompt and method, means with paired intervals, differences, a figure."""
+"""What a measurement returns: one row per prompt and method, means with paired intervals, and differences."""
 
 from dataclasses import dataclass
 from typing import Any

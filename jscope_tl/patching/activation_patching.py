@@ -87,9 +87,7 @@ def compare(
     view, points = setup.view, setup.settings.at
     pair, explained = to_pair(view, clean, corrupted, direction, prepend_bos, position)
     need_patchable(view, points)
-    only_top = None if only_top is None else count("only_top", only_top, 1)
-    if rank_by not in ("score", "predicted"):
-        raise InputError(f"rank_by is 'score' or 'predicted', not {rank_by!r}.")
+    only_top = _checked_top(only_top, rank_by)
     start, passes = time.perf_counter(), Passes()
     source = source_activations(view, pair, points, setup.settings.fwd_hooks, passes, cache)
     result, predicted, effect = _explained(setup, pair, explained, source)
@@ -104,11 +102,9 @@ def compare(
             "Patching in what the cache holds changes nothing: are these the activations of the run that is patched? Needed are "
             "those of the other prompt."
         )
-    effects = torch.full(predicted.shape, torch.nan, dtype=torch.float64, device="cpu")
-    effects[tuple(torch.tensor(cells, device="cpu").T)] = each
     return Comparison(
         scope=result,
-        effects=effects,
+        effects=_in_cells(cells, each, predicted.shape),
         predicted=predicted,
         total=total,
         joint=joint,
@@ -118,6 +114,13 @@ def compare(
         source_str_tokens=to_str_tokens(view, pair.source.tolist()),
         costs={"scope": scope_cost, "patching": Cost.of(runs.passes, time.perf_counter() - start)},
     )
+
+
+def _in_cells(cells: Cells, values: Float[Tensor, "cells"], shape: torch.Size) -> Float[Tensor, "layer pos"]:
+    """NaN in all others."""
+    effects = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+    effects[tuple(torch.tensor(cells, device="cpu").T)] = values
+    return effects
 
 
 def _explained(
@@ -130,6 +133,12 @@ def _explained(
         score, predicted = scored_and_predicted(forward, setup.scope, backward, list(source.values()))
         result = attribution(setup, forward, score, [*warnings, *backward.notes])
         return result, predicted, setup.scope.effect_from(forward.state())
+
+
+def _checked_top(only_top: Any, rank_by: Any) -> int | None:
+    if rank_by not in ("score", "predicted"):
+        raise InputError(f"rank_by is 'score' or 'predicted', not {rank_by!r}.")
+    return None if only_top is None else count("only_top", only_top, 1)
 
 
 def _cells(result: Attribution, predicted: Float[Tensor, "layer pos"], only_top: int | None, rank_by: str) -> Cells:

@@ -1,4 +1,4 @@
-"""Patched runs: one forward pass for each (hook point, position), by `transformer_lens.patching` where it can."""
+"""Patched runs: one forward pass for each (hook point, position)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pandas as pd
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -44,9 +43,6 @@ class PatchedRuns:
     def each(self, cells: Cells) -> Float[Tensor, "cells"]:
         """The effect of patching each ``(layer, position)`` cell by itself."""
         points = list(self.source)
-        name = _activation_name(self.view, points)
-        if name is not None:
-            return self._by_transformer_lens(cells, name)
         return torch.stack([self._patched([(points[layer], t)]) for layer, t in self._bar(cells)])
 
     def together(self, cells: Cells) -> Float[Tensor, "layer"]:
@@ -63,23 +59,6 @@ class PatchedRuns:
         hooks = [(name, partial(put, self.source[name], t)) for name, t in places]
         with self.view.model.hooks(fwd_hooks=hooks):
             return self.metric(logits_of(self.view, rearrange(self.pair.base, "pos -> 1 pos"), self.passes))
-
-    def _by_transformer_lens(self, cells: Cells, name: str) -> Float[Tensor, "cells"]:
-        from transformer_lens import patching
-
-        values: list[Tensor] = []  # in double precision, which transformer_lens would round
-
-        def keep(logits: Tensor) -> Tensor:
-            self.passes.n_forward += 1
-            values.append(self.metric(logits))
-            return values[-1]
-
-        sweep: Any = patching.generic_activation_patch
-        index = pd.DataFrame(cells, columns=["layer", "pos"])
-        base = rearrange(self.pair.base, "pos -> 1 pos")
-        with _own_bar(patching, self._bar):
-            sweep(self.view.model, base, self.source, keep, _put_cell, name, index_df=index)
-        return torch.stack(values)
 
     def _bar(self, items: Any) -> Any:
         return progress_bar(self.progress, "patched runs", "run", items)
@@ -120,26 +99,3 @@ def put(source: Float[Tensor, "1 pos d_in"], t: int, activation: Float[Tensor, "
     patched = activation.clone()
     patched[:, t] = source[:, t].to(patched)
     return patched
-
-
-def _put_cell(activation: Tensor, index: Sequence[int], source: Tensor) -> Tensor:
-    """`put` as transformer_lens' sweep calls it."""
-    return put(source, index[1], activation, None)
-
-
-def _activation_name(view: ModelView, points: list[str]) -> str | None:
-    """What `transformer_lens.patching` calls these points, if they are one of each layer."""
-    name = points[0].rpartition("hook_")[2]
-    every = [f"blocks.{layer}.hook_{name}" for layer in range(int(view.cfg.n_layers))]
-    return name if points == every else None
-
-
-@contextmanager
-def _own_bar(patching: Any, bar: Callable[..., Any]) -> Iterator[None]:
-    """transformer_lens' sweep always shows a bar; ours can be switched off."""
-    theirs = patching.tqdm
-    patching.tqdm = bar
-    try:
-        yield
-    finally:
-        patching.tqdm = theirs

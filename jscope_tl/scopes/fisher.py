@@ -172,7 +172,7 @@ class FisherInputScope(FisherScope):
     """How far removing each token would move the whole next-token distribution, to second order, in nats.
 
     ``score_t = ½ x_t^T J_t^T F_u J_t x_t``: the KL divergence to expect when the token's vector is set to zero (to another
-    baseline: ``path=js.Point(baseline=...)``). Fisher Scope at the token's own vector in place of all directions; options
+    origin: ``path=js.Point(origin=...)``). Fisher Scope at the token's own vector in place of all directions; options
     and methods are those of ``fisher``. Random probes scatter further here, where they are squares of one number at each
     position, so that ``auto`` takes more of them and more often all directions. Unit: nat.
 

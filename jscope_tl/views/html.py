@@ -4,7 +4,7 @@ import warnings
 from base64 import b64encode
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import Result
@@ -67,7 +67,7 @@ def fragment(result: Result, k: int = 5) -> str:
     return f"<div>{''.join(parts)}</div>"
 
 
-def _drawn(result: Result, small: str) -> list[str]:
+def _drawn(result: Any, small: str) -> list[str]:
     """The picture that goes with a result, and what its colours mean."""
     if isinstance(result, Spectrum):
         return [picture(spectrum(result), "spectrum of every position")]
