@@ -136,9 +136,7 @@ def _finished(
     return rearrange(finished(by_position, state.x.dtype, view.name), "... pos -> pos ...")
 
 
-def _numbers(
-    factored: Factors, decodings: Decodings | None, pos: int, view: ModelView, state: State
-) -> dict[str, Any]:
+def _numbers(factored: Factors, decodings: Decodings | None, pos: int, view: ModelView, state: State) -> dict[str, Any]:
     """The result's tensors, with the sign of each direction chosen."""
     outputs = factored.outputs
     signs = _signs(outputs) if decodings is None else decodings.signs.view(outputs.shape[:2]).to(outputs)

@@ -17,13 +17,26 @@ def evaluate(
     model: Any,
     prompts: Any,
     methods: Any = None,
-    measures: str | Measure | Iterable[str | Measure] = tuple(MEASURES),
+    measures: str | Measure | Iterable[str | Measure] | None = None,
     *,
     protocol: str | Protocol = "corrected",
     progress: bool | None = None,
     **changes: Any,
 ) -> dict[str, Faithfulness]:
     """Several measurements of the same methods on the same prompts; each prompt is explained once.
+
+    - ``"known_cause"``, whether a method points at the cause, on prompts whose cause is known (others are left out):
+      ``top_1``, the highest score is on a cause; ``reciprocal_rank`` of the best-ranked cause; ``share`` of all
+      scores that lies on the causes (a squared score, as Fisher's, puts more on its highest). The token explained
+      is the correct next one, whatever the model predicts.
+    - ``"leave_one_out"``, whether it ranks tokens as leaving each one out does, by ``KL(p ‖ p_ablated)`` of the whole
+      distribution: ``percentile`` of its highest token among all ablations (0 is the strongest), whether that is
+      among the strongest 5 % (``in_top_5``), and Spearman's correlation of scores and divergences.
+    - ``"aopc"``, how much the prediction suffers as the tokens with the highest scores are ablated: for each fraction
+      the ``max(1, ⌊fraction · n⌋)`` highest-scored embeddings together (attention is not masked). The area over the
+      curve of one token's log-probability by the trapezoid rule, divided by its width; lower is better.
+      ``protocol="authors"`` takes their three fractions, does not divide, explains the token that follows while it
+      evaluates the model's own choice, and states their standard error.
 
     Args:
         model: a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.
@@ -33,21 +46,8 @@ def evaluate(
         methods: names of `jscope_tl.faithfulness.METHODS` or of scopes, or a mapping from names of your own to such a name, a
             scope, a function from the `State` to cotangents, keywords of `jscope_tl.attribute`, or a `Method`. None is all of
             `METHODS`.
-        measures: one or several of
-
-            - ``"known_cause"``, whether a method points at the cause, on prompts whose cause is known (others are left out):
-              ``top_1``, the highest score is on a cause; ``reciprocal_rank`` of the best-ranked cause; ``share`` of all
-              scores that lies on the causes (a squared score, as Fisher's, puts more on its highest). The token explained
-              is the correct next one, whatever the model predicts.
-            - ``"leave_one_out"``, whether it ranks tokens as leaving each one out does, by ``KL(p ‖ p_ablated)`` of the whole
-              distribution: ``percentile`` of its highest token among all ablations (0 is the strongest), whether that is
-              among the strongest 5 % (``in_top_5``), and Spearman's correlation of scores and divergences.
-            - ``"aopc"``, how much the prediction suffers as the tokens with the highest scores are ablated: for each fraction
-              the ``max(1, ⌊fraction · n⌋)`` highest-scored embeddings together (attention is not masked). The area over the
-              curve of one token's log-probability by the trapezoid rule, divided by its width; lower is better.
-              ``protocol="authors"`` takes their three fractions, does not divide, explains the token that follows while it
-              evaluates the model's own choice, and states their standard error.
-            - a `Measure` of your own.
+        measures: names of `MEASURES`, as listed above, or a `Measure` of your own; one or several. None is all of
+            `MEASURES`.
         protocol: ``"corrected"``, ``"authors"`` or a `Protocol`. BOS is not ranked unless it says so.
         changes: fields of the protocol that are to be others, ``ablation="mean"`` for one.
         progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
@@ -65,7 +65,7 @@ def evaluate(
         >>> found["known_cause"].mean("log_prob").n
         3
     """
-    asked, view, rules = _measures(measures), ModelView(model), resolve_protocol(protocol, changes)
+    asked, view, rules = _measures(MEASURES if measures is None else measures), ModelView(model), resolve_protocol(protocol, changes)
     chosen = resolve_methods(methods)
     cases = to_cases(view, prompts, rules.prepend_bos, any(measure.needs_cause for measure in asked))
     _need_causes(asked, cases)

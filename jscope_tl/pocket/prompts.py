@@ -41,6 +41,7 @@ def pocket_prompts(
 
     Args:
         task: one of `pocket_tasks`.
+        n: how many.
         split: ``"held_out"``: sentence frames and word combinations that the pocket model never saw; ``"train"``: those
             that it was trained on.
         seed: which prompts; the same seed gives the same prompts on every machine.

@@ -19,7 +19,13 @@ SEPARATORS = (",", " , ")
 def lorenz(n: int, rng: np.random.Generator, dt: float = 0.02, drift: float = 0.0) -> Series:
     r"""First coordinate of the Lorenz system, σ = 10, ρ = 28, β = 8/3, by a first-order explicit scheme.
 
-    Starts at ``(U(0, 0.3), 2.01, 23.02)`` as in the paper; ``drift`` adds ``drift * t`` (in units of the time step).
+    Starts at ``(U(0, 0.3), 2.01, 23.02)`` as in the paper.
+
+    Args:
+        n: how many values.
+        rng: NumPy's generator.
+        dt: time step.
+        drift: added at every step.
     """
     x, y, z = rng.uniform(0.0, 0.3), 2.01, 23.02
     values = np.empty(n)
@@ -30,7 +36,13 @@ def lorenz(n: int, rng: np.random.Generator, dt: float = 0.02, drift: float = 0.
 
 
 def logistic_map(n: int, rng: np.random.Generator, r: float = 3.8) -> Series:
-    """Iterates of ``x -> r x (1 - x)`` from a uniform start; chaotic at the paper's r = 3.8."""
+    """Iterates of ``x -> r x (1 - x)`` from a uniform start.
+
+    Args:
+        n: how many values.
+        rng: NumPy's generator.
+        r: chaotic at the paper's 3.8.
+    """
     values = np.empty(n)
     x = rng.uniform(0.05, 0.95)
     for i in range(n):
@@ -40,12 +52,24 @@ def logistic_map(n: int, rng: np.random.Generator, r: float = 3.8) -> Series:
 
 
 def brownian(n: int, rng: np.random.Generator, dt: float = 0.1, sigma: float = 0.1) -> Series:
-    """Standard Brownian motion sampled every ``dt``: the sum of normal steps of size ``sigma * sqrt(dt)``."""
+    """Standard Brownian motion: the sum of normal steps of size ``sigma * sqrt(dt)``.
+
+    Args:
+        n: how many values.
+        rng: NumPy's generator.
+        dt: time step.
+        sigma: size of a step of time 1.
+    """
     return np.cumsum(rng.normal(0.0, sigma * np.sqrt(dt), n))
 
 
 def sine(n: int, rng: np.random.Generator) -> Series:
-    """A sine of random period (6 to 30 steps) and phase, half of the time with a second one of smaller amplitude."""
+    """A sine of random period (6 to 30 steps) and phase, half of the time with a second one of smaller amplitude.
+
+    Args:
+        n: how many values.
+        rng: NumPy's generator.
+    """
     t = np.arange(n)
     values = np.sin(2 * np.pi * (t / rng.uniform(6, 30) + rng.uniform()))
     if rng.uniform() < 0.5:
@@ -55,6 +79,12 @@ def sine(n: int, rng: np.random.Generator) -> Series:
 
 def to_integers(values: Any) -> Int[np.ndarray, "time"]:
     """Scale a series to the integers 14..84 of the paper's prompts: ``100 ((x - min) / (max - min) 0.7 + 0.15) - 1``.
+
+    Args:
+        values: one or more finite numbers.
+
+    Raises:
+        InputError: it is no such series.
 
     Example:
         >>> to_integers(np.array([0.0, 1.0, 2.0])).tolist()
@@ -89,6 +119,10 @@ def prompt(model: Any, integers: Any) -> SeriesPrompt:
 
     Written ``29,30,31,`` or, where a tokenizer knows words only between spaces, ``29 , 30 , 31 ,``.
 
+    Args:
+        model: whose tokenizer reads it.
+        integers: from 10 to 99, as of `to_integers`.
+
     Raises:
         InputError: the numbers are not two-digit integers, or the tokenizer splits them (as Qwen's and Gemma's do), so that
             positions would no longer be numbers.
@@ -119,5 +153,11 @@ def prompt(model: Any, integers: Any) -> SeriesPrompt:
 
 
 def drifting(n: int, rng: np.random.Generator, step: float = 0.2) -> Series:
-    """A uniform drift with small noise: the paper's straight lines of slope 0.2, 0.4, 0.6."""
+    """A uniform drift with small noise: the paper's straight lines of slope 0.2, 0.4, 0.6.
+
+    Args:
+        n: how many values.
+        rng: NumPy's generator.
+        step: slope; the noise is a tenth of it.
+    """
     return step * np.arange(n) + rng.normal(0.0, 0.1 * step, n)

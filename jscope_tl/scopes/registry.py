@@ -101,7 +101,14 @@ def scope_entry(name: Any) -> Entry:
 
 
 def get_scope(name: str) -> Callable[..., Scope]:
-    """What makes the scope of that name: ``get_scope("fisher")(rank=8)`` is ``FisherScope(rank=8)``."""
+    """What makes the scope of that name: ``get_scope("fisher")(rank=8)`` is ``FisherScope(rank=8)``.
+
+    Args:
+        name: a registered one.
+
+    Raises:
+        InputError: there is no such scope.
+    """
     return partial(_make, name, scope_entry(name))
 
 
@@ -113,9 +120,7 @@ def _make(name: str, entry: Entry, **options: Any) -> Scope:
 def _check_options(name: str, takes: tuple[str, ...] | None, options: dict[str, Any]) -> None:
     for option in options:
         if option in RESERVED:
-            raise InputError(
-                f"{option!r} is a keyword of js.attribute or js.attribute_batch that is not taken here, and no option of a scope."
-            )
+            raise InputError(f"{option!r} is a keyword of js.attribute and its like, and no option of a scope.")
         if takes is not None and option not in takes:
             known = ", ".join(takes) or "no options"
             raise InputError(f"Scope {name!r} has no option {option!r}.{nearest(option, takes)} It takes {known}.")

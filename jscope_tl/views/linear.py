@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 def linearity(result: Linearity) -> "Figure":
     """Size of predicted and actual changes, and the error between them, both on logarithmic axes.
 
+    Args:
+        result: of `jscope_tl.diagnostics.linearity`.
+
     Example:
         >>> import jscope_tl as js
         >>> found = js.diagnostics.linearity(js.load_pocket_model(), "the keys to the cabinet", "log_prob")

@@ -19,6 +19,9 @@ def faithfulness(result: Faithfulness) -> "Figure":
 
     Baselines that know nothing of the question are grey. The arrow at a panel's name points to the better side.
 
+    Args:
+        result: of `jscope_tl.faithfulness.evaluate`.
+
     Example:
         >>> import jscope_tl as js
         >>> model, prompts = js.load_pocket_model(), js.pocket_prompts("assistant", 3)
