@@ -15,6 +15,8 @@ from jaxtyping import install_import_hook
 
 import jscope_tl as js
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__main__")
 

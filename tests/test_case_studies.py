@@ -11,6 +11,8 @@ import pytest
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.pocket.load import pocket_folder
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "examples" / "case_studies"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
 AS_IN_A_KERNEL = "import sys; sys.argv = ['ipykernel_launcher.py', '-f', 'kernel.json']; exec(open({!r}).read())"

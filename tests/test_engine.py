@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.engine import backward as engine
-from jscope_tl.engine.backward import Backward
+from jscope_tl.engine import vjp as engine
 from jscope_tl.engine.forward import run
 from jscope_tl.engine.memory import LiveBytes, is_out_of_memory
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.precision import matmul_precision
 from jscope_tl.engine.run import Settings
-from jscope_tl.engine.vjp import VJP
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.model.view import ModelView
 from tests.conftest import shared_tiny
 from tests.models import D_MODEL, TOKENS

@@ -355,7 +355,7 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
         ([("the keys", " are")], {}, "One prompt at a time"),
         (["the keys are here"], {"methods": [{"scope": "fisher"}]}, "In a list, methods are names"),
         (["the keys are here"], {"fractions": ["a"]}, "rising numbers"),
-        (["the keys are here"], {"measures": None}, "measures are one or more of"),
+        (["the keys are here"], {"measures": ()}, "measures are one or more of"),
         ([{"text": "the keys are"}], {}, "Prompt 0: has the keys"),
         (
             [{"prompt": "the keys", "target": " are", "causes": [9]}],

@@ -9,8 +9,8 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.engine.forward import run
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.run import Settings
-from jscope_tl.engine.vjp import VJP
 from jscope_tl.model.view import ModelView
 from tests import models, oracles
 from tests.models import TOKENS, Tiny, snapshot

@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 
 import jscope_tl as js
-from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import run
 from jscope_tl.engine.memory import LiveBytes
 from jscope_tl.engine.run import Settings
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.model.view import ModelView
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.fisher import root

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import run
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.run import Settings
-from jscope_tl.engine.vjp import VJP
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.model.prompts import to_tokens
 from jscope_tl.model.view import ModelView
 from jscope_tl.scopes import trace

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.paths import Line, Path, Points
-from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import run_again
 from jscope_tl.engine.inputs import NORM, Inputs
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.state import State
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
 from jscope_tl.model.embeddings import embedding
 from jscope_tl.model.running import Passes

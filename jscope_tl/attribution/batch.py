@@ -15,11 +15,11 @@ from jscope_tl.attribution.attribute import explain
 from jscope_tl.attribution.describe import attribution
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
-from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.engine.run import Run
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError, whole
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope, Score

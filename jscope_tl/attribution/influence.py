@@ -12,12 +12,12 @@ from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import about, finished, predicted
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, refuse, set_up
-from jscope_tl.engine.backward import Backward
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.state import State
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, to_position, to_tokens
 from jscope_tl.results.base import PredictedToken

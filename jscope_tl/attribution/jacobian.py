@@ -10,8 +10,8 @@ from torch import Tensor
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.state import State
-from jscope_tl.engine.vjp import VJP
 from jscope_tl.model.prompts import Prompt
 from jscope_tl.scopes.base import FunctionScope
 

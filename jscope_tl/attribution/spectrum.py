@@ -13,8 +13,8 @@ from jscope_tl.attribution.decoding import decoded
 from jscope_tl.attribution.describe import about, finished
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.state import State
-from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.prompts import Prompt
 from jscope_tl.model.view import ModelView

@@ -14,8 +14,8 @@ from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks, run_again
 from jscope_tl.engine.inputs import NORM, Inputs
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.run import Run
-from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, bos_positions, to_position, to_str_tokens
 from jscope_tl.model.view import ModelView

@@ -1,1 +1,6 @@
-"""Where the Jacobian is taken: one forward pass cut at the hook points and at the unembedding, and rows pulled back through it."""
+"""Where the Jacobian is taken.
+
+`forward` runs the model once, cut at the hook points and at the unembedding (`cuts`), with parts held constant (`constant`), and
+gives a `Run` (`run`). `vjp` takes the vector-Jacobian products through it, in chunks of rows. `one_position` hands a scope those of
+the position that it scores, and `state` what it may look at.
+"""

@@ -65,7 +65,11 @@ def evaluate(
         >>> found["known_cause"].mean("log_prob").n
         3
     """
-    asked, view, rules = _measures(MEASURES if measures is None else measures), ModelView(model), resolve_protocol(protocol, changes)
+    asked, view, rules = (
+        _measures(MEASURES if measures is None else measures),
+        ModelView(model),
+        resolve_protocol(protocol, changes),
+    )
     chosen = resolve_methods(methods)
     cases = to_cases(view, prompts, rules.prepend_bos, any(measure.needs_cause for measure in asked))
     _need_causes(asked, cases)

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine.backward import Backward
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.run import Run
-from jscope_tl.engine.vjp import VJP
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.scopes.base import Scope, Score
 
 

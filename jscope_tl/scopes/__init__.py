@@ -1,5 +1,7 @@
 """Scopes: what is explained. A module for each family, the base class, and the registry of their names.
 
+To add one to the package, write a class with ``@register_scope`` in a module here and import the module below.
+
 A scope of one's own is a function from the `State` to cotangents, the output directions that are pulled back:
 
     >>> from dataclasses import dataclass

@@ -10,8 +10,8 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.state import State
-from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.basis import Basis
 

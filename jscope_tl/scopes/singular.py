@@ -14,7 +14,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine.vjp import VJP
+from jscope_tl.engine.one_position import VJP
 
 BUDGET = 256 * 2**20
 """Bytes of rows that are kept as they are."""

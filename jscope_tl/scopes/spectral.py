@@ -8,8 +8,8 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.state import State
-from jscope_tl.engine.vjp import VJP
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.basis import Basis
 from jscope_tl.scopes.base import Effect, Scope, Score, checked_cotangents

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scipy.special import chdtri, stdtrit
 from torch import Tensor
 
-from jscope_tl.engine.vjp import VJP
+from jscope_tl.engine.one_position import VJP
 from jscope_tl.errors import InputError
 from jscope_tl.scopes.base import Score
 

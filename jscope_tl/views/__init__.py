@@ -1,7 +1,11 @@
-"""Ways to look at results. Views read results and never change them."""
+"""Pictures of results, which they read and never change.
+
+Of two kinds: pages drawn by circuitsvis (`circuitsvis_views`) and matplotlib figures (helpers in `figures`). A new one is a module here
+and a name below.
+"""
 
 from jscope_tl.views.attention_heads import attention
-from jscope_tl.views.circuits import View
+from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
 from jscope_tl.views.figures import heatmap, prediction, series
 from jscope_tl.views.linear import linearity

@@ -15,7 +15,7 @@ from jscope_tl.model.patterns import Head, to_heads
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern, as_pattern
 from jscope_tl.results.text import visible
-from jscope_tl.views.circuits import View, call, literal, place
+from jscope_tl.views.circuitsvis_views import View, call, literal, place
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, to_labels, unique
 
 MAX_CELLS = 150_000

@@ -5,7 +5,7 @@ from typing import Any
 
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.text import percent, score_text, visible
-from jscope_tl.views.circuits import View, call, literal, place
+from jscope_tl.views.circuitsvis_views import View, call, literal, place
 from jscope_tl.views.scale import DARK, Scale, ink, scale_of
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit, prompt_text, to_labels
 

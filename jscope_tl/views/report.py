@@ -14,7 +14,7 @@ from jscope_tl.results.files import check_target
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.attention_heads import attention
-from jscope_tl.views.circuits import script
+from jscope_tl.views.circuitsvis_views import script
 from jscope_tl.views.figures import heatmap, series
 from jscope_tl.views.html import coloured, picture
 from jscope_tl.views.page import write_page

@@ -18,6 +18,8 @@ import jscope_tl as js
 from jscope_tl.pocket import pocket_folder
 from jscope_tl.pocket.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_pocket_model.py"
 
 

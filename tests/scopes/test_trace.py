@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.special import stdtrit
 
-from jscope_tl.engine.backward import Backward
-from jscope_tl.engine.vjp import VJP
+from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.scopes import trace
 
 

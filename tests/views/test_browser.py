@@ -11,6 +11,8 @@ import jscope_tl as js
 from jscope_tl.results.text import visible
 from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
 
+pytestmark = pytest.mark.slow
+
 TOKEN = ".colored-tokens > span"
 
 
@@ -192,7 +194,7 @@ def test_what_circuitsvis_is_handed(result: js.Attribution, chromium: Any) -> No
 
 def props(chromium: Any, view: js.views.View) -> Any:
     """What a view hands to circuitsvis, cells as numbers and as text."""
-    from jscope_tl.views.circuits import HELPERS
+    from jscope_tl.views.circuitsvis_views import HELPERS
 
     page = chromium.new_page()
     page.set_content(view.body)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.views import circuits
+from jscope_tl.views import circuitsvis_views as circuits
 from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
 
 tokens, attention = inspect.unwrap(js.views.tokens), inspect.unwrap(js.views.attention)

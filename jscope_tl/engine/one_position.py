@@ -1,0 +1,58 @@
+"""`VJP`: what a scope has of the engine, for the position that it scores."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.engine.vjp import Backward
+
+
+@dataclass(frozen=True)
+class VJP:
+    """Vector-Jacobian products with ``J = ∂y/∂x`` for one explained position, and Jacobian-vector products.
+
+    The graph is freed after a call without ``retain_graph``, where no other explained position needs it.
+
+    Attributes:
+        backward: the backward pass that computes them.
+        i: which of its explained positions is meant.
+    """
+
+    backward: Backward
+    i: int = 0
+
+    def rows(
+        self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
+    ) -> Float[Tensor, "k *layer pos d_in"]:
+        """``C J_t``, all rows at once: for a few of them. 0 after the explained position."""
+        rows = torch.cat(list(self.backward.rows(cotangents, self._retain(retain_graph), of=self.i)))
+        rows[..., self.position + 1 :, :] = 0
+        return rows
+
+    def chunks(
+        self, cotangents: Float[Tensor, "k d_model"], retain_graph: bool = False
+    ) -> Iterator[Float[Tensor, "chunk *layer seen d_in"]]:
+        """`rows` as they come, for many of them; only positions up to the explained one."""
+        for rows in self.backward.rows(cotangents, self._retain(retain_graph), of=self.i):
+            yield rows[..., : self.position + 1, :]
+
+    def squared_norms(
+        self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
+    ) -> Float[Tensor, "k *layer pos"]:
+        """``‖C_i J_t‖²`` for every row ``i`` and position ``t``."""
+        return self.backward.squared_norms(cotangents, self._retain(retain_graph), of=self.i)
+
+    def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_model"] | None:
+        """``Σ_t J_t δ_t``, or None; see `Backward.jvp`."""
+        return self.backward.jvp(tangents, self.i)
+
+    @property
+    def position(self) -> int:
+        """The explained position."""
+        return self.backward.positions[self.i]
+
+    def _retain(self, retain_graph: bool) -> bool:
+        return retain_graph or self.i + 1 < len(self.backward.positions)
