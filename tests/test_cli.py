@@ -138,6 +138,7 @@ def test_a_local_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert provenance["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_as_a_command_of_its_own() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jscope_tl.cli", PROMPT, "--json"], capture_output=True, text=True, check=True
@@ -151,6 +152,7 @@ def run_with(environment: dict[str, str], *arguments: str, **how: object) -> sub
     return subprocess.run(command, capture_output=True, env=os.environ | environment, **how)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_terminals_without_unicode() -> None:
     done = run_with(
         {"PYTHONIOENCODING": "ascii"}, "german : der hund schläft . english : the", "--scope", "entropy", "--json"
@@ -160,6 +162,7 @@ def test_terminals_without_unicode() -> None:
     assert run_with({"PYTHONIOENCODING": "ascii"}, "--list-scopes").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_failure(tmp_path: Path) -> None:
     command = f"{sys.executable} -m jscope_tl.cli '{PROMPT}' --json --save {tmp_path}/r | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True)
@@ -173,6 +176,7 @@ def test_warning_filters_are_as_before() -> None:
     assert list(warnings.filters) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["rtol=abc", "rtol=null", "seed=null", "method=3", "rank=half"])
 def test_options_of_the_wrong_type_cost_one_line(option: str) -> None:
     done = run_with(

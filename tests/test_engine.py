@@ -155,6 +155,7 @@ def test_matmul_precision_is_stated_and_put_back(llama: Any) -> None:
         inspect.unwrap(js.attribute)(llama, TOKENS, matmul_precision="medum")
 
 
+@pytest.mark.slow
 def test_torchs_newer_precision_settings_are_left_alone(llama: Any) -> None:
     code = (
         "import torch, jscope_tl as js; torch.backends.fp32_precision = 'ieee'; m = js.load_pocket_model(); "

@@ -194,6 +194,7 @@ def test_attention_baselines(llama: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_chance_is_reproducible_and_in_the_middle(pocket: Any) -> None:
     assert torch.equal(at_random(None, TOKENS, 0), at_random(None, TOKENS, 5))
     assert not torch.equal(at_random(None, TOKENS, 0), at_random(None, TOKENS, 0, seed=1))
@@ -203,6 +204,7 @@ def test_chance_is_reproducible_and_in_the_middle(pocket: Any) -> None:
     assert abs(result.mean("random", "spearman").mean) < 0.15
 
 
+@pytest.mark.slow
 def test_every_method_on_every_class(kind: str) -> None:
     model = shared_tiny(kind, "gpt2").model
     before = snapshot(model)
@@ -392,6 +394,7 @@ def test_wrong_questions(llama: Any) -> None:
         result.summary(task="detective")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = tmp_path / "prompts.jsonl"
     with_cause = {"prompt": "the keys to the cabinet", "target": " are", "causes": [2]}

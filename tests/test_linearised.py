@@ -38,6 +38,7 @@ def test_dot_and_elementwise(tiny: Tiny) -> None:
     assert dot.options["reduction"] == "dot"
 
 
+@pytest.mark.slow
 def test_every_scope_takes_every_reduction(llama: Any) -> None:
     """By Cauchy and Schwarz, ``|r·x| ≤ ‖r‖ ‖x‖`` and ``‖r ⊙ x‖ ≤ ‖r‖ ‖x‖``; for Fisher half of the squares."""
     x = dense("llama", -1).x.norm(dim=-1)
@@ -121,6 +122,7 @@ def test_smoothed_gradients(tiny: Tiny) -> None:
     assert oracles.relative_difference(found.scores, averaged(tiny, list(points)).norm(dim=-1)) < 5e-5
 
 
+@pytest.mark.slow
 def test_the_end_of_the_line_is_the_scope_itself(llama: Any) -> None:
     for name, (options, _) in oracles.SCOPES.items():
         plain = exact(llama, TOKENS, name, **options)
@@ -205,6 +207,7 @@ def test_frozen(tiny: Tiny, frozen: tuple[str, ...]) -> None:
     assert oracles.relative_difference(rows, o.J) < 5e-5
 
 
+@pytest.mark.slow
 def test_frozen_for_every_scope_in_batches_and_patterns(llama: Any) -> None:
     for name, (options, _) in oracles.SCOPES.items():
         alone = exact(llama, TOKENS, name, frozen=["norm", "attn"], **options)
@@ -375,6 +378,7 @@ def test_points_may_come_as_any_numbers(llama: Any) -> None:
             inspect.unwrap(js.Line.__init__)(object.__new__(js.Line), alphas=alphas)
 
 
+@pytest.mark.slow
 def test_stated_errors_of_the_second_order_prediction_hold(pocket: Any) -> None:
     """One number at each position: squares of few normal numbers scatter far."""
     prompt = "tom grew up in the south and goes to columbia . at school he is a"

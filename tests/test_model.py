@@ -204,6 +204,7 @@ def test_canonical_names_of_a_bridge_are_accepted() -> None:
     assert torch.equal(alias, canonical)
 
 
+@pytest.mark.slow
 def test_import_needs_neither_transformer_lens_nor_views() -> None:
     """HookedTransformer must not be imported at import time (4.x has none), nor circuitsvis or matplotlib at all.
 

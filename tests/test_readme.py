@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_python_blocks_run_and_print_what_they_show() -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     test = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
@@ -60,6 +61,7 @@ def test_no_paths_of_a_machine() -> None:
             assert not re.search(r"/(home|Users|root|work)/\w", path.read_text(encoding="utf-8")), path
 
 
+@pytest.mark.slow
 def test_hits_on_known_causes_are_those_of_the_table(pocket: Any) -> None:
     """Of the methods that cost one backward pass or none; the dearer ones come from the same command."""
     header, *rows = re.findall(r"^\| (method|`\w+`) \| (.*) \|$", README.partition("## How faithful")[2], re.MULTILINE)

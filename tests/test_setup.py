@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ ENTRY_POINTS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "patching.compare": (js.patching.compare, (TOKENS, OTHER)),
     "patching.ablate": (js.patching.ablate, (TOKENS,)),
     "patching.side_by_side": (js.patching.side_by_side, (TOKENS, OTHER, "blocks.1.hook_resid_pre", [3])),
-    "diagnostics.linearity": (js.diagnostics.linearity, (TOKENS,)),
+    "diagnostics.linearity": (partial(js.diagnostics.linearity, sizes=(0.1, 0.2), n_random=1), (TOKENS,)),
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(getattr(js, name.partition(".")[0]), name.partition(".")[2]) if "." in name else getattr(js, name)

@@ -36,6 +36,7 @@ def relative_errors(score: Any, factor: torch.Tensor, J: torch.Tensor) -> torch.
     return (score.values - exact) / exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [0, 5])
 def test_unbiased(images: int) -> None:
     factor, J = power_law(60, 4, 0.5)

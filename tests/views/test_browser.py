@@ -164,12 +164,12 @@ def test_notebook_fragment_needs_no_script(result: js.Attribution, browse: Any, 
 
 def test_what_circuitsvis_is_handed(result: js.Attribution, chromium: Any) -> None:
     """Every cell counts as its fraction of the row and reads as its score; heads are as they were."""
-    pattern = dataclasses.replace(
-        pattern_of(result), positions=(3, 9, 16), unit="<logit>", targets=(result.prediction.target,) * 3
-    )
+    positions, targets = (3, 9, 16), (result.prediction.target,) * 3
     noise = torch.rand(3, 17, generator=torch.Generator().manual_seed(2)) + 0.1
-    scores = torch.stack([row.where(torch.arange(17) <= d, 0) for row, d in zip(noise, pattern.positions, strict=True)])
-    pattern = dataclasses.replace(pattern, scores=scores)
+    scores = torch.stack([row.where(torch.arange(17) <= d, 0) for row, d in zip(noise, positions, strict=True)])
+    pattern = dataclasses.replace(
+        pattern_of(result), scores=scores, positions=positions, unit="<logit>", targets=targets
+    )
     patterns = attention_of(17)
     for max_cells, kept in ((10_000, range(17)), (200, None)):
         view = js.views.attention(pattern, patterns, max_cells=max_cells)

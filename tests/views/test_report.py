@@ -43,6 +43,7 @@ def test_nothing_from_elsewhere(result: js.Attribution, tmp_path: Path) -> None:
     assert "http" not in page
 
 
+@pytest.mark.slow
 def test_size_of_a_long_prompt(result: js.Attribution, tmp_path: Path) -> None:
     texts = [f" {n % 71 + 14}" if n % 2 else " ," for n in range(200)]
     long = with_tokens(result, texts)
@@ -92,6 +93,7 @@ def test_tables_hold_ranks_sources_and_warnings(result: js.Attribution, tmp_path
     assert "&lt;bos&gt;&#x27; at 0: " not in sources
 
 
+@pytest.mark.slow
 def test_many_results_stay_small(pocket: Any, tmp_path: Path) -> None:
     texts = [f" {n % 71 + 14}" if n % 2 else " ," for n in range(200)]
     result = js.attribute(pocket, "29 , 35 , 41 ,", "temperature")
