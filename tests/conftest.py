@@ -21,7 +21,13 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session", params=models.FAMILIES)
+ONE_OF_EACH = [
+    family if family == "llama" else pytest.param(family, marks=pytest.mark.slow) for family in models.FAMILIES
+]
+"""Without the slow tests one family stands for all."""
+
+
+@pytest.fixture(scope="session", params=ONE_OF_EACH)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

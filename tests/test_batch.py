@@ -27,6 +27,7 @@ def same(one: js.Attribution, other: js.Attribution, rtol: float = 1e-5) -> None
     assert one.prediction.target.probability == pytest.approx(other.prediction.target.probability, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", oracles.SCOPES)
 def test_results_are_those_of_one_by_one(tiny: Tiny, scope: str) -> None:
     options = NEED.get(scope, {})

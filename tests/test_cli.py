@@ -60,6 +60,7 @@ def test_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "cabinet" in page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [["--scope", "fisher"], ["--scope", "log_prob", "--path", "noise"]])
 def test_report_beside_attention(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"

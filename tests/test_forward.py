@@ -233,7 +233,7 @@ def test_gradients_that_are_not_numbers_end_in_a_refusal(llama: Any) -> None:
 def test_tensors_of_hooks_from_inference_mode_are_named(llama: Any) -> None:
     with torch.inference_mode():
         steering = torch.randn(models.D_MODEL)
-    with pytest.raises(js.InputError, match="A hook brings in a tensor"):
+    with pytest.raises(js.InputError, match="A hook returns a tensor"):
         js.attribute(llama, TOKENS, fwd_hooks=[("blocks.0.hook_resid_post", lambda a, hook: a * steering)])
 
 

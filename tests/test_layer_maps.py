@@ -23,6 +23,7 @@ def points(name: str, n: int = 3) -> list[str]:
     return [f"blocks.{layer}.hook_{name}" for layer in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", oracles.SCOPES)
 @pytest.mark.parametrize("name", ["resid_pre", "resid_post"])
 def test_each_row_is_what_it_is_alone(tiny: Tiny, scope: str, name: str) -> None:

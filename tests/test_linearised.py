@@ -131,6 +131,7 @@ def test_the_end_of_the_line_is_the_scope_itself(llama: Any) -> None:
             assert oracles.relative_difference(along.scores, plain.scores) < 1e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["semantic", "log_prob", "contrastive", "temperature", "logit_temperature", "entropy"])
 def test_contributions_add_up(pocket: Any, name: str) -> None:
     """Completeness: the signed sum is the change from origin to prompt, which two plain forward passes tell."""
@@ -296,6 +297,7 @@ def test_results_say_what_was_done_and_can_be_kept(llama: Any, tmp_path: Any) ->
     assert again.scope == "semantic, line, frozen attn"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [js.Line(steps=5, origin="bos"), js.Noise(samples=4, sigma=0.8)])
 @pytest.mark.parametrize("name", ["semantic", "log_prob", "contrastive"])
 def test_the_token_explained_is_that_of_the_prompt_all_along(pocket: Any, name: str, path: Any) -> None:

@@ -145,6 +145,7 @@ def test_spectrum(pocket: Any) -> None:
     assert parts.tolist() == pytest.approx(found.energy[:6].repeat_interleave(3).tolist(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_class_that_has_files_is_tested(pocket: Any) -> None:
     def under(kind: type) -> set[type]:
         return {kind} | {found for child in kind.__subclasses__() for found in under(child)}

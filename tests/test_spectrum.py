@@ -17,6 +17,8 @@ from tests import models, oracles
 from tests.conftest import dense, shared_tiny
 from tests.models import D_MODEL, TOKENS, Tiny, snapshot
 
+pytestmark = pytest.mark.slow
+
 BOTH = ("jacobian", "fisher")
 PROMPT = "tom loves korean food . he grew up in the south and goes to columbia . at school he is a"
 K = 6

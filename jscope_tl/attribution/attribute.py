@@ -66,7 +66,7 @@ def attribute(
 
 
 def explain(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Attribution:
-    """`attribute` for what is checked already."""
+    """`attribute` after its arguments were checked."""
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [position]) as (forward, backward):
         setup.scope.target_id(forward.state())  # what cannot be explained is refused before the backward passes

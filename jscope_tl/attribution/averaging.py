@@ -69,7 +69,7 @@ def averaged_score(path: Path, scope: Scope, end: Run, backward: Backward, i: in
     rows[:, state.position + 1 :] = 0
     resolved, doubts = _completeness(path, scope, fixed, rows, x0, end, i)
     resolved["cotangents"] = "taken anew at each point" if scope.moves_along else "those of the prompt, at each point"
-    return Score(scope.of_rows(rows), resolved=resolved, doubts=doubts)
+    return Score(scope.of_rows(rows), resolved=resolved, warnings=doubts)
 
 
 def _averaged_rows(
@@ -165,7 +165,7 @@ def _completeness(
     if abs(total - change) > INCOMPLETE * abs(change):
         doubts = [
             f"The contributions along the line add up to {total:.4g}, but from the origin to the prompt it changes by "
-            f"{change:.4g}: {path.n_points()} steps are too few, or numbers are too coarse."
+            f"{change:.4g}: {path.n_points()} steps are too few, or the precision is too low."
         ]
     return {"completeness": {"sum": total, "change": change}}, doubts
 

@@ -46,7 +46,7 @@ def attribution(
         stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
         options={**options, "resolved": resolved} if resolved else options,
         prediction=_prediction(state, view, target),
-        warnings=[*warnings, *score.doubts, *_underflow(score, state)],
+        warnings=[*warnings, *score.warnings, *_underflow(score, state)],
         hook_points=layers,
     )
 

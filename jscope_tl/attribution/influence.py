@@ -77,7 +77,7 @@ def influence_pattern(
         targets, scores = _explained(setup, forward, backward)
         dtype, name = forward.y.dtype, setup.view.name
         values, errors = torch.stack([score.values for score in scores]), _errors(scores)
-        doubts = dict.fromkeys([*backward.notes, *(doubt for score in scores for doubt in score.doubts)])
+        doubts = dict.fromkeys([*backward.notes, *(doubt for score in scores for doubt in score.warnings)])
         seed = next((score.seed for score in scores if score.seed is not None), None)
         return InfluencePattern(
             **about(setup, tokens, forward.activations[0], forward.passes, seed),
@@ -111,7 +111,7 @@ def _explained(setup: Setup, forward: Run, backward: Backward) -> tuple[list[Pre
         backward.progress = False  # one bar for all positions
     for i in progress_bar(shown, "positions", "position", range(len(forward.positions))):
         state = forward.state(i)
-        with _named(state):
+        with _named(state, isinstance(setup.path, Point)):
             targets += predicted(state, forward.view, [setup.scope.target_id(state)])
             if in_one_batch:
                 rows.append(setup.scope.rows(state))
@@ -128,14 +128,13 @@ def _batched(setup: Setup, rows: list[Float[Tensor, "_ d_model"]], backward: Bac
 
 
 @contextmanager
-def _named(state: State) -> Iterator[None]:
+def _named(state: State, choice: bool) -> Iterator[None]:
     """Say at which position a scope cannot be used."""
     try:
         yield
     except InputError as error:
-        raise InputError(
-            f"At position {state.position}: {error} Choose other positions, or give a target that suits all."
-        ) from error
+        cure = " Choose other positions, or give a target that suits all." if choice else ""
+        raise InputError(f"At position {state.position}: {error}{cure}") from error
 
 
 def _errors(scores: list[Score]) -> Float[Tensor, "dest src"] | None:

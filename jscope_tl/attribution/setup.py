@@ -1,9 +1,9 @@
 """The set-up: everything that the entry points share before the first forward pass, and how a run becomes a score.
 
-The keywords that all entry points take stand in `set_up`; what one of them does not take, and why, stands in `NOT_TAKEN`.
+The keywords that all entry points take are those of `set_up`; what one of them does not take, and why, is listed in `NOT_TAKEN`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,10 +140,19 @@ class Setup:
     def score(self, forward: Run, backward: Backward, i: int = 0) -> Score:
         """The score of the ``i``-th explained position, from rows at the prompt or averaged along the path."""
         if isinstance(self.path, Point):
-            return self.in_units(self.scope.score(forward.state(i), VJP(backward, i)))
+            score = self.scope.score(forward.state(i), VJP(backward, i))
+            return self.in_units(self._checked(score, len(forward.state(i).tokens)))
         if len(forward.at) > 1:
-            raise InputError(f"A path starts at one hook point, by its name; {list(forward.at)} are {len(forward.at)}.")
+            raise InputError(f"A path starts at one hook point; {list(forward.at)} are {len(forward.at)}.")
         return self.in_units(averaged_score(self.path, self.scope, forward, backward, i))
+
+    def _checked(self, score: Any, pos: int) -> Score:
+        if isinstance(score, Score) and isinstance(score.values, Tensor) and score.values.shape[-1:] == (pos,):
+            return score
+        given = list(score.values.shape) if isinstance(score, Score) else type(score).__name__
+        raise InputError(
+            f"score of {self.scope.label} returned {given}; needed is a js.Score with values [{pos}] (of a layer map [layer, {pos}])."
+        )
 
     def in_units(self, score: Score) -> Score:
         """The score in `unit`."""
@@ -193,6 +202,8 @@ def set_up(
         InputError: what cannot be used; the message says what was given, what is needed, what to do.
     """
     resolved, view = resolve_scope(scope, options), ModelView(model)
+    if not isinstance(fwd_hooks, Iterable | None):
+        raise InputError(f"fwd_hooks is a list of pairs of a hook point's name and a function; got {fwd_hooks!r}.")
     points = [view.hook_point(at)] if one_point else view.hook_points(at)
     return Setup(
         scope=resolved,

@@ -125,7 +125,7 @@ def _inference_tensors_named() -> Iterator[None]:
         if "Inference tensors" not in str(error):
             raise
         raise InputError(
-            "A hook brings in a tensor that was made inside torch.inference_mode(), which cannot be differentiated "
+            "A hook returns a tensor that was made inside torch.inference_mode(), which cannot be differentiated "
             "through. Make it outside, or hand the hook a clone() made outside."
         ) from error
 

@@ -36,6 +36,10 @@ class Method:
     function: Callable[[Any, Int[Tensor, "pos"], int], Any]
     n_forward: int = 1
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise InputError(f"Method takes a function of model, tokens and target; got {self.function!r}.")
+
 
 def at_random(model: Any, tokens: Int[Tensor, "pos"], target: int, seed: int = 0) -> Float[Tensor, "pos"]:
     """Scores drawn at random, the same for the same prompt and seed."""
@@ -175,6 +179,11 @@ def _explained(
 
 def _attributed(keywords: dict[str, Any], model: Any, tokens: Int[Tensor, "pos"], target: int) -> Attribution:
     """A scope that asks for a token and was given none explains ``target``."""
+    for name in ("model", "prompt", "position"):
+        if name in keywords:
+            raise InputError(
+                f"{name!r} is given by the prompts that are measured on, whose last position is explained."
+            )
     settings = {key: value for key, value in keywords.items() if key in RESERVED}
     scope = resolve_scope(settings.pop("scope"), {k: v for k, v in keywords.items() if k not in RESERVED})
     scope = scope.with_target(target) if scope.needs_target else scope

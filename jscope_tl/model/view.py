@@ -149,7 +149,7 @@ class ModelView:
         names = self.hook_points(at)
         if len(names) > 1 or not isinstance(at, str):
             raise InputError(
-                f"One hook point is needed here, by its name; {at!r} are {len(names)}. Call once for each."
+                f"One hook point is needed here, by its name, such as 'hook_embed'; got {at!r}. Call once for each."
             )
         return names[0]
 

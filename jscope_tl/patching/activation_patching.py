@@ -16,6 +16,7 @@ from jscope_tl.engine.inputs import NORM
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, to_str_tokens
 from jscope_tl.model.running import Passes
+from jscope_tl.model.view import ModelView
 from jscope_tl.patching.comparison import Comparison, Cost
 from jscope_tl.patching.pairs import Pair, need_patchable, source_activations, to_pair
 from jscope_tl.patching.patched_runs import Cells, patched_runs
@@ -80,6 +81,8 @@ def compare(
         torch.Size([4, 6])
     """
     refuse("patching.compare", options)
+    names = ModelView(model).hook_points(at)
+    at = names if len(names) == 1 else at  # a layer map of one layer, and not a row of scores
     setup = set_up(
         model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=NORM, frozen=frozen, chunk_size=chunk_size,
         matmul_precision=matmul_precision, progress=progress,

@@ -75,7 +75,7 @@ def patched_runs(
     progress: bool | None,
 ) -> Iterator[PatchedRuns]:
     """One base run, against which every patched run is then measured by ``effect`` at the explained position."""
-    y: list[Float[Tensor, d_model]] = []
+    y: list[Tensor] = []
     passes = Passes()
 
     def capture(module: Any, args: tuple[Tensor, ...]) -> None:

@@ -77,7 +77,7 @@ def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist) -> Any:
     """A value in types that JSON has, dataclasses as dictionaries of their fields; ``tensor`` says what becomes of tensors."""
     if isinstance(value, Tensor):
         return tensor(value)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name), tensor) for f in fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item, tensor) for key, item in value.items()}
@@ -116,7 +116,7 @@ def _restored(kind: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not Path(path).is_file():
+    if not isinstance(path, str | Path) or not Path(path).is_file():
         raise InputError(f"There is no file {str(path)!r}.")
     try:
         with safe_open(path, framework="pt") as file:

@@ -29,7 +29,7 @@ class Score:
         resolved: what was done, where the options left it open.
         seed: of the random numbers, where there were any.
         weights: how much the squared norm of each row counted, in the order in which they were pulled back; None is 1 for all.
-        doubts: sentences for the result's warnings.
+        warnings: sentences for the result's warnings.
     """
 
     values: Float[Tensor, "*layer pos"]
@@ -37,7 +37,7 @@ class Score:
     resolved: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     weights: Float[Tensor, "k"] | None = None
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def times(self, factor: float) -> "Score":
         """In other units: rows were pulled back at another size than they count."""
@@ -50,8 +50,8 @@ class Scope(ABC):
     """Base of all scopes. A subclass is a frozen dataclass whose fields are its options.
 
     It has a ``unit`` and returns ``cotangents``: the rows ``C [k, d_model]``. The score of position ``t`` is then
-    ``‖C J_t‖`` (Frobenius; for k = 1 the norm of the paper's Eq. 1). A scope with a ``target`` field explains one token of
-    the vocabulary.
+    ``‖C J_t‖`` (Frobenius; for k = 1 the norm of the paper's Eq. 1). A field ``target`` that is a string, an id or None is the
+    token of the vocabulary that the scope explains; give another name to what is not a token.
 
     Attributes:
         unit: of the score.
@@ -74,7 +74,8 @@ class Scope(ABC):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "score" in vars(cls) and "additive" not in vars(cls):
+        scores, declares = (next(b for b in cls.__mro__ if name in vars(b)) for name in ("score", "additive"))
+        if cls.__mro__.index(scores) < cls.__mro__.index(declares):
             cls.additive = False
 
     @abstractmethod
@@ -154,7 +155,8 @@ class Scope(ABC):
         Without a target, and for scopes that explain no single token: the prompt's own next token where there is one, else
         the most probable one.
         """
-        return state.to_id(self.options.get("target"))
+        target = self.options.get("target")
+        return state.to_id(target if isinstance(target, str) or whole(target) is not None else None)
 
     def with_target(self, token: str | int) -> "Scope":
         """The same scope of another token; a scope that explains no single token stays as it is."""
@@ -194,7 +196,7 @@ class FunctionScope(Scope):
     def __post_init__(self) -> None:
         try:
             inspect.signature(self.function).bind(None, **self.given)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # ValueError: no signature, as of some built-in functions
             raise InputError(
                 f"Scope {self.label!r} cannot be called with the state and {self.given or 'no options'}: {error}."
             ) from error
@@ -210,11 +212,6 @@ class FunctionScope(Scope):
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         return {**defaults, **self.given}
-
-    def target_id(self, state: State) -> int:
-        """Of the function's ``target``, where that is one token."""
-        target = self.options.get("target")
-        return state.to_id(target if isinstance(target, str) or whole(target) is not None else None)
 
     def cotangents(self, state: State) -> Any:
         """What the function returns; `rows` checks it, as it checks every scope's."""

@@ -45,6 +45,10 @@ class TargetScope(QuantityScope):
 
     target: str | int | None = None
 
+    def target_id(self, state: State) -> int:
+        """The target as an id; what is no token is refused."""
+        return state.to_id(self.target)
+
 
 @register_scope("semantic")
 @dataclass(frozen=True)

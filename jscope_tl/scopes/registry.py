@@ -60,6 +60,8 @@ def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
     builtin = str(getattr(thing, "__module__", "")).startswith("jscope_tl.")
     if not name:
         raise InputError("A scope is registered under a name, and this one has none: register_scope('name').")
+    if not isinstance(unit, str):
+        raise InputError(f"unit is the text that is shown beside scores, such as 'logit per unit of x'; got {unit!r}.")
     if name in _ENTRIES and _ENTRIES[name].builtin and not builtin:
         raise InputError(f"{name!r} is a scope of jscope_tl; register yours under another name.")
     if inspect.isclass(thing) and issubclass(thing, Scope):
@@ -69,7 +71,7 @@ def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
         options = [f.name for f in fields(thing)] if is_dataclass(thing) else []
     elif callable(thing) and not inspect.isclass(thing):
         make = partial(_function_scope, thing, name, unit, moves_along)
-        parameters = list(inspect.signature(thing).parameters.values())[1:]
+        parameters = list(_signature(thing).parameters.values())[1:]
         options = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         takes_any = len(options) < len(parameters)
     else:
@@ -82,7 +84,14 @@ def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
     return thing
 
 
-def _function_scope(function: Callable[..., Any], name: str, unit: str, moves_along: bool, **options: Any) -> Scope:
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError as error:
+        raise InputError(f"{function!r} does not tell its parameters; wrap it in a function of the state.") from error
+
+
+def _function_scope(function: Callable[..., Any], name: str, unit: str, moves_along: bool, /, **options: Any) -> Scope:
     return FunctionScope(function, options, name, unit, moves_along)
 
 
@@ -112,7 +121,7 @@ def get_scope(name: str) -> Callable[..., Scope]:
     return partial(_make, name, scope_entry(name))
 
 
-def _make(name: str, entry: Entry, **options: Any) -> Scope:
+def _make(name: str, entry: Entry, /, **options: Any) -> Scope:
     _check_options(name, None if entry.takes_any else entry.options, options)
     return entry.make(**options)
 
@@ -134,7 +143,7 @@ def resolve_scope(scope: Any, options: dict[str, Any]) -> Scope:
         if options:
             raise InputError(f"Options go into the scope object itself, or beside a name; got both: {sorted(options)}.")
         return scope
-    if inspect.isclass(scope) and issubclass(scope, Scope):
+    if inspect.isclass(scope) and issubclass(scope, Scope) and not inspect.isabstract(scope):
         _check_options(scope.__name__, tuple(inspect.signature(scope).parameters), options)
         return scope(**options)
     if callable(scope) and not inspect.isclass(scope):

@@ -47,7 +47,7 @@ class SpectralScope(Scope):
     the prediction.
 
     Cost: ``d_model`` backward rows (of fisher: as many as ``F_u`` has directions). Where all rows of all positions take more
-    than `jscope_tl.singular.BUDGET`, from 33 to half as many more and a lower bound, which is doubted in the result's warnings
+    than `jscope_tl.scopes.singular.BUDGET`, from 33 to half as many more and a lower bound, which is doubted in the result's warnings
     where it may be more than 1 % low.
 
     What changes the number: folding the final norm (``fold_ln=True``) rescales ``y``, and with it ``of="jacobian"``, which
@@ -107,7 +107,7 @@ class SpectralScope(Scope):
             resolved={"sketch": width},
             seed=SEED,
             weights=counts,
-            doubts=_doubts(sigma, found.missed),
+            warnings=_doubts(sigma, found.missed),
         )
 
     def of_rows(self, rows: Float[Tensor, "k *layer pos d_in"]) -> Float[Tensor, "*layer pos"]:

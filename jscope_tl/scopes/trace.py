@@ -245,7 +245,7 @@ class _Probes:
             resolved=done | {"largest_relative_stderr": worst},
             seed=seed,
             weights=torch.cat([ones, torch.full((self.n,), 1 / self.n, device="cpu")]),
-            doubts=[] if doubt is None else [f"{doubt}: the largest relative standard error is {worst}."],
+            warnings=[] if doubt is None else [f"{doubt}: the largest relative standard error is {worst}."],
         )
 
 

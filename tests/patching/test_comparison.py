@@ -73,6 +73,7 @@ def naive(
     return effects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", oracles.SCOPES)
 @pytest.mark.parametrize("point", ["resid_pre", "resid_post"])
 def test_effects_are_those_of_a_naive_loop(tiny: Tiny, scope: str, point: str) -> None:
@@ -149,6 +150,7 @@ def own_probabilities(model: Any) -> torch.Tensor:
         return model(TOKENS[None], return_type="logits")[0, -1].softmax(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", oracles.SCOPES)
 def test_predictions_converge(kind: str, scope: str) -> None:
     """Halving the difference quarters the error of a first-order prediction; of Fisher's, whose effect is quadratic, it
@@ -312,3 +314,11 @@ def test_resid_mid(kind: str, llama: Any) -> None:
     result = js.patching.compare(llama, TOKENS, CORRUPTED, "semantic", target=3, at="resid_mid")
     wanted = naive(llama, "semantic", TOKENS, CORRUPTED, "resid_mid")
     torch.testing.assert_close(result.effects, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_one_hook_point_is_a_map_of_one_layer(llama: Any) -> None:
+    found = js.patching.compare(llama, TOKENS, CORRUPTED, "semantic", target=3, at="blocks.1.hook_resid_pre")
+    several = js.patching.compare(llama, TOKENS, CORRUPTED, "semantic", target=3)
+    torch.testing.assert_close(found.effects[0], several.effects[1])
+    assert len(found.to_dataframe()) == len(TOKENS)
+    assert "blocks.1.hook_resid_pre" in [agreement.hook_point for agreement in found.agreement()]

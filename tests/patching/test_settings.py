@@ -13,6 +13,8 @@ from tests.conftest import shared_tiny
 from tests.models import TOKENS, Tiny
 from tests.patching.test_comparison import CORRUPTED, NEED, naive
 
+pytestmark = pytest.mark.slow
+
 compare, ablate = inspect.unwrap(js.patching.compare), inspect.unwrap(js.patching.ablate)
 side_by_side = inspect.unwrap(js.patching.side_by_side)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5, "check_dtype": False}
@@ -60,7 +62,6 @@ def test_bos_is_never_chosen(pocket: Any) -> None:
         assert result.effects[:, 1:].isfinite().all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", [{"method": "sampled", "rank": 4, "probes": 6}, {"method": "auto", "rtol": 0.3}])
 def test_estimated_fisher(llama: Any, method: dict[str, Any]) -> None:
     """Scores are those of `attribute`; predictions come near those of the exact rows."""

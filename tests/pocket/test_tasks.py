@@ -103,6 +103,7 @@ def test_repetitions_repeat_their_cause() -> None:
             assert doc.words[cause - 1] == doc.words[at - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_splits_share_nothing(task: str) -> None:
     train, held_out = (some(task, split, 1000) for split in ("train", "held_out"))

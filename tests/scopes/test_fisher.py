@@ -14,6 +14,8 @@ from tests import models, oracles
 from tests.conftest import dense
 from tests.models import D_MODEL, TOKENS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("rank", [1, 3, D_MODEL])
 def test_low_rank_is_the_partial_sum(tiny: models.Tiny, rank: int) -> None:
@@ -154,7 +156,6 @@ def test_certain_predictions_score_zero() -> None:
     assert (fisher_factor(torch.randn(9, 5), p) == 0).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", [{"method": "sampled", "rank": 2}, {"method": "krylov", "rank": 4, "images": 2}])
 def test_estimates_over_many_seeds(llama: Any, method: dict[str, Any]) -> None:
     """The mean over seeds is the exact score, and the stated standard error is the spread that is seen or somewhat more:
@@ -264,7 +265,6 @@ def test_influence_patterns_pass_the_doubts_on(pocket: Any) -> None:
     assert pattern.provenance.n_backward <= 80
 
 
-@pytest.mark.slow
 def test_images_of_the_leading_directions(pocket: Any) -> None:
     """With the images of all leading directions and as many probes, the error is smaller than without them."""
     prompt = js.pocket_prompts("translation", 1)[0].text
@@ -277,7 +277,6 @@ def test_images_of_the_leading_directions(pocket: Any) -> None:
     assert error(method="krylov", rank=24, images=11, probes=5) < error(method="sampled", rank=32, probes=32)
 
 
-@pytest.mark.slow
 def test_layer_maps_are_estimated_too(pocket: Any) -> None:
     prompt = "the keys to the cabinet near the doors"
     exact = js.attribute(pocket, prompt, "fisher", method="exact", at="resid_pre")

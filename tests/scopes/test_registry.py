@@ -156,3 +156,63 @@ def test_names_that_cannot_be_registered() -> None:
     for name in (3, ["a"], None):
         with pytest.raises(js.InputError, match="There is no scope"):
             inspect.unwrap(js.get_scope)(name)
+
+
+def test_a_score_of_a_mixin_is_the_same_in_batches_and_patterns(pocket: Any) -> None:
+    """A scope is additive only where its score is that of the base."""
+
+    class Doubled:
+        def score(self, state: js.State, vjp: Any) -> js.Score:
+            return js.Score(2 * vjp.squared_norms(self.rows(state)).sum(0))
+
+    class Mixed(Doubled, js.Scope):
+        def cotangents(self, state: js.State) -> Any:
+            return state.y.detach()
+
+    assert not Mixed.additive
+    prompt = "the keys to the cabinet"
+    alone = js.attribute(pocket, prompt, Mixed()).scores
+    batched, _ = js.attribute_batch(pocket, [prompt, "the key"], Mixed())
+    assert torch.allclose(batched.scores, alone)
+    assert torch.allclose(js.influence_pattern(pocket, prompt, Mixed(), [-1]).scores[0], alone)
+
+
+def test_a_scores_shape_is_checked(pocket: Any) -> None:
+    class Short(js.TemperatureScope):
+        def score(self, state: js.State, vjp: Any) -> js.Score:
+            return js.Score(torch.ones(2))
+
+    class Bare(js.TemperatureScope):
+        def score(self, state: js.State, vjp: Any) -> Any:
+            return torch.ones(6)
+
+    for scope, given in ((Short(), r"\[2\]"), (Bare(), "Tensor")):
+        with pytest.raises(js.InputError, match=f"returned {given}; needed is a js.Score"):
+            js.attribute(pocket, "the keys to the cabinet", scope)
+
+
+def test_functions_may_name_their_options_as_they_like(pocket: Any) -> None:
+    @js.register_scope("odd")
+    def odd(state: js.State, name: float = 1.0, unit: float = 1.0, function: float = 1.0, entry: float = 1.0) -> Any:
+        return state.y.detach() * name * unit * function * entry
+
+    plain, doubled = (
+        js.attribute(pocket, "the keys", "odd", **how).scores for how in ({}, {"name": 2.0, "entry": 2.0})
+    )
+    assert torch.allclose(4 * plain, doubled)
+
+
+@pytest.mark.parametrize("scope", [js.Scope, js.QuantityScope, max])
+def test_what_cannot_be_a_scope_is_refused_in_words(pocket: Any, scope: Any) -> None:
+    with pytest.raises(js.InputError):
+        js.attribute(pocket, "the keys", scope)
+
+
+def test_a_target_that_is_no_token_is_left_to_the_scope(pocket: Any) -> None:
+    def several(state: js.State, target: Any = ()) -> Any:
+        return state.gradient(lambda z: z[list(target)].sum())
+
+    found = js.attribute(pocket, "the keys to the cabinet", several, target=(5, 9))
+    assert found.prediction.target == found.prediction.top[0]
+    with pytest.raises(js.InputError, match="A target is a string that is one token"):
+        js.attribute(pocket, "the keys", "semantic", target=(5, 9))
