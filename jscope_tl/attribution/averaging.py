@@ -85,12 +85,13 @@ def _averaged_rows(
     n_points, at_once = path.n_points(), end.view.prompts_at_once(len(end.prompts[end.rows[i]]), end.settings.fwd_hooks)
     batches = [range(n, min(n + at_once, n_points)) for n in range(0, n_points, at_once)]
     shown = backward.progress if len(batches) > 1 else False
+    state = end.state(i)
     total: Tensor | float = 0.0
     for which in progress_bar(shown, "points of the path", "batch", batches):
         inputs = Inputs(end.inputs.reduction, end.inputs.origin, partial(_placed, path, x0, which))
         with run_again(end, len(which), inputs, i) as run:
             here = backward.elsewhere(run.xs, run.y, run.positions)
-            rows = here.rows(_cotangents(scope, fixed, end.state(i), run))
+            rows = here.rows(_cotangents(scope, fixed, state, run))
             total = total + torch.cat([_over_points(chunk, len(which)) for chunk in rows])
         backward.rounding = here.rounding
         backward.notes += [note for note in here.notes if note not in backward.notes]

@@ -140,8 +140,8 @@ class Setup:
     def score(self, forward: Run, backward: Backward, i: int = 0) -> Score:
         """The score of the ``i``-th explained position, from rows at the prompt or averaged along the path."""
         if isinstance(self.path, Point):
-            score = self.scope.score(forward.state(i), VJP(backward, i))
-            return self.in_units(self._checked(score, len(forward.state(i).tokens)))
+            state = forward.state(i)
+            return self.in_units(self._checked(self.scope.score(state, VJP(backward, i)), len(state.tokens)))
         if len(forward.at) > 1:
             raise InputError(f"A path starts at one hook point; {list(forward.at)} are {len(forward.at)}.")
         return self.in_units(averaged_score(self.path, self.scope, forward, backward, i))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from jscope_tl.engine.inputs import NORM
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, to_str_tokens
 from jscope_tl.model.running import Passes
-from jscope_tl.model.view import ModelView
 from jscope_tl.patching.comparison import Comparison, Cost
 from jscope_tl.patching.pairs import Pair, need_patchable, source_activations, to_pair
 from jscope_tl.patching.patched_runs import Cells, patched_runs
@@ -81,13 +81,13 @@ def compare(
         torch.Size([4, 6])
     """
     refuse("patching.compare", options)
-    names = ModelView(model).hook_points(at)
-    at = names if len(names) == 1 else at  # a layer map of one layer, and not a row of scores
     setup = set_up(
         model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=NORM, frozen=frozen, chunk_size=chunk_size,
         matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     view, points = setup.view, setup.settings.at
+    if len(points) == 1:
+        setup = replace(setup, at=list(points))  # a layer map of one layer, and not a row of scores
     pair, explained = to_pair(view, clean, corrupted, direction, prepend_bos, position)
     need_patchable(view, points)
     only_top = _checked_top(only_top, rank_by)
