@@ -11,7 +11,7 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.scopes import registry
-from tests import models, oracles
+from tests import models, oracles, real_model
 
 torch.set_num_threads(1)
 
@@ -57,6 +57,16 @@ def llama(kind: str) -> Any:
 @pytest.fixture(scope="session")
 def pocket() -> Any:
     return js.load_pocket_model()
+
+
+@pytest.fixture(scope="session")
+def smollm2(kind: str) -> Any:
+    """SmolLM2-135M-Instruct of each class, for tests marked ``real``: not to be changed by a test."""
+    if not real_model.is_made():
+        if os.environ.get("JSCOPE_NEEDS_REAL_MODEL"):
+            pytest.fail("SmolLM2 is missing and this run needs it: python -m tests.real_model")
+        pytest.skip("needs SmolLM2 (python -m tests.real_model)")
+    return real_model.bridge() if kind == "bridge" else real_model.hooked()
 
 
 @pytest.fixture(autouse=True)
