@@ -22,7 +22,8 @@ from jscope_tl.model.prompts import to_tokens
 from jscope_tl.model.view import ModelView
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Score
-from jscope_tl.scopes.fisher import root
+from jscope_tl.scopes.factor import Matrix, principal_rows
+from jscope_tl.scopes.fisher import fisher_factor
 
 BUDGETS = (16, 32, 64)
 
@@ -47,12 +48,10 @@ def linear(model: Any, prompt: Any) -> Linear:
     view = ModelView(model)
     tokens = to_tokens(view, prompt)
     with run(Settings(view, ["hook_embed"]), tokens, [len(tokens) - 1]) as forward:
-        state = forward.state()
-        p = state.log_probs.detach().exp().to(state.dtype)
-        (S,) = root(state.W_U, state.slope, p, len(p))
+        factor = fisher_factor(forward.state())
     J = js.jacobian(model, tokens)
     # The rows of S in fewer dimensions, where there are more tokens than directions: what is random stays as it is.
-    S = trace.principal_rows(S.T @ S).to(J.device)
+    S = principal_rows(factor.gram()).to(J.device) * factor.size
     mixed = torch.linalg.qr(torch.randn(len(S), len(S), generator=torch.Generator().manual_seed(0))).Q.to(S) @ S
     rows = einsum(S, J, "k d_model, d_model pos d_in -> k pos d_in")
     return Linear(mixed, J, reduce(rows.square(), "k pos d_in -> pos", "sum"))
@@ -74,14 +73,14 @@ def finite_differences(case: Linear, budget: int, seed: int) -> Score:
 
 
 METHODS: dict[str, Callable[[Linear, int, int], Score]] = {
-    "leading directions only": lambda case, b, seed: trace.low_rank(trace.principal_rows(case.S.T @ case.S), b, case.vjp()),
+    "leading directions only": lambda case, b, seed: trace.low_rank(Matrix(case.S), b, case.vjp()),
     "finite differences per position": finite_differences,
     "random probes only": plain_probes,
     "leading directions + probes (`sampled`)": lambda case, b, seed: trace.sampled(
-        case.S, b // 2, 0, b - b // 2, seed, case.vjp()
+        Matrix(case.S), b // 2, 0, b - b // 2, seed, case.vjp()
     ),
     "leading, their images, probes (`krylov`)": lambda case, b, seed: trace.sampled(
-        case.S, *krylov_split(b), seed, case.vjp()
+        Matrix(case.S), *krylov_split(b), seed, case.vjp()
     ),
 }  # fmt: skip
 

@@ -116,7 +116,11 @@ class Setup:
         """The prompt's own forward pass, and the backward passes through it."""
         passes = Passes()
         with run(self.settings, tokens, positions, self._inputs(len(tokens), passes), passes) as forward:
-            yield forward, self.backward(forward)
+            backward = self.backward(forward)
+            try:
+                yield forward, backward
+            finally:
+                backward.bar.close()
 
     def run_together(
         self, prompts: Sequence[Int[Tensor, "_"]], positions: Sequence[int]

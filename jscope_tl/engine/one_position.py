@@ -49,6 +49,10 @@ class VJP:
         """``Σ_t J_t δ_t``, or None; see `Backward.jvp`."""
         return self.backward.jvp(tangents, self.i)
 
+    def expect(self, rows: int) -> None:
+        """Tell the progress bar how many rows are still to come at this position; those after it are taken to be like it."""
+        self.backward.bar.expect(rows * (len(self.backward.positions) - self.i), self.backward.progress)
+
     @property
     def position(self) -> int:
         """The explained position."""

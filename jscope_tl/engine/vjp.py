@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jscope_tl.engine.memory import LiveBytes, chunk_budget, is_out_of_memory
 from jscope_tl.engine.precision import matmul_precision
-from jscope_tl.engine.progress import progress_bar
+from jscope_tl.engine.progress import Bar
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.running import Passes
 
@@ -48,6 +48,7 @@ class Backward:
         capture: called with the rows of every chunk, one tensor for each hook point.
         matmul_precision: see `jscope_tl.engine.precision`; the ``rounding`` that it causes is measured on the first row.
         passes: where passes are counted.
+        bar: one for all rows; see `Bar.expect`.
         notes: what happened, for the result's warnings.
     """
 
@@ -61,6 +62,7 @@ class Backward:
     passes: Passes = field(default_factory=Passes)
     rounding: float | None = None
     notes: list[str] = field(default_factory=list)
+    bar: Bar = field(default_factory=Bar)
     _graph_freed: bool = False
     _row_bytes: int = 0  # measured
     _proven: int = 0  # rows at once that were no trouble
@@ -100,27 +102,26 @@ class Backward:
         rest, starts = cotangents.to(self.y.device, self.dtype), self._starts(of, len(cotangents))
         if self.matmul_precision is not None and self.rounding is None:
             self._state_rounding(rest[:1], starts[:1])
-        one = self.progress is None and len(cotangents) == 1
-        with progress_bar(False if one else self.progress, "backward passes", "row", total=len(cotangents)) as bar:
-            while len(rest):
-                size = min(len(rest), self._chunk_size())
-                # What may still run out of memory needs the graph for another try.
-                keep = retain_graph or size < len(rest) or size > max(self._proven, 1)
-                try:
-                    rows = self._scaled_rows(rest[:size], starts[:size], keep)
-                except (RuntimeError, MemoryError) as error:
-                    if size == 1 or not is_out_of_memory(error):
-                        raise
-                    self._fewer(size)
-                    continue
-                self._graph_freed = not (retain_graph or size < len(rest))
-                self._proven = max(self._proven, size)
-                if self.capture is not None:
-                    self.capture(rows)
-                yield rows
-                self._count(size, cotangents)
-                rest, starts = rest[size:], starts[size:]
-                bar.update(size)
+        self.bar.expect(max(len(cotangents), self.bar.left), self.progress)
+        while len(rest):
+            size = min(len(rest), self._chunk_size())
+            # What may still run out of memory needs the graph for another try.
+            keep = retain_graph or size < len(rest) or size > max(self._proven, 1)
+            try:
+                rows = self._scaled_rows(rest[:size], starts[:size], keep)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                self._fewer(size)
+                continue
+            self._graph_freed = not (retain_graph or size < len(rest))
+            self._proven = max(self._proven, size)
+            if self.capture is not None:
+                self.capture(rows)
+            yield rows
+            self._count(size, cotangents)
+            rest, starts = rest[size:], starts[size:]
+            self.bar.update(size)
 
     def _scaled_rows(
         self, chunk: Float[Tensor, "chunk *n d_model"], starts: Int[Tensor, "chunk"], keep: bool
@@ -201,6 +202,7 @@ class Backward:
             self.notes.append(f"Products with J were not available ({reason}); probes alone did the work.")
             return None
         self.passes.n_backward += len(tangents) + 2
+        self.bar.update(len(tangents) + 2)
         moved = torch.cat(products).to(self.dtype)
         return (moved * _beside(scale, moved)).detach()
 

@@ -1,12 +1,10 @@
 """Fisher Scope: sensitivity of the whole predictive distribution, ``tr(J_t^T F_u J_t)`` (Eqs. 4-6 of the paper)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from numbers import Real
+from typing import Any
 
-import torch
-from einops import einsum, rearrange, reduce
+from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,10 +14,10 @@ from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.model.basis import Basis
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
+from jscope_tl.scopes.budget import Budget, Tolerance
+from jscope_tl.scopes.factor import Factor, FisherFactor, leading_rows, principal_rows
 from jscope_tl.scopes.registry import register_scope
 
-VOCAB_BLOCK = 8192
-"""Tokens whose unembedding is copied at once, where the whole is not needed."""
 METHODS = ("auto", "exact", "low_rank", "sampled", "krylov")
 
 
@@ -43,14 +41,18 @@ class FisherScope(Scope):
             ``"krylov"``: also the ``images`` directions into which the model carries the leading ones, exactly: one
             product with ``J`` and one row each. Unbiased, and at equal cost about half the error of ``sampled``.
             ``"auto"``: as ``krylov``, with as many probes as bring every position's standard error below ``rtol`` of its
-            score; all directions instead where that takes no more passes. The result's ``options["resolved"]`` tells. Stopping where
-            the stated error is small makes the mean slightly too small, by a fifth of ``rtol`` at worst.
-        rank: leading directions; by default 1 for ``low_rank``, 16 for ``sampled``, 12 for ``krylov`` and ``auto`` (24 for
+            score or ``atol`` of the largest one; all directions instead where that takes no more passes. The result's
+            ``options["resolved"]`` tells. Stopping where the stated error is small makes the mean slightly too small, by a fifth of
+            ``rtol`` at worst.
+        rank: leading directions; by default 1 for ``low_rank``, 16 for ``sampled``, 8 for ``krylov`` and ``auto`` (24 for
             an ``rtol`` below 0.02, fewer where ``max_rows`` asks for it).
-        images: of ``krylov`` and ``auto``; at most as many as ``rank``, by default one less than half of it.
+        images: of ``krylov`` and ``auto``; at most as many as ``rank``, by default one more than half of it (none below rank 4).
         probes: random probes of ``sampled`` and ``krylov``, at least 2; by default 16 and 8.
         rtol: relative standard error that ``auto`` stops at.
-        max_rows: backward passes that ``auto`` may take even if ``rtol`` is not met then, which the result's warnings say.
+        atol: standard error that ``auto`` stops at, relative to the largest score (of the layer; the first token's aside), where that
+            is more: an error of one percent of the full scale is less than a picture shows. With 0 every position is held to ``rtol``.
+        max_rows: backward passes that ``auto`` may take; a result that they stop says so in its warnings.
+        max_seconds: time that ``auto`` may take after the forward pass, as far as the first row tells; at least three rows.
         seed: of the probes. The global random generator is not touched.
 
     Low rank changes with the weight processing: folding the final norm rescales ``y`` and so picks other directions. The
@@ -73,7 +75,9 @@ class FisherScope(Scope):
     images: int | None = None
     probes: int | None = None
     rtol: float = 0.05
+    atol: float = 0.01
     max_rows: int | None = None
+    max_seconds: float | None = None
     seed: int = 0
     unit = "2 nats (KL) per unit of x squared"
 
@@ -84,24 +88,26 @@ class FisherScope(Scope):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, count(name, getattr(self, name), least))
         object.__setattr__(self, "seed", count("seed", self.seed, 0))
-        if isinstance(self.rtol, bool) or not isinstance(self.rtol, Real) or not 0 < self.rtol < 1:
+        if not _is_number(self.rtol) or not 0 < self.rtol < 1:
             raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol!r}.")
+        if not _is_number(self.atol) or not 0 <= self.atol < 1:
+            raise InputError(
+                f"atol is the standard error to reach relative to the largest score, from 0 to below 1; got {self.atol!r}."
+            )
+        if self.max_seconds is not None and (not _is_number(self.max_seconds) or not self.max_seconds > 0):
+            raise InputError(
+                f"max_seconds is how long the backward passes may take, above 0; got {self.max_seconds!r}."
+            )
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose squared norms sum to the exact score."""
-        p = _probabilities(state)
-        F = sum((S.T @ S for S in root(state.W_U, state.slope, p, VOCAB_BLOCK)), p.new_zeros(()))
-        return trace.principal_rows(F)
+        S = fisher_factor(state)
+        return principal_rows(S.gram()) * S.size
 
     def score(self, state: State, vjp: VJP) -> Score:
         """The trace by the chosen method."""
-        rank = self._rank(state.y.shape[0])
-        if self.method == "exact":
-            return trace.exact(self.cotangents(state), vjp)
-        if self.method == "low_rank":
-            return trace.low_rank(self.cotangents(state), rank, vjp)
-        (S,) = root(state.W_U, state.slope, _probabilities(state), len(state.logits))
-        return trace.at_unit_size(S, partial(self._estimate, rank, vjp))
+        S = fisher_factor(state)
+        return self._scored(S, self._rank(S.d_model), vjp).times(S.size**2)
 
     def combined(self, squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
         """The trace is their plain sum."""
@@ -114,20 +120,27 @@ class FisherScope(Scope):
                 f"Along a path the rows of Fisher Scope are averaged, which method={self.method!r} does not write out. Use "
                 "method='low_rank' with a rank, or 'exact'."
             )
-        rows = self.cotangents(state)
-        return rows if self.method == "exact" else rows[: self._rank(len(state.y))]
+        if self.method == "exact":
+            return self.cotangents(state)
+        S = fisher_factor(state)
+        return leading_rows(S, self._rank(S.d_model)) * S.size
 
     def at_input(self, score: Score) -> Score:
         """Half of it: the second-order prediction of the KL divergence."""
         return score.times(0.5)
 
-    def _estimate(self, rank: int, vjp: VJP, S: Float[Tensor, "d_vocab d_model"]) -> Score:
+    def _scored(self, S: Factor, rank: int, vjp: VJP) -> Score:
+        if self.method == "exact":
+            return trace.exact(S, vjp)
+        if self.method == "low_rank":
+            return trace.low_rank(S, rank, vjp)
         if self.method == "sampled":
             return trace.sampled(S, rank, 0, self.probes or 16, self.seed, vjp)
-        images = max(0, rank // 2 - 1) if self.images is None else self.images
+        images = (rank // 2 + 1 if rank >= 4 else 0) if self.images is None else self.images
         if self.method == "krylov":
             return trace.sampled(S, rank, images, self.probes or 8, self.seed, vjp)
-        return trace.adaptive(S, rank, images, self.rtol, self.max_rows, self.seed, vjp)
+        budget = Budget(vjp, self.max_rows, self.max_seconds)
+        return trace.adaptive(S, rank, images, Tolerance(self.rtol, self.atol), self.seed, vjp, budget)
 
     def effect_from(self, base: State) -> Effect:
         """``KL(p_base ‖ p)`` of the two next-token distributions."""
@@ -157,9 +170,9 @@ class FisherScope(Scope):
 
     def _rank(self, d_model: int) -> int:
         if self.rank is None:
-            adaptive = 12 if self.rtol >= 0.02 or self.method == "krylov" else 24
-            if self.max_rows is not None:  # half of them at most, images included; the first probes are 8
-                adaptive = min(adaptive, max(1, (self.max_rows - trace.BLOCK) // 2))
+            adaptive = 8 if self.rtol >= 0.02 or self.method == "krylov" else 24
+            if self.max_rows is not None:  # with its images and the first probes it takes 2 rank + 12
+                adaptive = min(adaptive, max(1, (self.max_rows - trace.BLOCK - 4) // 2))
             return min({"low_rank": 1, "sampled": 16}.get(self.method, adaptive), d_model)
         if self.rank > d_model:
             raise InputError(f"rank is {self.rank}, but y has only {d_model} directions (d_model).")
@@ -185,27 +198,15 @@ class FisherInputScope(FisherScope):
     reduction = "dot"
 
 
-def _probabilities(state: State) -> Float[Tensor, "d_vocab"]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def fisher_factor(state: State) -> FisherFactor:
+    """A factor of ``F_u``, up to its size."""
     if not state.is_linear():
         raise InputError(
             "Fisher Scope needs logits that are W_U^T y, each by itself biased, scaled or capped; what this model (or a "
             "hook) does after the unembedding is more than that. The scopes with one direction work on it."
         )
-    return state.log_probs.detach().exp().to(state.dtype)
-
-
-def root(
-    W_U: Float[Tensor, "d_model d_vocab"], slope: Float[Tensor, "d_vocab"], p: Float[Tensor, "d_vocab"], block: int
-) -> Iterator[Float[Tensor, "n d_model"]]:
-    """Rows of ``S``, ``block`` tokens at a time: ``S^T S = F_u = Σ_v p_v (d_v - μ)(d_v - μ)^T``, ``μ = Σ_v p_v d_v``.
-
-    ``d_v``, a row of ``D = ∂z/∂y``, is a token's unembedding times what soft-cap and logit scale do to its logit (``slope``).
-    Centred before they are multiplied, the rows do not cancel for peaked ``p``.
-    """
-    slope = slope.to(p)
-    tokens = torch.arange(len(p), device="cpu").split(block)
-    parts = [slice(int(some[0]), int(some[-1]) + 1) for some in tokens]
-    mean = sum((W_U[:, part].to(p) @ (p * slope)[part] for part in parts), p.new_zeros(()))
-    for part in parts:
-        D = W_U[:, part].T.to(p) * rearrange(slope[part], "token -> token 1")
-        yield D.sub_(mean).mul_(rearrange(p[part].sqrt(), "token -> token 1"))
+    return FisherFactor(state.W_U, state.slope, state.log_probs.detach().exp(), state.dtype)

@@ -6,12 +6,11 @@ exactly. The products of ``J`` with these rows, their *images*, show into which 
 block-Krylov step (Musco and Musco 2015) on the pulled-back matrix ``Σ_t w_t S J_t J_t^T S^T``, whose spectrum falls faster than
 that of ``S S^T``; these are pulled back exactly too. The rest is measured with random sign vectors (Hutchinson 1989): unbiased,
 because the signs had no part in choosing the directions. Directions are orthonormal combinations of the rows of
-``S [n, d_model]``, so that no ``d x d`` matrix is needed.
+``S [n, d_model]``, which is seen through products only (`jscope_tl.scopes.factor`), so that no ``d x d`` matrix is needed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 
 import torch
 from einops import einsum, rearrange, reduce
@@ -22,6 +21,8 @@ from torch import Tensor
 from jscope_tl.engine.one_position import VJP
 from jscope_tl.errors import InputError
 from jscope_tl.scopes.base import Score
+from jscope_tl.scopes.budget import Budget, Tolerance
+from jscope_tl.scopes.factor import Factor, leading_directions, leading_rows, orthonormal, principal_rows, without
 
 BLOCK = 8
 """Probes pulled at once, and the fewest that `adaptive` draws."""
@@ -29,95 +30,70 @@ ROUNDING = 32
 """Relative error of a score in units of the precision that it is computed in, as seen against float64."""
 
 
-def exact(rows: Float[Tensor, "k d_model"], vjp: VJP) -> Score:
+def exact(S: Factor, vjp: VJP) -> Score:
     """All directions."""
-    return Score(_over_rows(vjp.squared_norms(rows)))
+    return Score(_over_rows(vjp.squared_norms(principal_rows(S.gram()))))
 
 
-def low_rank(rows: Float[Tensor, "k d_model"], rank: int, vjp: VJP) -> Score:
+def low_rank(S: Factor, rank: int, vjp: VJP) -> Score:
     """The leading directions only: a lower bound."""
-    share = rows[:rank].square().sum() / rows.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
-    resolved = {"rank": min(rank, len(rows)), "share_of_trace_F_u": round(float(share), 4)}
-    return Score(_over_rows(vjp.squared_norms(rows[:rank])), resolved=resolved)
+    rows = leading_rows(S, rank)
+    return Score(_over_rows(vjp.squared_norms(rows)), resolved={"rank": len(rows)})
 
 
-def sampled(S: Float[Tensor, "n d_model"], rank: int, images: int, probes: int, seed: int, vjp: VJP) -> Score:
+def sampled(S: Factor, rank: int, images: int, probes: int, seed: int, vjp: VJP) -> Score:
     """Leading directions, their images (of ``rank`` at most), and a fixed number of probes of the rest."""
     images = min(images, rank)
-    if rank + images >= min(S.shape):
+    if rank + images >= S.n_directions:
         return _all_rows(S, vjp)
+    vjp.expect(cost(rank, images, probes))
     found = _Probes(_known(S, rank, images, vjp), torch.Generator("cpu").manual_seed(seed), vjp)
     found.draw(probes, retain_graph=False)
-    return found.score(seed)
+    return found.score(seed, Tolerance(1.0))
 
 
-def adaptive(
-    S: Float[Tensor, "n d_model"], rank: int, images: int, rtol: float, max_rows: int | None, seed: int, vjp: VJP
-) -> Score:
-    """Probes until every position's standard error is below ``rtol``; all rows as soon as that is expected to cost no more.
+def cost(rank: int, images: int, probes: int) -> int:
+    """Backward rows: an image takes a product and a row, and all products share a pass that takes as long as two."""
+    return rank + (2 * images + 2 if images else 0) + probes
+
+
+def adaptive(S: Factor, rank: int, images: int, enough: Tolerance, seed: int, vjp: VJP, budget: Budget) -> Score:
+    """Probes until the standard error is small enough everywhere; all rows as soon as that is expected to cost no more.
 
     To stop where the stated error happens to be small makes the mean slightly too small: by up to a fifth of ``rtol`` where
     many blocks are drawn, unnoticeably where the first is enough.
     """
     images = min(images, rank)
-    least = rank + (2 * images + 2 if images else 0) + BLOCK  # 2 for the pass that all products share
-    n_directions = min(S.shape)
-    if max_rows is not None and max_rows < min(least, n_directions):
+    least = cost(rank, images, BLOCK)
+    if budget.left() < min(least, S.n_directions):
         raise InputError(
-            f"max_rows={max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Lower them, or "
+            f"max_rows={budget.max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Lower them, or "
             "raise max_rows."
         )
-    if n_directions <= least:
+    if S.n_directions <= least:
         return _all_rows(S, vjp)
-    end = inf if max_rows is None else float(vjp.backward.passes.n_backward + max_rows)
-    found = _Probes(_known(S, rank, images, vjp), torch.Generator("cpu").manual_seed(seed), vjp)
-    return _refined(found, rtol, end, seed, vjp)
+    vjp.expect(least)
+    found = _Probes(_known(S, rank, images, vjp, budget), torch.Generator("cpu").manual_seed(seed), vjp)
+    return _refined(found, enough, seed, vjp, budget)
 
 
-def _refined(found: "_Probes", rtol: float, end: float, seed: int, vjp: VJP) -> Score:
-    unknown = min(found.known.S.shape) - len(found.known.directions)
-    found.draw(BLOCK)
-    while (worst := found.worst()) > rtol:  # what is not finite is refused with the finished scores
-        wanted, left = ceil(found.n * (worst / rtol) ** 2) - found.n, end - vjp.backward.passes.n_backward
+def _refined(found: "_Probes", enough: Tolerance, seed: int, vjp: VJP, budget: Budget) -> Score:
+    unknown = found.known.S.n_directions - len(found.known.directions)
+    found.draw(int(max(2, min(BLOCK, budget.left()))))
+    while (worst := found.worst(enough)) > enough.rtol:  # what is not finite is refused with the finished scores
+        wanted, left = ceil(found.n * (worst / enough.rtol) ** 2) - found.n, budget.left()
         if wanted >= unknown and unknown <= left:
             return _given_up(found.known, found, vjp)
+        vjp.expect(int(min(max(wanted, 2), left)))
         more = int(min(max(wanted, 2), found.n, left))
         if more < 2:
-            return found.score(seed, doubt=f"rtol={rtol} was not met within max_rows")
+            return found.score(seed, enough, stopped_by=budget.spent())
         found.draw(more)
-    return found.score(seed)
+    return found.score(seed, enough)
 
 
-def at_unit_size(S: Float[Tensor, "n d_model"], estimate: Callable[[Tensor], Score]) -> Score:
-    """``estimate(S)``, with ``S`` scaled in place meanwhile: certain predictions have a tiny one, which must not be squared."""
-    size = max(float(S.max()), -float(S.min())) or 1.0
-    score = estimate(S.div_(size)).times(size**2)
-    S.mul_(size)
-    return score
-
-
-def principal_rows(F: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "rank d_model"]:
-    """``R`` with ``R^T R = F``: rows ``λ_i^{1/2} u_i^T``, falling, zeros left out."""
-    eigenvalues, eigenvectors = torch.linalg.eigh(F)
-    # Not the usual d * eps: F_u's spectrum has a long tail, and J may be large along it.
-    kept = eigenvalues > eigenvalues[-1].clamp_min(0) * torch.finfo(F.dtype).eps
-    if not kept.any():  # p is one token for certain: nothing moves it
-        return torch.zeros_like(F[:1])
-    return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).T.flip(0)
-
-
-def leading_directions(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 3) -> Float[Tensor, "rank n"]:
-    """Left singular vectors of ``S``, by subspace iteration: products with ``S`` only. Approximate ones do as well."""
-    wide = min(rank + 8, *S.shape)
-    start = torch.randn(wide, S.shape[1], generator=torch.Generator("cpu").manual_seed(2**40), device="cpu").to(S)
-    for _ in range(rounds):
-        start = torch.linalg.qr((start @ S.T @ S).T).Q.T
-    left, _, _ = torch.linalg.svd(S @ start.T, full_matrices=False)
-    return left[:, :rank].T
-
-
-def _all_rows(S: Float[Tensor, "n d_model"], vjp: VJP) -> Score:
-    rows = principal_rows(S.T @ S)
+def _all_rows(S: Factor, vjp: VJP) -> Score:
+    rows = principal_rows(S.gram())
     done = {"method": "exact", "rank": len(rows)}
     values = _over_rows(vjp.squared_norms(rows))
     return Score(values, resolved=done, weights=torch.ones(len(rows), device="cpu"))
@@ -127,27 +103,38 @@ def _all_rows(S: Float[Tensor, "n d_model"], vjp: VJP) -> Score:
 class _Known:
     """The part of the trace in the ``directions`` of ``S`` that were pulled back; the first ``rank`` are leading ones, then images."""
 
-    S: Float[Tensor, "n d_model"]
+    S: Factor
     energy: Float[Tensor, "*layer pos"]
     directions: Float[Tensor, "known n"]
     rank: int
 
 
-def _known(S: Float[Tensor, "n d_model"], rank: int, images: int, vjp: VJP) -> _Known:
+def _known(S: Factor, rank: int, images: int, vjp: VJP, budget: Budget | None = None) -> _Known:
+    """The first row comes alone: the time that it takes says how many can be afforded."""
     leading = leading_directions(S, rank)
-    cotangents, n_images = leading @ S, min(images, rank)
-    if not n_images:
-        return _Known(S, _over_rows(vjp.squared_norms(cotangents, retain_graph=True)), leading, rank)
-    rows = vjp.rows(cotangents[:n_images], retain_graph=True)
+    cotangents = S.right(leading)
+    rows = vjp.rows(cotangents[:1], retain_graph=True)
+    rank, images = (rank, images) if budget is None else _afforded(rank, images, budget.left())
+    if images > 1:
+        rows = torch.cat([rows, vjp.rows(cotangents[1:images], retain_graph=True)])
     energy = _over_rows(rows.square().sum(-1)).to(cotangents.device)
-    if rank > n_images:
-        energy = energy + _over_rows(vjp.squared_norms(cotangents[n_images:], retain_graph=True))
+    if rank > len(rows):
+        energy = energy + _over_rows(vjp.squared_norms(cotangents[len(rows) : rank], retain_graph=True))
+    if not images:
+        return _Known(S, energy, leading[:rank], rank)
     first = slice(None) if rows.ndim == 3 else 0
     carried = _carried(rows[:, first] if rows.ndim == 4 else rows, energy[first], vjp)
-    found = _new_directions(carried, S, leading)
+    found = _new_directions(carried, S, leading[:rank])
     if len(found):
-        energy = energy + _over_rows(vjp.squared_norms(found @ S, retain_graph=True))
-    return _Known(S, energy, torch.cat([leading, found]), rank)
+        energy = energy + _over_rows(vjp.squared_norms(S.right(found), retain_graph=True))
+    return _Known(S, energy, torch.cat([leading[:rank], found]), rank)
+
+
+def _afforded(rank: int, images: int, left: float) -> tuple[int, int]:
+    """The rank and images for which ``left`` rows beside the first are enough, with probes to follow."""
+    if cost(rank, images, BLOCK) - 1 <= left:
+        return rank, images
+    return max(1, min(rank, int(left) - BLOCK, int(left) // 2 + 1)), 0
 
 
 def _carried(
@@ -166,19 +153,15 @@ def _carried(
 
 
 def _new_directions(
-    carried: Float[Tensor, "image d_model"], S: Float[Tensor, "n d_model"], known: Float[Tensor, "known n"]
+    carried: Float[Tensor, "image d_model"], S: Factor, known: Float[Tensor, "known n"]
 ) -> Float[Tensor, "new n"]:
     """Orthonormal directions of ``S`` along which these vectors of the output space lie, without those that are known."""
-    along = carried.to(S) @ S.T
-    along = _without(along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(S.dtype).tiny), known)
+    along = S.left(carried)
+    along = without(along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(along.dtype).tiny), known)
     _, sizes, directions = torch.linalg.svd(along, full_matrices=False)
     # What rounding made of a direction that was known loses most of itself when the known are taken out once more.
-    new = _without(directions[sizes > sizes.sum() * 1e-6], known)
-    return torch.linalg.qr(new[new.norm(dim=1) > 0.5].T).Q.T
-
-
-def _without(vectors: Float[Tensor, "m n"], known: Float[Tensor, "known n"]) -> Float[Tensor, "m n"]:
-    return vectors - (vectors @ known.T) @ known
+    new = without(directions[sizes > sizes.sum() * 1e-6], known)
+    return orthonormal(new[new.norm(dim=1) > 0.5])
 
 
 class _Probes:
@@ -196,12 +179,12 @@ class _Probes:
         return sum(len(block) for block in self.squares)
 
     def draw(self, n: int, retain_graph: bool = True) -> None:
-        blocks = random_signs(n, len(self.known.S), self.generator).split(BLOCK)
+        blocks = random_signs(n, self.known.S.n, self.generator).split(BLOCK)
         for i, block in enumerate(blocks):
-            self._add(block.to(self.known.S), retain_graph or i + 1 < len(blocks))
+            self._add(block.to(self.known.directions), retain_graph or i + 1 < len(blocks))
 
     def _add(self, signs: Float[Tensor, "m n"], retain_graph: bool) -> None:
-        rows = self.vjp.rows(_without(signs, self.known.directions) @ self.known.S, retain_graph)
+        rows = self.vjp.rows(self.known.S.right(without(signs, self.known.directions)), retain_graph)
         self.one_number = rows.shape[-1] == 1
         grams = einsum(rows, rows, "m ... d, n ... d -> m n ...")
         squares = rearrange(grams.diagonal(), "... m -> m ...")
@@ -229,31 +212,35 @@ class _Probes:
     def values(self) -> Float[Tensor, "*layer pos"]:
         return self.known.energy + reduce(torch.cat(self.squares), "m ... -> ...", "mean")
 
-    def worst(self) -> float:
-        """The largest standard error relative to its score."""
-        values = self.values()
-        return float((self.stderr() / values.clamp_min(torch.finfo(values.dtype).tiny)).max())
+    def worst(self, enough: Tolerance) -> float:
+        """The largest standard error relative to its score, or to the size from which on scores count."""
+        return enough.worst(self.values(), self.stderr())
 
-    def score(self, seed: int, doubt: str | None = None) -> Score:
+    def score(self, seed: int, enough: Tolerance, stopped_by: str | None = None) -> Score:
+        """``stopped_by``: what ended it before that."""
         n_known = len(self.known.directions)
         done = {"rank": self.known.rank, "images": n_known - self.known.rank, "probes": self.n}
-        worst = float(f"{self.worst():.3g}")
+        worst = float(f"{self.worst(enough):.3g}")
         ones = torch.ones(n_known, device="cpu")
+        doubt = (
+            f"Stopped by {stopped_by}, before rtol={enough.rtol:g} and atol={enough.atol:g} were met: the largest standard error "
+            f"is {worst:.1%} of its score or of {enough.atol / enough.rtol:.2g} times the largest one."
+        )
         return Score(
             self.values(),
             self.stderr(),
             resolved=done | {"largest_relative_stderr": worst},
             seed=seed,
             weights=torch.cat([ones, torch.full((self.n,), 1 / self.n, device="cpu")]),
-            warnings=[] if doubt is None else [f"{doubt}: the largest relative standard error is {worst}."],
+            warnings=[] if stopped_by is None else [doubt],
         )
 
 
 def _given_up(known: _Known, found: _Probes, vjp: VJP) -> Score:
     """The exact score after all, from what is known and the directions of the rest; the probes do not count."""
-    cotangents = known.directions @ known.S
-    n_left = min(known.S.shape) - len(cotangents)  # the others are rounding
-    others = principal_rows(known.S.T @ known.S - cotangents.T @ cotangents)[:n_left]
+    cotangents = known.S.right(known.directions)
+    n_left = known.S.n_directions - len(cotangents)  # the others are rounding
+    others = principal_rows(known.S.gram() - cotangents.T @ cotangents)[:n_left]
     values = known.energy + _over_rows(vjp.squared_norms(others))
     counts = [(len(cotangents), 1.0), (found.n, 0.0), (len(others), 1.0)]
     weights = torch.cat([torch.full((n,), weight, device="cpu") for n, weight in counts])

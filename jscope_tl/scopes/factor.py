@@ -1,0 +1,220 @@
+"""Factors ``S [n, d_model]`` of a matrix ``S^T S``, seen through their products: what has a row per token is not written out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+VOCAB_BLOCK = 8192
+"""Tokens whose unembedding is copied at once, where it must be."""
+LIKELIEST = 2048
+"""Tokens whose rows alone show where the leading directions are: on language models all but a few percent of the probability."""
+SPARE = 3
+"""Directions beyond those that are wanted, to converge sooner; and products of four rows and more are precise, of one they are not."""
+CONVERGED = 1e-5
+"""Residual of an eigenvector relative to the largest eigenvalue."""
+ROUNDS = 12
+"""Before a matrix is built after all."""
+
+
+class Factor(ABC):
+    """A matrix ``S [n, d_model]``; subclasses multiply with it."""
+
+    n: int
+    d_model: int
+
+    @abstractmethod
+    def left(self, V: Float[Tensor, "m d_model"]) -> Float[Tensor, "m n"]:
+        """``V S^T``."""
+
+    @abstractmethod
+    def right(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m d_model"]:
+        """``U S``."""
+
+    @abstractmethod
+    def gram(self) -> Float[Tensor, "d_model d_model"]:
+        """``S^T S``."""
+
+    @abstractmethod
+    def likely(self) -> Float[Tensor, "some d_model"]:
+        """Rows that hold most of ``S``."""
+
+    @property
+    def n_directions(self) -> int:
+        """At most so many singular values are not 0."""
+        return min(self.n, self.d_model)
+
+
+@dataclass(frozen=True)
+class Matrix(Factor):
+    """A factor that is at hand."""
+
+    S: Float[Tensor, "n d_model"]
+
+    @property
+    def n(self) -> int:  # type: ignore[override]
+        """Rows."""
+        return self.S.shape[0]
+
+    @property
+    def d_model(self) -> int:  # type: ignore[override]
+        """Columns."""
+        return self.S.shape[1]
+
+    def left(self, V: Float[Tensor, "m d_model"]) -> Float[Tensor, "m n"]:
+        """``V S^T``."""
+        return V.to(self.S) @ self.S.T
+
+    def right(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m d_model"]:
+        """``U S``."""
+        return U.to(self.S) @ self.S
+
+    def gram(self) -> Float[Tensor, "d_model d_model"]:
+        """``S^T S``."""
+        return self.S.T @ self.S
+
+    def likely(self) -> Float[Tensor, "some d_model"]:
+        """All rows."""
+        return self.S
+
+
+@dataclass(frozen=True)
+class FisherFactor(Factor):
+    """``S`` with ``S^T S = F_u / size²`` and ``F_u = D^T (diag p - p p^T) D``: row ``v`` is ``p_v^{1/2} (d_v - μ)``, ``μ = Σ_v p_v d_v``.
+
+    ``d_v``, a row of ``D = ∂z/∂y``, is a token's unembedding times what soft-cap and logit scale do to its logit (``slope``).
+    Certain predictions have a tiny ``F_u``, whose squares float32 would lose: ``size² = Σ_v p_v (1 - p_v)``.
+
+    The mean is taken out of the products, in float64, and not of ``W_U``: what is multiplied sums to zero over the tokens, so that
+    nothing cancels for peaked ``p`` either.
+
+    Args:
+        W_U: the unembedding, of which no copy is made.
+        slope: derivative of each logit with respect to its own value before soft-cap and scale.
+        p: the next-token distribution, in float64.
+        dtype: of products: float32, or the model's float64.
+    """
+
+    W_U: Float[Tensor, "d_model d_vocab"]
+    slope: Float[Tensor, "d_vocab"]
+    p: Float[Tensor, "d_vocab"]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def n(self) -> int:  # type: ignore[override]
+        """Tokens of the vocabulary."""
+        return len(self.p)
+
+    @property
+    def d_model(self) -> int:  # type: ignore[override]
+        """Directions of ``y``."""
+        return self.W_U.shape[0]
+
+    @cached_property
+    def size(self) -> float:
+        """``(Σ_v p_v (1 - p_v))^{1/2}``; 1 where the prediction is certain."""
+        top = self.p.argmax()
+        others = self.p.index_fill(0, top, 0)
+        return float((self.p[top] * others.sum() + others @ (1 - others)).sqrt()) or 1.0
+
+    @cached_property
+    def _weights(self) -> Float[Tensor, "d_vocab"]:
+        return self.p.sqrt() / self.size
+
+    def left(self, V: Float[Tensor, "m d_model"]) -> Float[Tensor, "m n"]:
+        """``V S^T``, in the precision of ``p``."""
+        # Twice as fast in this order for a few rows, where W_U is stored by token, as in HuggingFace models.
+        logits = torch.cat([W.T @ V.T.to(W) for W in self._blocks()]).T.to(self.p).mul_(self.slope)
+        return logits.sub_((logits @ self.p).unsqueeze(1)).mul_(self._weights)
+
+    def right(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m d_model"]:
+        """``U S``."""
+        U = U.to(self.p) * self._weights
+        return self._unembedded((U - U.sum(1, keepdim=True) * self.p) * self.slope)
+
+    def gram(self) -> Float[Tensor, "d_model d_model"]:
+        """``S^T S`` from centred rows, `VOCAB_BLOCK` tokens at a time."""
+        mean = self._unembedded((self.p * self.slope).unsqueeze(0))[0]
+        blocks = torch.arange(self.n, device=self.p.device).split(VOCAB_BLOCK)
+        return sum((S.T @ S for S in (self._rows(block, mean) for block in blocks)), mean.new_zeros(()))
+
+    def likely(self) -> Float[Tensor, "some d_model"]:
+        """The rows of the most probable tokens, about their own mean."""
+        p, tokens = self.p.topk(min(LIKELIEST, self.n))
+        mean = (p * self.slope[tokens] / p.sum()).to(self.dtype) @ self.W_U.T[tokens].to(self.dtype)
+        return self._rows(tokens, mean)
+
+    def _rows(self, tokens: Int[Tensor, "some"], mean: Float[Tensor, "d_model"]) -> Float[Tensor, "some d_model"]:
+        D = self.W_U.T[tokens].to(self.dtype) * rearrange(self.slope[tokens].to(self.dtype), "some -> some 1")
+        return D.sub_(mean).mul_(rearrange(self._weights[tokens].to(self.dtype), "some -> some 1"))
+
+    def _unembedded(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m d_model"]:
+        """``U W_U^T``: each block in ``dtype``, their sum in the precision of ``p``."""
+        parts = zip(U.split(VOCAB_BLOCK, 1), self._blocks(), strict=True)
+        return sum(((u.to(W) @ W.T).to(self.p) for u, W in parts), self.p.new_zeros(())).to(self.dtype)
+
+    def _blocks(self) -> Iterator[Float[Tensor, "d_model some"]]:
+        for W in self.W_U.split(VOCAB_BLOCK, 1):
+            yield W.to(self.dtype)
+
+
+def leading_rows(S: Factor, rank: int) -> Float[Tensor, "rank d_model"]:
+    """``λ_i^{1/2} u_i^T`` for the leading eigenvectors of ``S^T S``, in order of falling ``λ_i``, to `CONVERGED`.
+
+    Block Lanczos from where the likely rows point: a round multiplies with ``S`` and with its transpose. Of many
+    directions, and where they do not come, the matrix is built.
+    """
+    if 8 * rank > S.n_directions:
+        return principal_rows(S.gram())[:rank]
+    basis = leading_of(S.likely(), rank + SPARE)
+    images = S.right(S.left(basis))
+    for _ in range(ROUNDS):
+        values, mixed = (found.flip(-1)[..., : rank + SPARE] for found in torch.linalg.eigh(basis @ images.T))
+        rest = mixed.T @ images - rearrange(values, "m -> m 1") * (mixed.T @ basis)
+        if float(rest[:rank].norm(dim=1).max()) <= CONVERGED * float(values[0]):
+            return rearrange(values[:rank].clamp_min(0).sqrt(), "m -> m 1") * (mixed.T @ basis)[:rank]
+        new = orthonormal(without(orthonormal(without(rest, basis)), basis))
+        basis, images = torch.cat([basis, new]), torch.cat([images, S.right(S.left(new))])
+    return principal_rows(S.gram())[:rank]
+
+
+def leading_directions(S: Factor, rank: int) -> Float[Tensor, "rank n"]:
+    """Orthonormal combinations of the rows of ``S`` that hold most of it, as far as the likely rows show them."""
+    along, mixed = torch.linalg.qr(S.left(leading_of(S.likely(), rank + 2 * SPARE)).T)
+    return (along @ torch.linalg.svd(mixed).U)[:, :rank].T
+
+
+def leading_of(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 5) -> Float[Tensor, "rank d_model"]:
+    """Orthonormal directions in which most of a matrix lies, approximately, by subspace iteration."""
+    start = torch.randn(
+        min(rank, *S.shape), S.shape[1], generator=torch.Generator("cpu").manual_seed(2**40), device="cpu"
+    )
+    V = start.to(S)
+    for _ in range(rounds):
+        V = orthonormal(V @ S.T @ S)
+    return V
+
+
+def principal_rows(F: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "rank d_model"]:
+    """``R`` with ``R^T R = F``: rows ``λ_i^{1/2} u_i^T``, falling, zeros left out."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(F)
+    # Not the usual d * eps: F_u's spectrum has a long tail, and J may be large along it.
+    kept = eigenvalues > eigenvalues[-1].clamp_min(0) * torch.finfo(F.dtype).eps
+    if not kept.any():  # p is one token for certain: nothing moves it
+        return torch.zeros_like(F[:1])
+    return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).T.flip(0)
+
+
+def orthonormal(vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """Rows that span the same, ``m <= n``."""
+    return torch.linalg.qr(vectors.T).Q.T
+
+
+def without(vectors: Float[Tensor, "m n"], known: Float[Tensor, "known n"]) -> Float[Tensor, "m n"]:
+    """What of each row is orthogonal to the known, orthonormal ones."""
+    return vectors - (vectors @ known.T) @ known
