@@ -62,7 +62,7 @@ class Budget:
         return f"max_seconds={self.max_seconds:g}"
 
     def _by_rows(self) -> float:
-        return inf if self.max_rows is None else self.max_rows - self.taken
+        return inf if self.max_rows is None else float(self.max_rows - self.taken)
 
     def _by_time(self) -> float:
         if self.max_seconds is None:

@@ -65,7 +65,7 @@ def adaptive(S: Factor, rank: int, images: int, enough: Tolerance, seed: int, vj
     """
     images = min(images, rank)
     least = cost(rank, images, BLOCK)
-    if budget.left() < min(least, S.n_directions):
+    if budget.max_rows is not None and budget.max_rows < min(least, S.n_directions):
         raise InputError(
             f"max_rows={budget.max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Lower them, or "
             "raise max_rows."
