@@ -46,7 +46,7 @@ class Question:
     def logits(self, masks: Bool[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab"]:
         """Next-token logits with the tokens of each mask ablated."""
         case, put = self.case, self.protocol.ablation
-        return ablated_logits(self.view, case.tokens, masks, put, case.position, [], BATCH, Passes())
+        return torch.cat([*ablated_logits(self.view, case.tokens, masks, put, case.position, [], BATCH, Passes())])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Running a model whose hooks, precision and thread may be shared with the user, and leaving all of them as they were."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,36 @@ def logits_of(view: ModelView, tokens: Int[Tensor, "batch pos"], passes: Passes)
     """One forward pass with the hooks that are active now; the logits are those that hooks at the unembedding leave."""
     passes.n_forward += len(tokens)
     return view.model(tokens, return_type="logits")
+
+
+Ends = Callable[
+    [Int[Tensor, "batch pos"], Passes], tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_vocab"]]
+]
+"""From prompts side by side to the ``y`` and the logits at one position of each."""
+
+
+@contextmanager
+def ends_at(view: ModelView, hooks: Sequence[Any], position: int) -> Iterator[Ends]:
+    """Inside, one forward pass gives what prompts end in at ``position``, with the hooks that are active then.
+
+    Other positions are not unembedded, which would cost a ``[batch, pos, d_vocab]`` tensor, unless hooks may count on them.
+    """
+    narrow = not view.unembedding_is_hooked(hooks)
+    kept: list[Tensor] = []
+
+    def narrowed(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        kept[:] = [args[0][:, position]]
+        return (args[0][:, position : position + 1], *args[1:]) if narrow else None
+
+    def ends(tokens: Int[Tensor, "batch pos"], passes: Passes) -> tuple[Tensor, Tensor]:
+        logits = logits_of(view, tokens, passes)
+        return kept.pop(), logits[:, 0 if narrow else position]
+
+    handle = view.model.unembed.register_forward_pre_hook(narrowed)
+    try:
+        yield ends
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What a model predicts with some tokens' embeddings taken away."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.model.embeddings import embedding
 from jscope_tl.model.prompts import to_id, to_str_tokens
-from jscope_tl.model.running import Passes, logits_of, undisturbed
+from jscope_tl.model.running import ONE_AT_A_TIME, Passes, ends_at, undisturbed
 from jscope_tl.model.view import ModelView
+from jscope_tl.patching.batches import in_batches
 
 REPLACEMENTS = ("zero", "mean", "pad")
 
@@ -36,19 +37,25 @@ def ablated_logits(
     batch_size: int,
     passes: Passes,
     progress: bool | None = False,
-) -> Float[Tensor, "n d_vocab"]:
-    """Logits at ``position`` with the tokens of each mask replaced, in float64 on the CPU."""
+) -> Iterator[Float[Tensor, "batch d_vocab"]]:
+    """Logits at ``position`` with the tokens of each mask replaced, in float64 on the CPU, batch by batch."""
     value = embedding(view, replacement, len(tokens), passes) if isinstance(replacement, str) else None
-    batch_size = min(batch_size, view.prompts_at_once(len(tokens), hooks))
-    found = []
-    for batch in progress_bar(progress, "ablated runs", "batch", masks.to(tokens.device).split(batch_size)):
+    with ONE_AT_A_TIME:  # the hooks of another thread's run are gone by then
+        at_once = min(batch_size, view.prompts_at_once(len(tokens), hooks))
+
+    def run(part: slice) -> Float[Tensor, "batch d_vocab"]:
+        batch = masks[part].to(tokens.device)
         rows = repeat(tokens, "pos -> batch pos", batch=len(batch)).clone()
         if isinstance(replacement, int):
             rows[batch] = replacement
         own = [] if value is None else [("hook_embed", partial(_blank, batch, value))]
-        with undisturbed(view, [*hooks, *own]):
-            found.append(logits_of(view, rows, passes)[:, position].double().cpu())
-    return torch.cat(found)
+        with undisturbed(view, [*hooks, *own]), ends_at(view, [*hooks, *own], position) as ends:
+            return ends(rows, passes)[1].double().cpu()
+
+    with progress_bar(progress, "ablated runs", "run", total=len(masks)) as bar:
+        for logits in in_batches(run, len(masks), at_once):
+            bar.update(len(logits))
+            yield logits
 
 
 def _blank(

@@ -134,24 +134,21 @@ def ablate(
         ablated_logits, view, tokens, replacement=put, position=explained, hooks=setup.settings.fwd_hooks,
         batch_size=batch_size, passes=passes,
     )  # fmt: skip
-    base, ablated = runs(torch.zeros_like(masks[:1])), runs(masks, progress=progress)
-    effects = _effects(base, ablated, result.prediction.target.token, len(tokens))
+    (base,), target = runs(torch.zeros_like(masks[:1])), result.prediction.target.token
+    effects = torch.cat([_effects(base, ablated, target) for ablated in runs(masks, progress=progress)], 1)
+    logit, log_prob, kl = torch.nn.functional.pad(effects, (0, len(tokens) - explained - 1))
     costs = {
         "scope": Cost.of(result.provenance, between - start),
         "ablation": Cost.of(passes, time.perf_counter() - between),
     }
-    return Ablation(scope=result, **effects, replacement=named, costs=costs)
+    return Ablation(result, logit, log_prob, kl, named, costs)
 
 
 def _effects(
-    base: Float[Tensor, "1 d_vocab"], ablated: Float[Tensor, "n d_vocab"], target: int, pos: int
-) -> dict[str, Float[Tensor, "pos"]]:
-    """On the target's logit and log-probability, and on the distribution; 0 after the explained position."""
+    base: Float[Tensor, "1 d_vocab"], ablated: Float[Tensor, "n d_vocab"], target: int
+) -> Float[Tensor, "effect n"]:
+    """On the target's logit and log-probability, and on the distribution."""
     log_p, log_q = base.log_softmax(-1), ablated.log_softmax(-1)
-    effects = {
-        "logit": ablated[:, target] - base[0, target],
-        "log_prob": log_q[:, target] - log_p[0, target],
-        "kl": divergence(log_p, log_q),
-    }
-    later = torch.zeros(pos - len(ablated), dtype=torch.float64, device="cpu")
-    return {name: torch.cat([values, later]) for name, values in effects.items()}
+    return torch.stack(
+        [ablated[:, target] - base[0, target], log_q[:, target] - log_p[0, target], divergence(log_p, log_q)]
+    )

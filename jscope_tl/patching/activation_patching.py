@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
@@ -19,7 +19,7 @@ from jscope_tl.model.prompts import Prompt, to_str_tokens
 from jscope_tl.model.running import Passes
 from jscope_tl.patching.comparison import Comparison, Cost
 from jscope_tl.patching.pairs import Pair, need_patchable, source_activations, to_pair
-from jscope_tl.patching.patched_runs import Cells, patched_runs
+from jscope_tl.patching.patched_runs import patched_effects
 from jscope_tl.patching.predicted_effects import scored_and_predicted
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Effect, Scope
@@ -95,35 +95,28 @@ def compare(
     source = source_activations(view, pair, points, setup.settings.fwd_hooks, passes, cache)
     result, predicted, effect = _explained(setup, pair, explained, source)
     scope_cost = Cost.of(result.provenance, time.perf_counter() - start, passes)
-    cells = _cells(result, predicted, only_top, rank_by)
-    start = time.perf_counter()
-    with patched_runs(view, pair, source, explained, effect, setup.settings.fwd_hooks, progress) as runs:
-        each, total = runs.each(cells), runs.whole()
-        joint = None if only_top is None else runs.together(cells)
-    if cache is not None and not (predicted.any() or each.any()):
+    start, asked = time.perf_counter(), _asked(result, predicted, only_top, rank_by)
+    hooks, jointly = setup.settings.fwd_hooks, only_top is not None
+    found = patched_effects(view, pair, source, explained, effect, hooks, asked, jointly, progress)
+    if cache is not None and not (predicted.any() or found.effects.nan_to_num().any()):
         raise InputError(
             "Patching in what the cache holds changes nothing: are these the activations of the run that is patched? Needed are "
             "those of the other prompt."
         )
+    skipped = int((asked & ~found.ran).sum())
     return Comparison(
         scope=result,
-        effects=_in_cells(cells, each, predicted.shape),
+        effects=found.effects,
+        patched=found.ran,
         predicted=predicted,
-        total=total,
-        joint=joint,
+        total=found.total,
+        joint=found.joint,
         effect_unit=setup.scope.effect_unit,
         direction=direction,
         str_tokens=result.str_tokens,
         source_str_tokens=to_str_tokens(view, pair.source.tolist()),
-        costs={"scope": scope_cost, "patching": Cost.of(runs.passes, time.perf_counter() - start)},
+        costs={"scope": scope_cost, "patching": Cost(found.n_forward, 0, time.perf_counter() - start, skipped)},
     )
-
-
-def _in_cells(cells: Cells, values: Float[Tensor, "cells"], shape: torch.Size) -> Float[Tensor, "layer pos"]:
-    """NaN in all others."""
-    effects = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
-    effects[tuple(torch.tensor(cells, device="cpu").T)] = values
-    return effects
 
 
 def _explained(
@@ -144,11 +137,14 @@ def _checked_top(only_top: Any, rank_by: Any) -> int | None:
     return None if only_top is None else count("only_top", only_top, 1)
 
 
-def _cells(result: Attribution, predicted: Float[Tensor, "layer pos"], only_top: int | None, rank_by: str) -> Cells:
-    places = range(result.position + 1)
+def _asked(
+    result: Attribution, predicted: Float[Tensor, "layer pos"], only_top: int | None, rank_by: str
+) -> Bool[Tensor, "layer pos"]:
+    """Which cells are to be patched: all, or the highest of each hook point up to the explained position."""
     if only_top is None:
-        return [(layer, t) for layer in range(len(predicted)) for t in places]
+        return torch.ones(predicted.shape, dtype=torch.bool, device="cpu")
+    places = range(result.position + 1)
     ranking = result.scores.double() if rank_by == "score" else predicted.abs()
     candidates = torch.tensor([t for t in places if t not in result.bos_positions] or list(places), device="cpu")
     best = candidates[ranking[:, candidates].topk(min(only_top, len(candidates)), dim=1).indices]
-    return [(layer, t) for layer, row in enumerate(best.tolist()) for t in sorted(row)]
+    return torch.zeros(predicted.shape, dtype=torch.bool, device="cpu").scatter(1, best, True)

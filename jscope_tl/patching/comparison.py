@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
@@ -19,11 +19,16 @@ EFFECTLESS = 0.01
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took: forward and backward passes (see `Provenance`), and seconds."""
+    """What something took: forward and backward passes that were run (see `Provenance`), and seconds.
 
-    n_forward: int
+    A pass through some of the blocks counts as that share of one. Cells that cannot have an effect are counted as skipped and
+    not run: those where both runs have the same activation, and those after the explained position.
+    """
+
+    n_forward: int | float
     n_backward: int
     seconds: float
+    n_skipped: int = 0
 
     @classmethod
     def of(cls, counted: Provenance | Passes, seconds: float, more: Passes | None = None) -> "Cost":
@@ -32,7 +37,7 @@ class Cost:
         return cls(counted.n_forward + more.n_forward, counted.n_backward + more.n_backward, seconds)
 
     @property
-    def forward_equivalents(self) -> int:
+    def forward_equivalents(self) -> int | float:
         """All passes, a backward row counted as one forward pass."""
         return self.n_forward + self.n_backward
 
@@ -61,7 +66,9 @@ class Comparison(Saved):
 
     Attributes:
         scope: the layer map of the base run's scores.
-        effects: ``[layer, pos]``, actual effect of patching each cell, NaN where it was not patched; in `effect_unit`.
+        effects: ``[layer, pos]``, actual effect of patching each cell, in `effect_unit`; NaN where ``only_top`` left it out, and
+            0 where there can be none: both runs have the same activation, or the cell is after the explained position.
+        patched: ``[layer, pos]``, the cells that were run.
         predicted: ``[layer, pos]``, what the scope's rows predict for it, to first order (Fisher: second).
         total: the effect of the whole source prompt, run as it is.
         joint: ``[layer]``, effect of patching the cells ``only_top`` together; None without it.
@@ -74,6 +81,7 @@ class Comparison(Saved):
 
     scope: Attribution
     effects: Float[Tensor, "layer pos"]
+    patched: Bool[Tensor, "layer pos"]
     predicted: Float[Tensor, "layer pos"]
     total: float
     joint: Float[Tensor, "layer"] | None
@@ -91,7 +99,7 @@ class Comparison(Saved):
     def agreement(self, k: int = 5) -> list[Agreement]:
         """How scores and predictions agree with patching: for each hook point, and for all cells together (last).
 
-        Over the cells that were patched, BOS left out.
+        Over the cells that were run, BOS left out: where there can be no effect, agreement says nothing.
 
         Args:
             k: how many of the highest cells are compared.
@@ -102,7 +110,7 @@ class Comparison(Saved):
         return [*rows, self._agreement("all", list(range(len(rows))), k)]
 
     def _agreement(self, name: str, layers: list[int], k: int) -> Agreement:
-        kept = self.effects[layers].isfinite()
+        kept = self.patched[layers]
         kept[:, list(self.scope.bos_positions)] = False
         effects, predicted, scores = (
             values[layers][kept].double().abs() for values in (self.effects, self.predicted, self.scope.scores)
@@ -134,15 +142,17 @@ class Comparison(Saved):
     def __repr__(self) -> str:
         overall = self.agreement()[-1]
         costs = "; ".join(
-            f"{name} {cost.forward_equivalents} forward passes, {cost.seconds:.2f} s"
+            f"{name} {cost.forward_equivalents:.4g} forward passes, {cost.seconds:.2f} s"
             for name, cost in self.costs.items()
         )
+        n_skipped = self.costs["patching"].n_skipped
+        skipped = f"; {n_skipped} cells not run, they cannot have an effect" if n_skipped else ""
         lines = [
             f"Comparison: {self.scope.scope} scope and {self.direction} patching of {overall.n} cells, effects in "
             f"{self.effect_unit} (whole source run: {self.total:.4g})",
             f"  rank correlation with the effect: score {overall.score:.2f}, predicted {overall.predicted:.2f}; of the "
             f"{overall.k} highest: {overall.top_score:.0%}, {overall.top_predicted:.0%}",
-            f"  cost: {costs}",
+            f"  cost: {costs}{skipped}",
         ]
         if self.held is not None:
             shares = ", ".join(f"{share:.0%}" for share in self.held.tolist())

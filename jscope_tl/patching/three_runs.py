@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -105,12 +106,14 @@ def side_by_side(
     point, positions = view.hook_point(patch_at), _positions(patch_positions, len(pair.base))
     need_patchable(view, [point])
     source = source_activations(view, pair, [point], hooks, Passes())
-    patches = [(point, partial(put, source[point], t)) for t in positions]
+    where = torch.zeros(1, len(pair.base), dtype=torch.bool, device="cpu")
+    where[:, list(positions)] = True
+    patch = (point, partial(put, source[point], where))
     clean_tokens, corrupted_tokens = (pair.source, pair.base) if direction == "denoising" else (pair.base, pair.source)
     clean_run = explain(setup, clean_tokens, explained)
     if setup.scope.needs_target:  # all three explain the token of the clean run
         setup = replace(setup, scope=setup.scope.with_target(clean_run.prediction.target.token))
-    patched_setup = replace(setup, settings=replace(setup.settings, fwd_hooks=[*hooks, *patches]))
+    patched_setup = replace(setup, settings=replace(setup.settings, fwd_hooks=[*hooks, patch]))
     corrupted_run, patched = explain(setup, corrupted_tokens, explained), explain(patched_setup, pair.base, explained)
     return SideBySide(clean_run, corrupted_run, patched, (point, positions))
 

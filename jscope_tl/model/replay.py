@@ -1,0 +1,74 @@
+"""Blocks that need not run again: where only later activations change, they return what they returned before."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
+from typing import Any
+
+from torch import Tensor, nn
+
+from jscope_tl.model.view import ModelView
+
+
+def block_of(name: str) -> int:
+    """The block that a hook point is in; those before the blocks are 0."""
+    stack, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if stack == "blocks" and number.isdecimal() else 0
+
+
+@contextmanager
+def recorded_blocks(view: ModelView) -> Iterator[list[Any]]:
+    """What the blocks return in a run inside, one after the other; nothing where one of them runs not once."""
+    outputs: list[Any] = []
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(_repeated(output, 1))
+
+    handles = [block.register_forward_hook(record) for block in _blocks(view)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+        if len(outputs) != len(handles):
+            outputs.clear()
+
+
+@contextmanager
+def first_blocks_replayed(view: ModelView, outputs: Sequence[Any], n: int, batch: int) -> Iterator[None]:
+    """Inside, the first ``n`` blocks don't run; each returns what it returned for one prompt, ``batch`` times side by side."""
+    with ExitStack() as stack:
+        for block, output in zip(_blocks(view)[:n], outputs[:n], strict=True):
+            stack.enter_context(_returning(block, output, batch))
+        yield
+
+
+@contextmanager
+def _returning(block: nn.Module, output: Any, batch: int) -> Iterator[None]:
+    own, forward, thread = vars(block).get("forward"), block.forward, get_ident()
+
+    def replay(*args: Any, **kwargs: Any) -> Any:
+        return _repeated(output, batch) if get_ident() == thread else forward(*args, **kwargs)
+
+    vars(block)["forward"] = replay  # past the __setattr__ of a bridge, which sets attributes of the module inside it
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(block)["forward"]
+        else:
+            vars(block)["forward"] = own
+
+
+def _blocks(view: ModelView) -> list[nn.Module]:
+    return list(getattr(view.model, "blocks", ()))
+
+
+def _repeated(output: Any, n: int) -> Any:
+    """Side by side, in memory of its own: models change activations in place."""
+    if isinstance(output, tuple):
+        return tuple(_repeated(part, n) for part in output)
+    if isinstance(output, Tensor) and output.shape[:1] == (1,):
+        return output.expand(n, *output.shape[1:]).clone()
+    return output
