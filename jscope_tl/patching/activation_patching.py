@@ -107,7 +107,6 @@ def compare(
     return Comparison(
         scope=result,
         effects=found.effects,
-        patched=found.ran,
         predicted=predicted,
         total=found.total,
         joint=found.joint,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
@@ -68,7 +68,6 @@ class Comparison(Saved):
         scope: the layer map of the base run's scores.
         effects: ``[layer, pos]``, actual effect of patching each cell, in `effect_unit`; NaN where ``only_top`` left it out, and
             0 where there can be none: both runs have the same activation, or the cell is after the explained position.
-        patched: ``[layer, pos]``, the cells that were run.
         predicted: ``[layer, pos]``, what the scope's rows predict for it, to first order (Fisher: second).
         total: the effect of the whole source prompt, run as it is.
         joint: ``[layer]``, effect of patching the cells ``only_top`` together; None without it.
@@ -81,7 +80,6 @@ class Comparison(Saved):
 
     scope: Attribution
     effects: Float[Tensor, "layer pos"]
-    patched: Bool[Tensor, "layer pos"]
     predicted: Float[Tensor, "layer pos"]
     total: float
     joint: Float[Tensor, "layer"] | None
@@ -99,7 +97,7 @@ class Comparison(Saved):
     def agreement(self, k: int = 5) -> list[Agreement]:
         """How scores and predictions agree with patching: for each hook point, and for all cells together (last).
 
-        Over the cells that were run, BOS left out: where there can be no effect, agreement says nothing.
+        Over the cells that were asked for up to the explained position, BOS left out.
 
         Args:
             k: how many of the highest cells are compared.
@@ -110,7 +108,8 @@ class Comparison(Saved):
         return [*rows, self._agreement("all", list(range(len(rows))), k)]
 
     def _agreement(self, name: str, layers: list[int], k: int) -> Agreement:
-        kept = self.patched[layers]
+        kept = self.effects[layers].isfinite()
+        kept[:, self.scope.position + 1 :] = False
         kept[:, list(self.scope.bos_positions)] = False
         effects, predicted, scores = (
             values[layers][kept].double().abs() for values in (self.effects, self.predicted, self.scope.scores)
@@ -142,7 +141,7 @@ class Comparison(Saved):
     def __repr__(self) -> str:
         overall = self.agreement()[-1]
         costs = "; ".join(
-            f"{name} {cost.forward_equivalents:.4g} forward passes, {cost.seconds:.2f} s"
+            f"{name} {cost.forward_equivalents:g} forward passes, {cost.seconds:.2f} s"
             for name, cost in self.costs.items()
         )
         n_skipped = self.costs["patching"].n_skipped

@@ -31,7 +31,8 @@ def test_other_positions(tiny: Tiny, scope: str) -> None:
     whole = js.patching.compare(tiny.model, TOKENS, CORRUPTED, scope, position=4, **NEED.get(scope, {}))
     short = naive(tiny.model, scope, TOKENS[:5], CORRUPTED[:5], "resid_pre")
     torch.testing.assert_close(whole.effects[:, :5], short, **CLOSE)
-    assert whole.effects[:, 5:].isnan().all()
+    assert not whole.effects[:, 5:].any()
+    assert whole.agreement()[-1].n == 3 * (5 - 1)  # without BOS
     assert not whole.predicted[:, 5:].any()
     assert not whole.scope.scores[:, 5:].any()
 
