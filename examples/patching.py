@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Scopes and activation patching
 #
-# Activation patching answers causally and costs one forward pass for every (layer, position). A scope answers to first
+# Activation patching answers causally and costs a run for every (layer, position) where two runs differ. A scope answers to first
 # order and costs one forward and a few backward passes for all of them. Here each is held against the other, on prompts
 # whose cause is known.
 #

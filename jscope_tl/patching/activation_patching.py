@@ -54,6 +54,9 @@ def compare(
     logit for ``semantic``, of ``‖y‖`` for ``temperature``, the KL divergence ``KL(base ‖ patched)`` for ``fisher``. Its
     prediction, ``C J_t (x_source - x_base)`` or ``½ δ^T J_t^T F_u J_t δ``, comes from the rows of the scope itself.
 
+    Cells where both runs have the same activation and those after the explained position have no effect and are not run. The
+    others run side by side, from the patched block on; where any hook of the user's is active, one whole run after the other.
+
     Args:
         clean, corrupted: prompts of the same number of tokens.
         direction: ``"noising"`` or ``"denoising"``.

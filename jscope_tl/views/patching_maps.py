@@ -20,7 +20,7 @@ def comparison(result: Comparison, *, ax: Any = None) -> "Figure":
 
     Each has its own scale, with its unit: a prediction to first order can rank the effects rightly and be far too small.
     What the scope explains rises where a cell is orange and falls where it is purple; a KL divergence has no sign. Cells
-    that were not patched are grey. Below stand the tokens of the patched run, and after ``<`` those of the other.
+    that ``only_top`` left out are grey. Below stand the tokens of the patched run, and after ``<`` those of the other.
 
     Args:
         result: of `jscope_tl.patching.compare`.
