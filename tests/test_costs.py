@@ -59,13 +59,18 @@ def test_passes_are_prompts_that_went_through_the_model(llama: Any, prompts: lis
 @pytest.mark.parametrize("at", ["resid_pre", ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]])
 @pytest.mark.parametrize("only_top", [None, 2])
 def test_costs_of_a_comparison(llama: Any, prompts: list[int], at: Any, only_top: int | None) -> None:
-    """The scope needs the base run and the source run; patching the base run, the whole source, and a run for each cell."""
-    costs = js.patching.compare(llama, TOKENS, OTHER, target=3, at=at, only_top=only_top).costs
-    layers = 3 if isinstance(at, str) else 2
-    cells, together = layers * (only_top or N), layers if only_top else 0
+    """The scope needs the base run and the source run; patching the base run, the whole source, and a run for each cell that can
+    have an effect, with two unpatched ones beside them; from the first patched block on."""
+    result = js.patching.compare(llama, TOKENS, OTHER, target=3, at=at, only_top=only_top)
+    costs, asked = result.costs, result.effects.isfinite()
+    moved = asked & (result.effects != 0)
+    rows = int(moved.sum()) + (int(moved.any(1).sum()) if only_top else 0) + 2
+    first_block = 0 if isinstance(at, str) and moved[0].any() else 1
     assert (costs["scope"].n_forward, costs["scope"].n_backward) == (2, 1)
-    assert (costs["patching"].n_forward, costs["patching"].n_backward) == (2 + cells + together, 0)
-    assert sum(prompts) == costs["scope"].n_forward + costs["patching"].n_forward
+    assert costs["patching"].n_forward == pytest.approx(2 + rows * (1 - first_block / 3))
+    assert costs["patching"].n_skipped == int((asked & ~moved).sum())
+    assert only_top or costs["patching"].n_skipped > 0
+    assert sum(prompts) == costs["scope"].n_forward + 2 + rows
 
 
 def test_a_cache_saves_the_source_run(llama: Any, prompts: list[int]) -> None:
