@@ -1,11 +1,17 @@
 """On a real language model: what a pocket model cannot show."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import jscope_tl as js
+from tests import real_model
+from tests.oracles import relative_difference
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -17,3 +23,49 @@ def test_the_model_predicts_as_one_that_has_learned_english(smollm2: Any) -> Non
 
     assert result.predictions[0].str_token == " Mary"
     assert torch.isfinite(result.scores).all()
+
+
+@functools.cache
+def in_float64() -> Any:
+    """The model without the package and without TransformerLens; norms compute in float32 even there, to 1e-7."""
+    hf = AutoModelForCausalLM.from_pretrained(real_model.folder(), attn_implementation="eager").double().eval()
+    return hf.requires_grad_(False)
+
+
+QUANTITIES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "semantic": lambda z, target: z[target],
+    "log_prob": lambda z, target: z.log_softmax(-1)[target],
+    "logit_temperature": lambda z, target: (z - z.mean()).norm(),
+    "entropy": lambda z, target: -(z.softmax(-1) * z.log_softmax(-1)).sum(),
+}
+PROMPTS = {
+    "As a state-of-the-art AI assistant, you never argue or deceive, because you are": " truthful",
+    "Tom loves Korean food. He grew up in the South and goes to Columbia. He is a": " liberal",
+    "Italian: Buon pomeriggio, cari colleghi ricercatori. English: Good afternoon, dear fellow": " researchers",
+    "German: Dies ist ein Aufsatz über kausale Zuschreibung. English: This is a paper on causal": " attribution",
+    "French: Nous l'appelons lentille jacobienne. English: We call it Jacobian": " Sc",
+    "Italiano: Ma quando tu sarai nel dolce mondo, priegoti ch'a la mente altrui mi rechi: English: But when you have "
+    "returned to the sweet": " world",
+}
+"""The paper's, up to the word that is explained (here, where that is several tokens, the first of them)."""
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_gradients_are_those_of_float64(smollm2: Any, name: str) -> None:
+    """Gradient x input and norms; float32 leaves up to 8e-6 after 30 layers, and 3e-5 in small products of large terms."""
+    hf, wrong = in_float64(), {}
+    for prompt, word in PROMPTS.items():
+        tokens, target = smollm2.to_tokens(prompt)[0], smollm2.to_single_token(word)
+        x = hf.get_input_embeddings()(tokens).requires_grad_()
+        (gradient,) = torch.autograd.grad(QUANTITIES[name](hf(inputs_embeds=x[None]).logits[0, -1], target), x)
+        by_input = gradient * x.detach()
+        expected = {
+            "row_norm": gradient.norm(dim=-1), "dot": by_input.sum(-1).abs(), "elementwise": by_input.norm(dim=-1)
+        }  # fmt: skip
+        options = {"target": target} if name in ("semantic", "log_prob") else {}
+        for reduction, scores in expected.items():
+            found = js.attribute(smollm2, tokens, name, reduction=reduction, **options).scores
+            difference = relative_difference(found, scores)
+            if difference > (1e-5 if reduction == "row_norm" or options else 5e-5):
+                wrong[prompt, reduction] = difference
+    assert not wrong

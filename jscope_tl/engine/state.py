@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -12,6 +13,10 @@ from jscope_tl.model.basis import Basis
 
 LINEARITY = (1e-3, 0.03)
 """Relative difference allowed between ``D`` as built and as autograd sees it, in full and in half precision."""
+BLOCK = 512
+"""Tokens whose unembedding is converted at once; a direction with no more than these is sparse."""
+PARTS = 8
+"""Rows that a dense direction in logit space is split into where it goes back by autograd."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,37 @@ class State:
         return bool((seen - self._product(direction).to(seen)).norm() <= allowed * seen.norm())
 
     def _product(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
-        return self.W_U @ (u.to(self.slope) * self.slope).to(self.W_U)
+        return product(self.W_U, u * self.slope.to(u))
 
     def pull_logits(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
         """``D^T u`` with ``D = ∂z/∂y``: a direction in logit space as a direction of ``y``."""
         scale = u.abs().max().clamp_min(torch.finfo(u.dtype).tiny)  # so that half precision loses nothing of a small u
-        if self._by_product:
-            return (self._product(u / scale).to(u) * scale).to(self.dtype)
-        unit = (u / scale).to(self._output)
-        (pulled,) = torch.autograd.grad(self._output, self._y_cut, unit, retain_graph=True)
-        return (pulled.to(u) * scale).to(self.dtype)
+        pulled = self._product(u / scale) if self._by_product else self._through_graph(u / scale)
+        return (pulled * scale).to(self.dtype)
+
+    def _through_graph(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
+        """By autograd; a dense direction in several rows of tokens, which are multiplied in blocks where one row is not."""
+        if self._output.dtype != torch.float32 or u.count_nonzero() <= BLOCK:
+            return self._pulled(u)
+        own = torch.arange(len(u), device=u.device) % PARTS
+        rows = u * (own == rearrange(torch.arange(PARTS, device=u.device), "row -> row 1"))
+        try:
+            return self._pulled(rows, is_grads_batched=True).sum(0)
+        except RuntimeError:  # what cannot be batched, or does not fit the memory
+            return sum((self._pulled(row) for row in rows), torch.zeros(()).to(u))
+
+    def _pulled(self, u: Float[Tensor, "*row d_vocab"], **how: bool) -> Float[Tensor, "*row d_model"]:
+        (pulled,) = torch.autograd.grad(self._output, self._y_cut, u.to(self._output), retain_graph=True, **how)
+        return pulled.to(u)
+
+
+def product(W: Float[Tensor, "d_model tokens"], u: Float[Tensor, "tokens"]) -> Float[Tensor, "d_model"]:
+    """``W u`` in the dtype of ``u``, a block of tokens at a time, so that ``W`` is never there twice.
+
+    In float32 a matrix-vector product adds up token by token, and loses three digits over a vocabulary of 50,000.
+    """
+    blocks = zip(W.split(BLOCK, 1), u.split(BLOCK), strict=True)
+    return sum((of_W.to(u) @ of_u for of_W, of_u in blocks), u.new_zeros(()))
 
 
 def divergence(log_p: Float[Tensor, "*n d_vocab"], log_q: Float[Tensor, "*m d_vocab"]) -> Float[Tensor, "*nm"]:

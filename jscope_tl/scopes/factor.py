@@ -10,8 +10,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-VOCAB_BLOCK = 8192
-"""Tokens whose unembedding is copied at once, where it must be."""
+VOCAB_BLOCK = 2048
+"""Tokens that are multiplied at once: longer sums of one row lose digits in float32, and half precision is copied block by block."""
 LIKELIEST = 2048
 """Tokens whose rows alone show where the leading directions are: on language models all but a few percent of the probability."""
 SPARE = 3
