@@ -10,8 +10,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import jscope_tl as js
+from jscope_tl.model.basis import _is_centered as is_centered
 from jscope_tl.model.loading import has_bridge
-from jscope_tl.model.view import ModelView
+from jscope_tl.model.view import ModelView, walk
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS, tiny
@@ -291,3 +292,45 @@ def test_tokenizers_larger_than_the_model(kind: str) -> None:
             js.attribute(model, "the keys to the cabinet")
     finally:
         cfg.d_vocab = d_vocab
+
+
+def test_every_module_and_parameter_is_seen(kind: str, family: str) -> None:
+    model = shared_tiny(kind, family).model
+    assert {id(module) for module in walk(model)} == {id(module) for module in model.modules()}
+    assert len(walk(model)) == len(list(model.modules()))
+    assert {id(p) for p in ModelView(model).parameters} == {id(p) for p in model.parameters()}
+
+
+def test_what_changes_between_calls_is_seen(kind: str) -> None:
+    """Hooks, weights in place, weights replaced, weights in inference mode: nothing is remembered from one call to the next."""
+    model = tiny(kind, "llama").model
+    first = js.attribute(model, TOKENS, target=44)
+    handle = model.ln_final.register_forward_hook(lambda module, args, y: 2 * y)
+    torch.testing.assert_close(js.attribute(model, TOKENS, target=44).scores, 2 * first.scores)
+    handle.remove()
+    assert torch.equal(js.attribute(model, TOKENS, target=44).scores, first.scores)
+    owner, name = (model.unembed, "W_U") if kind == "hooked" else (model.unembed.original_component, "weight")
+    weight = getattr(owner, name)
+    with torch.no_grad():
+        weight -= weight.mean(weight.shape.index(models.D_VOCAB), keepdim=True)
+    centred = js.attribute(model, TOKENS, target=44)
+    assert centred.basis == js.Basis(ln_folded=False, unembed_centered=True)
+    assert not torch.allclose(centred.scores, first.scores)
+    setattr(owner, name, torch.nn.Parameter(3 * weight.detach()))
+    torch.testing.assert_close(js.attribute(model, TOKENS, target=44).scores, 3 * centred.scores)
+    assert getattr(owner, name).requires_grad
+    with torch.inference_mode():
+        setattr(owner, name, torch.nn.Parameter(weight.detach().clone()))
+    with pytest.raises(js.InputError, match="was loaded inside torch.inference_mode"):
+        js.attribute(model, TOKENS)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("by_row", [True, False])
+def test_centring_is_seen_whatever_tokens_have_in_common(shared: float, by_row: bool) -> None:
+    """In large vocabularies some tokens tell; groups of tokens that lie together must not pass for a mean."""
+    W_U = torch.randn(32, 20_000, generator=torch.Generator().manual_seed(0)) + shared
+    W_U[:, :2000] += 5 * torch.randn(32, 1, generator=torch.Generator().manual_seed(1))
+    W_U = W_U if by_row else W_U.T.contiguous().T
+    assert not is_centered(W_U)
+    assert is_centered(W_U - W_U.mean(1, keepdim=True))

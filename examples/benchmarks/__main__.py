@@ -47,7 +47,13 @@ def engine_ratios(shape: str, model: Any, lengths: list[int], seed: int) -> list
     for n in lengths:
         tokens = torch.randint(0, vocab, (n,), generator=torch.Generator().manual_seed(seed))
         row: dict[str, Any] = {"model": shape, "pos": n}
-        for measure in (engine.single_cotangent, engine.row_throughput, engine.memory, engine.preparation):
+        for measure in (
+            engine.single_cotangent,
+            engine.overhead,
+            engine.row_throughput,
+            engine.memory,
+            engine.preparation,
+        ):
             row |= measure(model, tokens)
         rows.append(row)
         print(_line(row), flush=True)

@@ -81,7 +81,7 @@ def _forward(
         with ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
             cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks), inputs=inputs)
-            stack.enter_context(_parameters_frozen(view.model))
+            stack.enter_context(_parameters_frozen(view))
             stack.enter_context(own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
             own = [(name, _cut(view, cuts, name)) for name in settings.at] + held.hooks(view, lambda: bool(cuts.xs))
@@ -131,9 +131,9 @@ def _inference_tensors_named() -> Iterator[None]:
 
 
 @contextmanager
-def _parameters_frozen(model: nn.Module) -> Iterator[None]:
+def _parameters_frozen(view: ModelView) -> Iterator[None]:
     """No parameter asks for a gradient inside; each gets its flag back."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in view.parameters if parameter.requires_grad]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 CENTERED = 0.05
 """Mean of ``W_U`` over the vocabulary, in units of what random columns would have (1): below this it was centred."""
+SAMPLE, NOT_BY_CHANCE = 1024, 8.0
+"""So many columns of a centred ``W_U`` have a mean like random ones, about 1; above this it was not centred."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,7 @@ class Basis:
 
 def basis_of(model: Any) -> Basis:
     """The basis of a model's weights: configurations forget what was done to them."""
-    # A few rows tell most models apart: reading all of W_U would cost as much as a layer.
-    W_U = model.W_U.detach()
-    return Basis(ln_folded=_norm_without_gain(model), unembed_centered=_has_no_mean(W_U[:16]) and _has_no_mean(W_U))
+    return Basis(ln_folded=_norm_without_gain(model), unembed_centered=_is_centered(model.W_U.detach()))
 
 
 def _norm_without_gain(model: Any) -> bool:
@@ -49,8 +49,16 @@ def _first_tensor(module: Any, names: tuple[str, ...]) -> Tensor | None:
     return None
 
 
-def _has_no_mean(W_U: Float[Tensor, "some_d d_vocab"]) -> bool:
-    precise = torch.promote_types(W_U.dtype, torch.float32)
-    mean = W_U.mean(1, dtype=precise)
-    if_random = torch.linalg.vector_norm(W_U, dtype=precise) / W_U.shape[1]
-    return bool(mean.norm() < CENTERED * if_random)
+def _is_centered(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
+    """A few numbers tell most models apart: reading all of ``W_U`` would cost as much as a layer."""
+    some = W_U[:16, :: max(1, W_U.shape[1] // SAMPLE)]
+    return _mean_beside_random(some) < NOT_BY_CHANCE and all(
+        _mean_beside_random(rows) < CENTERED for rows in (W_U[:16], W_U)
+    )
+
+
+def _mean_beside_random(columns: Float[Tensor, "some_d some_vocab"]) -> float:
+    """Length of the mean over the vocabulary, in units of what random columns of that size would have."""
+    precise = torch.promote_types(columns.dtype, torch.float32)
+    if_random = torch.linalg.vector_norm(columns, dtype=precise) / columns.shape[1]
+    return float(columns.mean(1, dtype=precise).norm() / if_random)

@@ -59,11 +59,11 @@ class ModelView:
 
     def _refuse_training(self) -> None:
         """A HookedTransformer has no dropout and is never put into evaluation mode by its loaders; a bridge has both."""
-        if self._inner is not self.model and any(module.training for module in self._inner.modules()):
+        if self._inner is not self.model and any(module.training for module in walk(self._inner)):
             raise InputError(
                 f"{self.name} is in training mode, where dropout makes every run another. Call model.eval() first."
             )
-        if any(parameter.is_inference() for parameter in self.model.parameters()):
+        if any(parameter.is_inference() for parameter in self.parameters):
             raise InputError(
                 f"{self.name} was loaded inside torch.inference_mode(), and such weights cannot be differentiated "
                 "through. Load it outside; using it inside is fine."
@@ -73,6 +73,12 @@ class ModelView:
     def _inner(self) -> nn.Module:
         """The HuggingFace model inside a bridge, else the model itself."""
         return getattr(self.model, "original_model", self.model)
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters, each once; listed anew in every view, hence in every call, as they may be replaced in between."""
+        held = (parameter for module in walk(self._inner) for parameter in module._parameters.values())
+        return list({id(parameter): parameter for parameter in held if parameter is not None}.values())
 
     @property
     def cfg(self) -> Any:
@@ -154,14 +160,15 @@ class ModelView:
         return names[0]
 
     def _check_hook_point(self, name: Any, points: dict[str, nn.Module]) -> None:
-        residual = [n for n in points if is_residual(n)]
         if not isinstance(name, str) or name not in points:
+            residual = [n for n in points if is_residual(n)]
             raise InputError(
                 f"{self.name} has no hook point {name!r}.{nearest(str(name), residual)} Scopes attach to the residual "
                 "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..., or 'resid_pre' for all "
                 "layers."
             )
-        if not any(points[name] is points[n] for n in residual):  # bridges know each point by several names
+        # Bridges know each point by several names.
+        if not is_residual(name) and not any(points[name] is points[n] for n in points if is_residual(n)):
             raise InputError(
                 f"{name!r} is not in the residual stream, where one vector per position is all that later layers see. "
                 "Use 'hook_embed' or 'blocks.N.hook_resid_pre' / 'hook_resid_mid' / 'hook_resid_post'."
@@ -174,17 +181,17 @@ class ModelView:
 
     def reads_beside(self, name: str) -> bool:
         """Whether the point is beside the stream: on a bridge ``hook_resid_mid`` is what the MLP reads of it."""
+        if self._inner is self.model:
+            return False
         points = self.points  # bridges know each point by several names
-        mids = [points[n] for n in points if n.endswith("hook_resid_mid")]
-        return self._inner is not self.model and any(points[name] is mid for mid in mids)
+        return any(points[n] is points[name] for n in points if n.endswith("hook_resid_mid"))
 
     def unembedding_is_hooked(self, fwd_hooks: Sequence[Any]) -> bool:
         """Whether any hook sits at or behind the unembedding, where it may count positions."""
-        inside = dict(self.model.unembed.named_modules())
-        names = [name for name, point in self.points.items() if any(point is m for m in inside.values())]
+        inside = {id(module): module for module in walk(self.model.unembed)}
+        names = [name for name, point in self.points.items() if id(point) in inside]
         asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
-        kinds = ("_forward_hooks", "_forward_pre_hooks")
-        return asked or any(getattr(module, kind) for module in inside.values() for kind in kinds)
+        return asked or any(module._forward_hooks or module._forward_pre_hooks for module in inside.values())
 
     def points_showing(self, what: str) -> list[str]:
         """Names of the hook points that end so, each point once: bridges know some by several names."""
@@ -201,7 +208,7 @@ class ModelView:
     def has_torch_hooks(self) -> bool:
         """Whether any module has plain torch hooks of the user's; libraries leave some of their own."""
         kinds = ("_forward_hooks", "_forward_pre_hooks")
-        hooks = [hook for module in self.model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+        hooks = [hook for module in walk(self.model) for kind in kinds for hook in getattr(module, kind).values()]
         return any(not (getattr(hook, "__module__", None) or "").startswith(LIBRARIES) for hook in hooks)
 
     def check_hook_names(self, fwd_hooks: Sequence[Any]) -> None:
@@ -215,6 +222,20 @@ class ModelView:
                 )
             if isinstance(hook[0], str) and hook[0] not in points:
                 raise InputError(f"{self.name} has no hook point {hook[0]!r} for fwd_hooks.{nearest(hook[0], points)}")
+
+
+def walk(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, each once, as ``model.modules()`` lists them.
+
+    That makes the name of each as well, which takes most of its time: of thousands of modules as long as a layer.
+    """
+    found, waiting = {id(model): model}, [model]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and id(module) not in found:
+                found[id(module)] = module
+                waiting.append(module)
+    return list(found.values())
 
 
 def is_residual(name: str) -> bool:
