@@ -1,6 +1,5 @@
 """Numbers that a vocabulary of real size brings into danger: sums over all its tokens in float32, held against float64."""
 
-import copy
 import functools
 import math
 from typing import Any
@@ -30,15 +29,18 @@ def unembedding(d_model: int) -> torch.Tensor:
 @functools.cache
 def with_large_vocabulary(kind: str, family: str) -> tuple[Any, Any]:
     """A tiny model that predicts `N_LOGITS` tokens, and the same in float64."""
-    model = tiny(kind, family).model
-    W_U = unembedding(models.D_MODEL)
+    return _enlarged(kind, family, torch.float32), _enlarged(kind, family, torch.float64)
+
+
+def _enlarged(kind: str, family: str, dtype: torch.dtype) -> Any:
+    model, W_U = tiny(kind, family, dtype).model, unembedding(models.D_MODEL).to(dtype)
     if kind == "hooked":
         model.unembed.W_U = torch.nn.Parameter(W_U)
-        model.unembed.b_U = torch.nn.Parameter(torch.zeros(N_LOGITS))
+        model.unembed.b_U = torch.nn.Parameter(torch.zeros(N_LOGITS, dtype=dtype))
     else:
         model.unembed.original_component.weight = torch.nn.Parameter(W_U.T.contiguous())
         model.unembed.original_component.bias = None
-    return model, copy.deepcopy(model).double()
+    return model
 
 
 @pytest.mark.parametrize("scope", oracles.SCOPES)
