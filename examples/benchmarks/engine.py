@@ -15,7 +15,8 @@ from jscope_tl.engine.run import Settings
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.model.view import ModelView
 from jscope_tl.scopes import trace
-from jscope_tl.scopes.fisher import root
+from jscope_tl.scopes.factor import leading_directions, without
+from jscope_tl.scopes.fisher import fisher_factor
 
 
 def seconds(*works: Callable[[], Any], repeats: int = 5) -> list[float]:
@@ -116,14 +117,14 @@ def preparation(model: Any, tokens: torch.Tensor, n_rows: int = 32) -> dict[str,
     view = ModelView(model)
     with run(Settings(view, ["hook_embed"]), tokens, [len(tokens) - 1]) as forward:
         state = forward.state()
-        p = state.log_probs.detach().exp().to(state.dtype)
 
         def prepare() -> None:
-            (S,) = root(state.W_U, state.slope, p, len(p))
-            leading = trace.leading_directions(S, 12)
-            trace._new_directions(torch.randn(5, S.shape[1], device=S.device), S, leading)
-            signs = trace.random_signs(8, len(S), torch.Generator()).to(S)
-            (signs - (signs @ leading.T) @ leading) @ S
+            S = fisher_factor(state)
+            leading = leading_directions(S, 8)
+            S.right(leading)
+            trace._new_directions(torch.randn(5, S.d_model, device=S.p.device), S, leading)
+            signs = trace.random_signs(8, S.n, torch.Generator()).to(leading)
+            S.right(without(signs, leading))
 
         backward = Backward(forward.xs, forward.y, forward.positions, progress=False)
         C = torch.randn(n_rows, int(view.cfg.d_model), device=state.y.device)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.engine.one_position import VJP
-from jscope_tl.engine.state import State, divergence, product
+from jscope_tl.engine.state import State, divergence
 from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.model.basis import Basis
 from jscope_tl.scopes import trace
