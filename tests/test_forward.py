@@ -1,6 +1,7 @@
 """What a run needs of the outside, and what it leaves behind: nothing."""
 
 import contextlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -291,3 +292,78 @@ def test_prompts_side_by_side_are_filled_up_for_the_models_own_tokenizer(
     (filling,) = [row[5:] for row in batch if not torch.equal(row, TOKENS)]
     own = models.tokenizer()
     assert not set(filling.tolist()) & {own.bos_token_id, own.pad_token_id, own.eos_token_id}
+
+
+def first_half(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    return activation[..., : activation.shape[-1] // 2]
+
+
+def only_last(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    return activation[:, -1:]
+
+
+def a_number(activation: torch.Tensor, hook: Any) -> float:
+    return activation.sum().item()
+
+
+def a_pair(activation: torch.Tensor, hook: Any) -> tuple[torch.Tensor, None]:
+    return activation, None
+
+
+def an_array(activation: torch.Tensor, hook: Any) -> Any:
+    return activation.detach().numpy()
+
+
+SHAPED = "needed is a tensor [1, 8, 32] of torch.float32 on cpu"
+WRONG = {
+    first_half: f"returned a tensor [1, 8, 16] of torch.float32 on cpu; {SHAPED}",
+    only_last: f"returned a tensor [1, 1, 32] of torch.float32 on cpu; {SHAPED}",
+    a_number: f"returned float; {SHAPED}",
+    a_pair: f"returned tuple; {SHAPED}",
+    an_array: f"returned ndarray; {SHAPED}",
+}
+
+
+@pytest.mark.parametrize("hook", WRONG)
+@pytest.mark.parametrize("place", ["hook_embed", "blocks.1.hook_resid_pre"])
+@pytest.mark.parametrize("on_the_model", [False, True])
+def test_a_hook_that_returns_what_does_not_fit_is_named(model: Any, hook: Any, place: str, on_the_model: bool) -> None:
+    """Whether it is given or sits on the model, and whether or not the model could go on with what it returns."""
+    if on_the_model:
+        model.add_hook(place, hook)
+    given = [] if on_the_model else [(place, hook)]
+    before = snapshot(model)
+    for call in (js.attribute, js.influence_pattern, js.patching.ablate):
+        with pytest.raises(js.InputError, match=re.escape(WRONG[hook])) as refused:
+            call(model, TOKENS, "temperature", fwd_hooks=given)
+        assert re.search(r"hook.*at '.*(embed|blocks\.1\.).*'", str(refused.value))
+        if not on_the_model or getattr(model.hook_dict[place].fwd_hooks[-1], "user_hook", None):
+            assert hook.__name__ in str(refused.value)
+    assert snapshot(model) == before
+
+
+def test_a_hook_that_returns_another_dtype_is_named_where_the_run_fails(model: Any) -> None:
+    def doubled(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return activation.double()
+
+    before = snapshot(model)
+    with pytest.raises(js.InputError, match=r"doubled at .* returned a tensor .* of torch.float64") as refused:
+        js.attribute(model, TOKENS, fwd_hooks=[("blocks.0.mlp.hook_post", doubled)])
+    assert isinstance(refused.value.__cause__, RuntimeError)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("function", [lambda activation: activation, lambda activation, point: activation])
+def test_a_hook_that_cannot_be_called_is_named(llama: Any, function: Any) -> None:
+    with pytest.raises(js.InputError, match=r"at 'hook_embed' cannot be called.*functions of \(activation, hook\)"):
+        js.attribute(llama, TOKENS, fwd_hooks=[("hook_embed", function)])
+
+
+@pytest.mark.parametrize("where", ["blocks.0.attn.hook_result", lambda name: name == "blocks.0.attn.hook_result"])
+def test_a_hook_that_never_runs_is_named(llama: Any, where: Any) -> None:
+    """It would have had no effect on what is explained, without a word."""
+
+    def nothing(activation: torch.Tensor, hook: Any) -> None: ...
+
+    with pytest.raises(js.InputError, match=r"nothing at .* never ran.*set_use_attn_result"):
+        js.attribute(llama, TOKENS, fwd_hooks=[(where, nothing)])

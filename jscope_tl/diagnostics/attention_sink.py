@@ -173,7 +173,7 @@ def _masked_logits(
         row[list(places)] = True
     found = []
     for some in hidden.split(view.prompts_at_once(len(tokens), [])):
-        with undisturbed(view, [(name, partial(_hide, some)) for name in names]):
+        with undisturbed(view, [], [(name, partial(_hide, some)) for name in names]):
             rows = repeat(tokens.to(view.input_device), "pos -> n pos", n=len(some))
             found.append(logits_of(view, rows, Passes())[:, -1].double().cpu())
     return torch.cat(found)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jscope_tl.engine.inputs import NORM, Inputs
+from jscope_tl.model.hooks import on_this_thread
 
 
 @dataclass
@@ -32,8 +33,8 @@ class Cuts:
 
     def attach(self, unembed: nn.Module) -> Iterator[Any]:
         """Plain torch hooks: TransformerLens 2 has no hook point at the unembedding."""
-        yield unembed.register_forward_pre_hook(self._cut_output)
-        yield unembed.register_forward_hook(self._keep_unembedded)
+        yield unembed.register_forward_pre_hook(on_this_thread(self._cut_output))
+        yield unembed.register_forward_hook(on_this_thread(self._keep_unembedded))
 
     def cut_input(self, name: str) -> Callable[..., Float[Tensor, "1 pos d_in"]]:
         """A hook that keeps the activation and passes it on, attached to the coordinates that rows refer to."""

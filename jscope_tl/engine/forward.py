@@ -13,7 +13,8 @@ from jscope_tl.engine.cuts import Cuts
 from jscope_tl.engine.inputs import NORM, Inputs
 from jscope_tl.engine.run import Run, Settings
 from jscope_tl.errors import InputError
-from jscope_tl.model.running import ONE_AT_A_TIME, Passes, full_precision, logits_of, own_hook_level
+from jscope_tl.model.hooks import hooked
+from jscope_tl.model.running import ONE_AT_A_TIME, Passes, full_precision, logits_of
 from jscope_tl.model.view import ModelView
 
 AS_IT_IS = Inputs()
@@ -82,10 +83,9 @@ def _forward(
             stack.enter_context(ONE_AT_A_TIME)
             cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks), inputs=inputs)
             stack.enter_context(_parameters_frozen(view))
-            stack.enter_context(own_hook_level(view.model))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
             own = [(name, _cut(view, cuts, name)) for name in settings.at] + held.hooks(view, lambda: bool(cuts.xs))
-            stack.enter_context(view.model.hooks(fwd_hooks=[*hooks, *own]))
+            stack.enter_context(hooked(view, hooks, own))
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())

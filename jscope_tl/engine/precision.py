@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock
 from typing import Any
 
 import torch
 
 from jscope_tl.errors import InputError, nearest
+from jscope_tl.model.turns import Turns
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-ONE_PRECISION = RLock()
+ONE_PRECISION = Turns()
 """The setting is the process's: threads that change it take turns."""
 
 

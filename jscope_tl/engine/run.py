@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from jscope_tl.engine.inputs import Inputs
 from jscope_tl.engine.state import State
 from jscope_tl.model.prompts import to_id
 from jscope_tl.model.running import Passes
+from jscope_tl.model.turns import cached_property
 from jscope_tl.model.view import ModelView
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from jscope_tl.model.hooks import on_this_thread
 from jscope_tl.model.view import ModelView
 
 
@@ -25,7 +26,7 @@ def recorded_blocks(view: ModelView) -> Iterator[list[Any]]:
     def record(module: nn.Module, args: Any, output: Any) -> None:
         outputs.append(_repeated(output, 1))
 
-    handles = [block.register_forward_hook(record) for block in _blocks(view)]
+    handles = [block.register_forward_hook(on_this_thread(record)) for block in _blocks(view)]
     try:
         yield outputs
     finally:

@@ -4,18 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import RLock
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jscope_tl.model.hooks import hooked, on_this_thread
+from jscope_tl.model.turns import Turns
 from jscope_tl.model.view import ModelView
 
-OWN_LEVEL = 1000
-"""Above every level of hooks that a user reaches."""
-ONE_AT_A_TIME = RLock()
+ONE_AT_A_TIME = Turns()
 """Hooks and parameter flags belong to the model, which threads share: forward passes take turns."""
 
 
@@ -60,7 +59,7 @@ def ends_at(view: ModelView, hooks: Sequence[Any], position: int) -> Iterator[En
         logits = logits_of(view, tokens, passes)
         return kept.pop(), logits[:, 0 if narrow else position]
 
-    handle = view.model.unembed.register_forward_pre_hook(narrowed)
+    handle = view.model.unembed.register_forward_pre_hook(on_this_thread(narrowed))
     try:
         yield ends
     finally:
@@ -68,16 +67,15 @@ def ends_at(view: ModelView, hooks: Sequence[Any], position: int) -> Iterator[En
 
 
 @contextmanager
-def undisturbed(view: ModelView, hooks: Sequence[Any]) -> Iterator[None]:
-    """For runs without gradients: the model's own dtype, one thread at a time, with hooks that leave the user's in place."""
+def undisturbed(view: ModelView, hooks: Sequence[Any], own: Sequence[Any] = ()) -> Iterator[None]:
+    """For runs without gradients: the model's own dtype, one thread at a time, with the user's ``hooks`` and our ``own``."""
     view.check_hook_names(hooks)
     with (
         torch.inference_mode(False),
         torch.no_grad(),
         full_precision(view),
         ONE_AT_A_TIME,
-        own_hook_level(view.model),
-        view.model.hooks(fwd_hooks=hooks),
+        hooked(view, hooks, own),
     ):
         yield
 
@@ -91,7 +89,7 @@ def captured(
     def capture(name: str, activation: Float[Tensor, "batch *rest"], hook: Any) -> None:
         found[name] = activation.detach()
 
-    with undisturbed(view, [*hooks, *((name, partial(capture, name)) for name in points)]):
+    with undisturbed(view, hooks, [(name, partial(capture, name)) for name in points]):
         logits_of(view, tokens, passes)
     return found
 
@@ -103,14 +101,3 @@ def full_precision(view: ModelView) -> Iterator[None]:
         for device in {"cpu", view.input_device.type} & {"cpu", "cuda"}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-@contextmanager
-def own_hook_level(model: Any) -> Iterator[None]:
-    """A level for our hooks that no hook of the user's has: leaving a level removes every hook that sits on it."""
-    level = getattr(model, "context_level", 0)
-    model.context_level = level + OWN_LEVEL
-    try:
-        yield
-    finally:
-        model.context_level = level

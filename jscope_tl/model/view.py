@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.basis import Basis, basis_of
+from jscope_tl.model.turns import cached_property
 
 EXPLAINABLE = {"HookedTransformer", "TransformerBridge"}
 REFUSED = {
@@ -23,7 +23,9 @@ REFUSED = {
 CURE = "Use a HookedTransformer or a TransformerBridge of a causal (decoder-only) language model."
 TOKENS_AT_ONCE = 1024
 """In one forward pass over several prompts."""
-LIBRARIES = ("transformer_lens", "transformers", "torch", "accelerate")
+OWN_LEVEL = 1000
+"""Of our own hooks, above every level that a user reaches."""
+LIBRARIES = ("jscope_tl", "transformer_lens", "transformers", "torch", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,11 @@ class ModelView:
 
     def is_hooked(self, fwd_hooks: Sequence[Any]) -> bool:
         """Whether any hook of the user's is active, which may count on one prompt in the batch."""
-        return bool(fwd_hooks) or any(point.fwd_hooks for point in self.points.values()) or self.has_torch_hooks()
+        return bool(fwd_hooks) or any(map(self.has_hooks, self.points.values())) or self.has_torch_hooks()
+
+    def has_hooks(self, point: Any) -> bool:
+        """Whether a hook point has TransformerLens hooks of the user's; ours may be there for the run of another thread."""
+        return any((handle.context_level or 0) < OWN_LEVEL for handle in point.fwd_hooks)
 
     def has_torch_hooks(self) -> bool:
         """Whether any module has plain torch hooks of the user's; libraries leave some of their own."""

@@ -49,7 +49,7 @@ def ablated_logits(
         if isinstance(replacement, int):
             rows[batch] = replacement
         own = [] if value is None else [("hook_embed", partial(_blank, batch, value))]
-        with undisturbed(view, [*hooks, *own]), ends_at(view, [*hooks, *own], position) as ends:
+        with undisturbed(view, hooks, own), ends_at(view, [*hooks, *own], position) as ends:
             return ends(rows, passes)[1].double().cpu()
 
     with progress_bar(progress, "ablated runs", "run", total=len(masks)) as bar:

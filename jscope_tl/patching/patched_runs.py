@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jscope_tl.engine.progress import progress_bar
+from jscope_tl.model.hooks import hooked
 from jscope_tl.model.replay import block_of, first_blocks_replayed, recorded_blocks
 from jscope_tl.model.running import ONE_AT_A_TIME, Ends, Passes, ends_at, undisturbed
 from jscope_tl.model.view import ModelView
@@ -63,7 +64,7 @@ def patched_effects(
 ) -> Patched:
     """What the patches that are asked for do, measured by ``effect`` at the explained position, behind which none has an effect."""
     with ONE_AT_A_TIME:  # the hooks of another thread's run are gone by then
-        hooked, at_once = view.is_hooked(fwd_hooks), view.prompts_at_once(len(pair.base), fwd_hooks)
+        is_hooked, at_once = view.is_hooked(fwd_hooks), view.prompts_at_once(len(pair.base), fwd_hooks)
     with undisturbed(view, fwd_hooks), ends_at(view, fwd_hooks, position) as ends:
         runs = _Runs(view, pair, source, ends, effect)
         base = runs.base()
@@ -72,7 +73,7 @@ def patched_effects(
         ran[:, position + 1 :] = False
         cells = [(layer, (t,)) for layer, t in ran.nonzero().tolist()]
         together = [(layer, tuple(row.nonzero().flatten().tolist())) for layer, row in enumerate(ran) if row.any()]
-        ways = [] if hooked else [(at_once, base.blocks), (at_once, None)]
+        ways = [] if is_hooked else [(at_once, base.blocks), (at_once, None)]
         found = _effects(runs, base, [*cells, *(together if jointly else [])], ways, progress)
     effects = torch.zeros(asked.shape, dtype=torch.float64, device="cpu").masked_fill(~asked, torch.nan)
     joint = torch.zeros(len(asked), dtype=torch.float64, device="cpu")
@@ -125,7 +126,7 @@ class _Runs:
             differs[name] = (self.source[name].to(activation) != activation)[0].any(-1).cpu()
 
         hooks = [(name, partial(compare, name)) for name in self.source]
-        with self.view.model.hooks(fwd_hooks=hooks), recorded_blocks(self.view) as blocks:
+        with hooked(self.view, [], hooks), recorded_blocks(self.view) as blocks:
             y, value = self.whole(self.pair.base)
         return _Base(y, value, torch.stack([differs[name] for name in self.source]), blocks)
 
@@ -133,7 +134,7 @@ class _Runs:
         """The base prompt under each patch, side by side; from the first patched block on where ``blocks`` are given."""
         start = min(self.block(patch) for patch in patches) if blocks else 0
         replayed = first_blocks_replayed(self.view, blocks or [], start, len(patches))
-        with self.view.model.hooks(fwd_hooks=self._hooks(patches)), replayed:
+        with hooked(self.view, [], self._hooks(patches)), replayed:
             rows = repeat(self.pair.base, "pos -> batch pos", batch=len(patches))
             return self._ended(rows, 1 - start / self.n_blocks)
 
