@@ -141,8 +141,9 @@ def test_the_right_token_is_explained_and_evaluated(llama: Any) -> None:
 def made(columns: dict[str, np.ndarray], protocol: Any = faith.CORRECTED) -> Faithfulness:
     """A result with given numbers: ``[method, prompt]`` in each column."""
     methods = tuple("abcdef"[: len(next(iter(columns.values())))])
+    costs = {"n_tokens": 9, "passes": 1, "seconds": 0.1}
     rows = [
-        {"prompt": i, "method": m, "task": "", "correct": True, "passes": 1, **{c: v[j, i] for c, v in columns.items()}}
+        {"prompt": i, "method": m, "task": "", "correct": True, **costs, **{c: v[j, i] for c, v in columns.items()}}
         for i in range(next(iter(columns.values())).shape[1])
         for j, m in enumerate(methods)
     ]

@@ -1,9 +1,13 @@
 """Results: what they offer, and that a file gives back what was saved."""
 
+import copy
 import functools
 import inspect
+import itertools
 import json
 import math
+import os
+import random
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -284,3 +288,194 @@ def test_saving_keeps_permissions_and_follows_links(result: js.Attribution, tmp_
     for bad in ("", tmp_path):
         with pytest.raises(js.InputError, match="no file to write to"):
             result.save(bad)
+
+
+def loaded(kind: type[Any], path: Path) -> Any:
+    """What loads, or None where the file is refused in one line of words."""
+    try:
+        return kind.load(path)
+    except js.InputError as error:
+        said = str(error)
+    assert str(path) in said
+    assert "\n" not in said
+    assert len(said) < 600
+    return None
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in what JSON holds."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    return [path, *(place for key, item in items for place in places(item, (*path, key)))]
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+DROPPED = object()
+WRONG = [DROPPED, None, True, -1, 10**6, -0.5, math.nan, math.inf, 10**400, "", "x", [], {}, [[]], {"__tensor__": "0"}]
+
+
+def one_of_each(found: list[tuple[Any, ...]], rng: random.Random) -> list[tuple[Any, ...]]:
+    """Of places that differ only in which item of a list they are in."""
+    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    for place in found:
+        alike.setdefault(tuple("#" if str(key).isdigit() else key for key in place), []).append(place)
+    return [rng.choice(some) for some in alike.values()]
+
+
+def replaced(fields: Any, place: tuple[Any, ...], put: Any) -> Any:
+    """A copy with something else at a place, or nothing."""
+    if not place:
+        return None if put is DROPPED else put
+    found = copy.deepcopy(fields)
+    inside = functools.reduce(lambda value, key: value[key], place[:-1], found)
+    if put is DROPPED:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = put
+    return found
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_byte_that_flips_is_seen(pocket: Any, tmp_path: Path, name: str) -> None:
+    """What loads is what was saved, whichever byte is another and however much of the file is missing."""
+    saved, rng = made(name, pocket), random.Random(name)
+    path = saved.save(tmp_path / "result")
+    whole, refused = path.read_bytes(), 0
+    ends = [0, 1, 7, 8, 9, *(rng.randrange(len(whole)) for _ in range(10))]
+    flipped = []
+    for i in [*range(8), *(rng.randrange(len(whole)) for _ in range(60))]:
+        flipped.append(bytearray(whole))
+        flipped[-1][i] ^= rng.randrange(1, 256)
+    for content in (*flipped, *(whole[:end] for end in ends), whole + b"x", whole * 2):
+        path.write_bytes(content)
+        found = loaded(type(saved), path)
+        refused += found is None
+        assert found is None or same(saved, found)
+    assert refused > 60
+
+
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("n", [12, pytest.param(100, marks=pytest.mark.slow)])
+def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n: int) -> None:
+    """Anything may stand where something stood, under a checksum that is right: what is not refused can be used."""
+    saved, rng = made(name, pocket), random.Random(name)
+    path, kind = saved.save(tmp_path / "result"), type(saved)
+    header, tensors = opened(path)
+    fields = json.loads(header["fields"])
+    found = one_of_each(places(fields), rng)
+    for place in rng.sample(found, min(len(found), n)):
+        for put in WRONG if n > 12 else rng.sample(WRONG, 4):
+            text = json.dumps(replaced(fields, place, put))
+            save_file(tensors, path, header | {"fields": text, "sha256": storage._digest(text, tensors)})
+            if (again := loaded(kind, path)) is not None:
+                usable(again, tmp_path)
+    for text in (
+        DEEP,
+        json.dumps(fields).replace("null", DEEP, 1),
+        "",
+        "{",
+        "[]",
+        "null",
+        "\\",
+        "NaN",
+        header["fields"] + "x",
+    ):
+        save_file(tensors, path, header | {"fields": text, "sha256": storage._digest(text, tensors)})
+        assert loaded(kind, path) is None or text == header["fields"]
+
+
+def usable(result: Any, folder: Path) -> None:
+    """Everything that a result offers without a model works."""
+    assert repr(result)
+    for method in {"to_dataframe", "_repr_html_", "summary", "top", "agreement"} & {*dir(result)}:
+        getattr(result, method)()
+    assert same(type(result).load(result.save(folder / "again")), result)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_tensors_in_disorder(pocket: Any, tmp_path: Path, name: str) -> None:
+    """The header gives a tensor another type, shape or place: nothing, or what was saved."""
+    saved = made(name, pocket)
+    path, kind = saved.save(tmp_path / "result"), type(saved)
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    names = [key for key in header if key != "__metadata__"]
+    entries = [(key, part, put) for key in names for part, put in DISORDER]
+    for key, part, put in entries:
+        entry = {**header[key], part: put(header[key][part])}
+        text = json.dumps(header | {key: entry}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+        found = loaded(kind, path)
+        assert found is None or same(saved, found)
+    for a, b in itertools.pairwise(names):
+        text = json.dumps(header | {a: header[b], b: header[a]}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+        found = loaded(kind, path)
+        assert found is None or same(saved, found)
+
+
+DISORDER: list[tuple[str, Callable[[Any], Any]]] = [
+    *(("dtype", lambda dtype, other=other: other) for other in ("F32", "I32", "U32", "F64", "I64", "BF16", "F8_E4M3", "BOOL", "?")),
+    ("shape", lambda shape: []),
+    ("shape", lambda shape: [math.prod(shape)]),
+    ("shape", lambda shape: [1, *shape]),
+    ("shape", lambda shape: shape[::-1] if len(shape) > 1 else [*shape, 1]),
+    ("shape", lambda shape: [-1]),
+    ("data_offsets", lambda ends: [ends[0], ends[1] - 1]),
+    ("data_offsets", lambda ends: [10**18, 10**18 + ends[1] - ends[0]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scores: -scores - 1,
+        lambda scores: scores * math.nan,
+        lambda scores: scores + math.inf,
+        lambda scores: scores[:-1],
+        lambda scores: scores.sum(),
+        lambda scores: scores[None],
+        lambda scores: scores.int(),
+    ],
+)
+@pytest.mark.parametrize("field", ["scores", "stderr", "tokens"])
+def test_numbers_that_no_result_has(result: js.Attribution, tmp_path: Path, field: str, change: Any) -> None:
+    """Under a checksum that is right: a file may have been wrong when it was written."""
+    path = result.save(tmp_path / "result")
+    header, tensors = opened(path)
+    key = json.loads(header["fields"])[field]["__tensor__"]
+    changed = change(tensors[key]).contiguous()
+    if field == "tokens" and changed.shape == result.tokens.shape and not changed.is_floating_point():
+        return  # ids may be any numbers
+    tensors |= {key: changed}
+    save_file(tensors, path, header | {"sha256": storage._digest(header["fields"], tensors)})
+    with pytest.raises(js.InputError, match="damaged: what it holds is no Attribution"):
+        js.Attribution.load(path)
+
+
+def test_options_may_have_any_names(result: js.Attribution, tmp_path: Path) -> None:
+    """Also that under which files keep tensors."""
+    options = {"__tensor__": "0", "\\__tensor__": [{"__tensor__": result.scores}], "a": {"__tensor__": None}, "\\": ""}
+    saved = replace(result, options=options)
+    assert same(js.Attribution.load(saved.save(tmp_path / "result")), saved)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    for content in (
+        b"",
+        b"\0",
+        b"{}",
+        (2**63).to_bytes(8, "little") + b"{}",
+        (10**8).to_bytes(8, "little") + b"{}" * 9,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(js.InputError, match="not a safetensors file"):
+            js.Attribution.load(path)
+    for missing in (tmp_path / "none", tmp_path, "", "\0"):
+        with pytest.raises(js.InputError, match="There is no file"):
+            js.Attribution.load(missing)
+    path.chmod(0)
+    if not os.access(path, os.R_OK):
+        with pytest.raises(js.InputError, match="cannot be read"):
+            js.Attribution.load(path)

@@ -159,7 +159,11 @@ class Setup:
         )
 
     def in_units(self, score: Score) -> Score:
-        """The score in `unit`."""
+        """The score in `unit`, which is never negative."""
+        if (score.values < 0).any() or (score.stderr is not None and (score.stderr < 0).any()):
+            raise InputError(
+                f"Scope {self.scope.label!r} gave negative scores or errors; scores are unsigned, norms or absolute values."
+            )
         return score if self.reduction is NORM else self.scope.at_input(score)
 
     @property

@@ -17,6 +17,7 @@ from jscope_tl.errors import InputError, count
 from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.checks import need_rows
 from jscope_tl.results.files import Saved
 
 CONTROLS = 8
@@ -49,6 +50,10 @@ class Sink(Saved):
 
     rows: list[dict[str, Any]]
     first: int
+
+    def __post_init__(self) -> None:
+        """Refuse rows that lack something, as a damaged file may hold."""
+        need_rows(self.rows, ("n_tokens", "bos_share", "first_share", "even_share"), texts=("scope",))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each result."""

@@ -19,6 +19,7 @@ from jscope_tl.engine.run import Run
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, bos_positions, to_position, to_str_tokens
 from jscope_tl.model.view import ModelView
+from jscope_tl.results.checks import need, need_sizes
 from jscope_tl.results.files import Saved
 from jscope_tl.scopes.base import Scope, Score
 
@@ -51,6 +52,16 @@ class Linearity(Saved):
     source: int
     norm: float
     warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        shape, n_sizes = self.predicted.shape, len(self.sizes)
+        need(
+            self.actual.shape == shape and shape[1:] == (2, n_sizes),
+            f"changes are [direction, 2, {n_sizes}], both ways",
+        )
+        need(shape[0] > 1 and n_sizes > 1 and self.source >= 0, "there are several directions and sizes")
+        need_sizes("sizes", self.sizes)
 
     @property
     def own_error(self) -> Float[Tensor, "size"]:

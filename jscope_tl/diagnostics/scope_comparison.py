@@ -11,6 +11,7 @@ from torch import Tensor
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.errors import InputError, count
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.checks import need_rows
 from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
 from jscope_tl.scopes.base import Scope
@@ -26,6 +27,10 @@ class ScopeComparison(Saved):
 
     scopes: tuple[str, str]
     rows: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        """Refuse rows that lack something, as a damaged file may hold."""
+        need_rows(self.rows, ("n_tokens", "spearman", "top_10", "seconds", "other_seconds", "time_ratio"))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each prompt."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.faithfulness.measures import Column
 from jscope_tl.faithfulness.protocol import Protocol
+from jscope_tl.results.checks import need, need_rows
 from jscope_tl.results.files import Saved
 
 RESAMPLES = 2000
@@ -45,6 +46,17 @@ class Faithfulness(Saved):
     rows: list[dict[str, Any]]
     protocol: Protocol
     model: str
+
+    def __post_init__(self) -> None:
+        """Refuse rows that lack something, as a damaged file may hold."""
+        names = [column.name for column in self.columns]
+        need(len(self.methods) > 0 and len(names) > 0, "there is one method or more, and one column or more")
+        curve = [f"at_{f:g}" for f in self.protocol.fractions] if self._points_count(names[0]) else []
+        costs = ["prompt", "n_tokens", "passes", "seconds"]
+        need_rows(self.rows, [*costs, *names, *curve], texts=("method", "task"), flags=("correct",))
+        prompts = {method: [row["prompt"] for row in self.rows if row["method"] == method] for method in self.methods}
+        alike = all(found == prompts[self.methods[0]] for found in prompts.values())
+        need(alike and sum(map(len, prompts.values())) == len(self.rows), "every method has a row for every prompt")
 
     def values(self, column: str, correct_only: bool = False, task: str | None = None) -> Float[np.ndarray, "method n"]:
         """A number by method and prompt, prompts in one order: what is compared is paired.
@@ -106,9 +118,12 @@ class Faithfulness(Saved):
             raise InputError(f"Method {method!r} was not measured.{nearest(method, self.methods)}")
         return self.methods.index(method)
 
+    def _points_count(self, column: str) -> bool:
+        return self.protocol.stderr == "independent" and column == "aopc"
+
     def _stderr(self, method: str, column: str | None, correct_only: bool, task: str | None) -> float | None:
         """The authors' error of the area: that of the trapezoid rule over points taken for independent."""
-        if self.protocol.stderr != "independent" or (column or self.columns[0].name) != "aopc":
+        if not self._points_count(column or self.columns[0].name):
             return None
         x = np.array(self.protocol.fractions)
         weights = np.concatenate([[0], np.diff(x)]) / 2 + np.concatenate([np.diff(x), [0]]) / 2

@@ -24,6 +24,7 @@ from jscope_tl.model.running import Passes
 from jscope_tl.patching.ablated_runs import ablated_logits, replaced_by
 from jscope_tl.patching.comparison import Cost
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.checks import need, need_finite
 from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
 from jscope_tl.scopes.base import Scope
@@ -51,6 +52,13 @@ class Ablation(Saved):
     kl: Float[Tensor, "pos"]
     replacement: str
     costs: dict[str, Cost]
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        for effect in EFFECTS:
+            values = getattr(self, effect)
+            need(values.shape == self.scope.scores.shape, f"{effect} has one effect for each score")
+            need_finite(effect, values)
 
     def correlation(self, effect: str = "kl") -> float:
         """Spearman's correlation of the scope's scores with the absolute effects of all tokens but BOS.

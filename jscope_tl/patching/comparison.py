@@ -1,5 +1,6 @@
 """`Comparison`: a scope beside activation patching, their agreement and their cost."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,6 +11,7 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.model.running import Passes
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import Provenance
+from jscope_tl.results.checks import need, need_finite
 from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
 
@@ -88,6 +90,15 @@ class Comparison(Saved):
     str_tokens: list[str]
     source_str_tokens: list[str]
     costs: dict[str, Cost]
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        shape = self.scope.scores.shape
+        need(self.effects.shape == self.predicted.shape == shape and len(shape) == 2, "each score has an effect")
+        need(self.joint is None or len(self.joint) == shape[0], "joint effects are one for each hook point")
+        need(len(self.str_tokens) == len(self.source_str_tokens) == shape[1], "both prompts have a text for each score")
+        need(not self.effects.isinf().any() and math.isfinite(self.total), "effects are not infinite")
+        need_finite("predicted effects", self.predicted)
 
     @property
     def held(self) -> Float[Tensor, "layer"] | None:

@@ -21,6 +21,7 @@ from jscope_tl.model.running import Passes
 from jscope_tl.patching.pairs import need_patchable, source_activations, to_pair
 from jscope_tl.patching.patched_runs import put
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.checks import need
 from jscope_tl.results.files import Saved
 from jscope_tl.scopes.base import Scope
 
@@ -40,6 +41,12 @@ class SideBySide(Saved):
     corrupted: Attribution
     patched: Attribution
     patched_at: tuple[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        """Refuse runs that cannot be laid side by side, as a damaged file may hold."""
+        shape = self.clean.scores.shape
+        need(shape == self.corrupted.scores.shape == self.patched.scores.shape, "the three runs have alike scores")
+        need(all(0 <= t < shape[-1] for t in self.patched_at[1]), f"patched positions are below {shape[-1]}")
 
     def difference(self, of: Name, minus: Name) -> Float[Tensor, "*layer pos"]:
         """Scores of one run minus those of another, in their unit; signed.

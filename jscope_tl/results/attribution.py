@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
 from jscope_tl.results.base import PredictedToken, Result
+from jscope_tl.results.checks import need
 from jscope_tl.results.text import percent
 
 
@@ -17,6 +18,11 @@ class Prediction:
     top: tuple[PredictedToken, ...]
     target: PredictedToken
     target_rank: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no distribution."""
+        probabilities = [token.probability for token in (self.target, *self.top)]
+        need(all(0 <= p <= 1 for p in probabilities) and self.target_rank >= 1, "probabilities are between 0 and 1")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,6 +45,11 @@ class Attribution(Result):
     stderr: Float[Tensor, "*layer pos"] | None
     prediction: Prediction
     hook_points: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        super().__post_init__()
+        need(isinstance(self.options.get("resolved") or {}, dict), "what was resolved has names")
 
     def _rows(self) -> tuple[Float[Tensor, "row pos"], Float[Tensor, "row pos"] | None]:
         scores, stderr = self.scores, self.stderr

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.basis import Basis
+from jscope_tl.results.checks import need, need_sizes
 from jscope_tl.results.files import Saved
 from jscope_tl.results.text import score_text
 
@@ -102,11 +103,16 @@ class Result(Saved, ABC):
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together, as a damaged file may hold."""
-        n, (scores, stderr) = len(self.str_tokens), self._rows()
-        if not self.tokens.shape[0] == scores.shape[1] == n > self.position >= 0 or len(scores) != len(self._labels()):
-            raise ValueError(f"{scores.shape} scores, {len(self.tokens)} tokens, {n} texts, position {self.position}")
-        if stderr is not None and stderr.shape != scores.shape:
-            raise ValueError(f"{stderr.shape} standard errors of {scores.shape} scores")
+        n, (scores, stderr), explained = len(self.str_tokens), self._rows(), [at for _, at in self._labels()]
+        need(self.tokens.shape == (n,), f"{list(self.tokens.shape)} tokens have as many texts, not {n}")
+        need(scores.shape == (len(explained), n), f"scores {list(scores.shape)} are [{len(explained)}, {n}]")
+        need(stderr is None or stderr.shape == scores.shape, "standard errors have the shape of the scores")
+        need_sizes("scores", scores)
+        need_sizes("standard errors", stderr)
+        places = [self.position, *explained, *self.bos_positions]
+        need(
+            max(explained, default=-1) == self.position and all(0 <= t < n for t in places), f"positions are below {n}"
+        )
 
     @abstractmethod
     def _rows(self) -> tuple[Float[Tensor, "row pos"], Float[Tensor, "row pos"] | None]:

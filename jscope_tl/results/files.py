@@ -3,26 +3,26 @@
 Any dataclass can be saved: what is in it is read off its fields and their types. Nothing in a file is executed.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
-from jaxtyping import jaxtyped
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from jscope_tl.errors import InputError
+from jscope_tl.results.restoring import TENSOR, escaped, restored
 
-SCHEMA = "1"
-TENSOR = "__tensor__"
+SCHEMA = "2"
 Self = TypeVar("Self", bound="Saved")
 
 
@@ -42,11 +42,12 @@ class Saved:
 
         def put_aside(tensor: Tensor) -> dict[str, str]:
             name = str(len(tensors))
-            tensors[name] = tensor.contiguous().clone()  # safetensors refuses tensors that share memory
+            tensors[name] = tensor.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
             return {TENSOR: name}
 
-        rest = json.dumps(plain(self, put_aside), default=repr)
-        return write_whole(path, to_bytes(tensors, {"class": type(self).__name__, "schema": SCHEMA, "fields": rest}))
+        rest = json.dumps(plain(self, put_aside, escaped), default=repr)
+        header = {"class": type(self).__name__, "schema": SCHEMA, "fields": rest, "sha256": _digest(rest, tensors)}
+        return write_whole(path, to_bytes(tensors, header))
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
@@ -68,61 +69,47 @@ class Saved:
                 f"{str(path)!r} has schema {header.get('schema')}; this version reads {SCHEMA}. Use the jscope_tl that wrote it."
             )
         try:
-            return _restored(cls, json.loads(header["fields"]), tensors)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-            raise InputError(f"{str(path)!r} is damaged: what it holds is no {cls.__name__} ({error!r}).") from error
+            found = restored(cls, json.loads(header["fields"]), tensors)
+        except Exception as error:  # whatever a part of the wrong kind leads to
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"{str(path)!r} is damaged: what it holds is no {cls.__name__} ({reason}).") from error
+        if header.get("sha256") != _digest(header["fields"], tensors):
+            raise InputError(f"{str(path)!r} is damaged: it is no longer what was saved (its checksum is another).")
+        return found
 
 
-def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist) -> Any:
-    """A value in types that JSON has, dataclasses as dictionaries of their fields; ``tensor`` says what becomes of tensors."""
+def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist, key: Callable[[Any], str] = str) -> Any:
+    """A value in types that JSON has, dataclasses as dictionaries; ``tensor`` and ``key`` say what becomes of tensors and keys."""
     if isinstance(value, Tensor):
         return tensor(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name), tensor) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name), tensor, key) for f in fields(value)}
     if isinstance(value, dict):
-        return {str(key): plain(item, tensor) for key, item in value.items()}
+        return {key(name): plain(item, tensor, key) for name, item in value.items()}
     if isinstance(value, np.generic):
         return value.item()
-    return [plain(item, tensor) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _restored(kind: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value of an annotated field, from what JSON made of it."""
-    if isinstance(value, dict) and TENSOR in value:
-        return tensors[value[TENSOR]]
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):  # `X | None`
-        others = [argument for argument in arguments if argument is not type(None)]
-        return value if value is None or len(others) > 1 else _restored(others[0], value, tensors)
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        kept = {f.name: _restored(hints[f.name], value[f.name], tensors) for f in fields(kind)}
-        with jaxtyped("context"):  # axes of one name have one length
-            for name, item in kept.items():
-                if isinstance(item, Tensor) and not isinstance(item, hints[name]):
-                    raise ValueError(f"{name} does not fit, with {item.dtype} {list(item.shape)}")
-        return kind(**kept)  # type: ignore[operator]
-    if origin is dict:
-        key, inner = arguments
-        return {(key(name) if key is int else name): _restored(inner, item, tensors) for name, item in value.items()}
-    if kind is tuple or origin in (list, tuple):
-        inners = arguments[:1] * len(value) if len(arguments) < 2 or arguments[1] is ... else arguments
-        return (origin or kind)(_restored(inner, item, tensors) for inner, item in zip(inners, value, strict=True))
-    if isinstance(value, dict | list):  # of no declared type, an option for one
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        found = {name: _restored(Any, item, tensors) for name, item in items}
-        return found if isinstance(value, dict) else list(found.values())
-    return value
+    return [plain(item, tensor, key) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        raise InputError(f"There is no file {str(path)!r}.")
+    if not isinstance(path, str | Path) or not os.path.isfile(path):
+        raise InputError(f"There is no file {str(path)!r}; give the path of one that save wrote.")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
-        raise InputError(f"{str(path)!r} is not a safetensors file ({error}).") from error
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error}.") from error
+    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{str(path)!r} is not a safetensors file ({' '.join(str(error).split())[:200]}).") from error
+
+
+def _digest(rest: str, tensors: dict[str, Tensor]) -> str:
+    """Of the fields and of every number: a byte that changed would leave a result that is another one."""
+    found = hashlib.sha256(rest.encode())
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        found.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def check_target(path: Any) -> Path:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken, Result
+from jscope_tl.results.checks import need
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,6 +30,11 @@ class InfluencePattern(Result):
     stderr: Float[Tensor, "dest src"] | None
     positions: tuple[int, ...]
     targets: tuple[PredictedToken, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        super().__post_init__()
+        need(len(self.targets) == len(self.positions), "there is a target for each position")
 
     def _rows(self) -> tuple[Float[Tensor, "row pos"], Float[Tensor, "row pos"] | None]:
         return self.scores, self.stderr

@@ -11,6 +11,7 @@ from torch import Tensor
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.prompts import to_position
 from jscope_tl.results.base import Result
+from jscope_tl.results.checks import need, need_finite, need_sizes
 
 MOST = 20
 """Tokens that are kept at each end of a decoded direction."""
@@ -52,6 +53,11 @@ class Decodings:
     ids: Int[Tensor, "n 2 most"]
     changes: Float[Tensor, "n 2 most"]
     texts: dict[int, str]
+
+    def __post_init__(self) -> None:
+        """Refuse tokens without a text."""
+        need(set(self.ids.flatten().tolist()) <= self.texts.keys(), "every token has a text")
+        need_finite("changes", self.changes)
 
     def ends(self, row: int, k: int) -> list[list[tuple[str, float]]]:
         """The ``k`` first of both ends, as text."""
@@ -96,6 +102,15 @@ class Spectrum(Result):
     captured: Float[Tensor, "pos"]
     of: str
     decodings: Decodings | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        super().__post_init__()
+        for name in ("singular_values", "energy", "effective_rank", "captured"):
+            need_sizes(name, getattr(self, name))
+        n = (self.position + 1) * self.singular_values.shape[1]
+        need(self.decodings is None or len(self.decodings.ids) == n, f"all {n} directions are decoded, or none")
+        need(self.of in ("jacobian", "fisher"), "of is 'jacobian' or 'fisher'")
 
     def _rows(self) -> tuple[Float[Tensor, "row pos"], None]:
         return rearrange(self.singular_values[:, 0], "pos -> 1 pos"), None

@@ -216,3 +216,20 @@ def test_a_target_that_is_no_token_is_left_to_the_scope(pocket: Any) -> None:
     assert found.prediction.target == found.prediction.top[0]
     with pytest.raises(js.InputError, match="it must be exactly one"):
         js.attribute(pocket, "the keys", "semantic", target="two words")
+
+
+def test_scores_of_a_scope_of_ones_own_are_not_negative(pocket: Any) -> None:
+    @dataclass(frozen=True)
+    class Signed(js.Scope):
+        unit = "x"
+
+        def cotangents(self, state: js.State) -> torch.Tensor:
+            return state.gradient(lambda logits: logits[4])[None]
+
+        def combined(self, squares: torch.Tensor) -> torch.Tensor:
+            return -squares.sum(0)
+
+    for explain in (js.attribute, js.influence_pattern, lambda *given: list(js.attribute_batch(*given))):
+        prompt = ["the keys"] if explain not in (js.attribute, js.influence_pattern) else "the keys"
+        with pytest.raises(js.InputError, match="'Signed' gave negative scores"):
+            explain(pocket, prompt, Signed())
