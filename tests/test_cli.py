@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import jscope_tl as js
+from jscope_tl.cli import command
 from jscope_tl.cli.command import main
+from jscope_tl.cli.faithfulness import read_prompts
 from jscope_tl.model.loading import has_bridge
 from tests import models
 
@@ -105,6 +107,13 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         ([PROMPT, "--save", ""], "no file to write to"),
         ([PROMPT, "--html", "."], "no file to write to"),
         ([PROMPT, "--attention"], "give both"),
+        ([PROMPT, "--scope", "fisher", "--target", " are"], "one that has: contrastive, log_prob, semantic"),
+        ([PROMPT, "--baseline", " is"], "Leave it out, or take one that has: contrastive"),
+        ([" \n\t"], "the prompt is empty; give one"),
+        ([PROMPT, "--html", "same", "--save", "./same"], "the same file"),
+        ([PROMPT, "--save", os.devnull], "give a file name"),
+        ([PROMPT, "-o", "target=" + "[" * 100_000], "not in the vocabulary"),
+        ([PROMPT, "-o", "target=" + "1" * 5_000], "not in the vocabulary"),
     ],
 )
 def test_wrong_input_costs_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,11 +124,79 @@ def test_wrong_input_costs_one_line(arguments: list[str], message: str, capsys: 
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("arguments", [["--no-such-option"], [PROMPT, "--position", "last"]])
-def test_options_that_argparse_refuses(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--no-such-option"], "unrecognized arguments"),
+        ([PROMPT, "--position", "last"], "invalid int value: 'last'"),
+        ([PROMPT, "more"], "unrecognized arguments: more"),
+        ([PROMPT, "--scope", "fisher", "--scope", "entropy"], "--scope is given twice"),
+        ([PROMPT, "--top=3", "--top", "3"], "--top is given twice"),
+        (["faithfulness", "--methods", "random", "--methods", "fisher"], "--methods is given twice"),
+        (["faithfulness", "--n"], "expected one argument"),
+    ],
+)
+def test_options_that_argparse_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_options_that_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--frozen", "attn", "--frozen", "norm", "-o", "target= are", "--option", "target= is"]
+    assert main([PROMPT, *arguments]) == 2
+    assert "target is given twice" in capsys.readouterr().err
+    assert main([PROMPT, *arguments[:-2]]) == 0
+
+
+def test_folders_that_hold_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """They are no names, so no hub is asked for them."""
+    file = tmp_path / "file"
+    file.touch()
+    for name, message in (
+        (str(tmp_path / "none"), "There is no folder"),
+        ("./none", "There is no folder"),
+        ("~/no/such/folder", "There is no folder"),
+        (str(file), "is a file; give the folder"),
+        (str(tmp_path), "save_pretrained"),
+        (" ", "is empty"),
+    ):
+        assert main([PROMPT, "--model", name]) == 3
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "attribute", interrupt)
+    assert main([PROMPT]) == 130
+    assert capsys.readouterr().err == "jscope: interrupted\n"
+
+
+def interrupt(*args: object, **how: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "text", ['["the keys", "a key"]', '[\n  {"prompt": "the keys"}\n]', '[{"prompt": "the keys"}]', "["]
+)
+def test_a_json_array_of_prompts(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(text)
+    assert main(["faithfulness", "--prompts", str(path), "--methods", "random"]) == 2
+    captured = capsys.readouterr()
+    assert "JSON array" in captured.err
+    assert 'one JSON object a line, as in {"prompt": "..."}' in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_prompt_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_text("[INST] the keys to\nthe keys [1]\n")
+    assert read_prompts(str(path)) == ["[INST] the keys to", "the keys [1]"]
 
 
 def test_a_model_that_cannot_be_loaded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

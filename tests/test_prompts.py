@@ -44,6 +44,16 @@ TEXT = "the keys to the cabinet"
         ("the \ud800 keys", "no text"),
         ([np.bool_(True)], "list of token ids"),
         (b"keys", "bytes"),
+        ([[1, 2], [3, 4]], "got 2 sequences"),
+        ({"ids": [1, 2]}, "'input_ids'.*this one has ..ids"),
+        ({"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1], [1, 1]]}, "got 2 sequences"),
+        ({"input_ids": torch.ones(2, 3, dtype=torch.long)}, r"\[2, 3\].*One prompt at a time"),
+        (
+            {"input_ids": [[0, 1, 2]], "attention_mask": [[0, 1, 1]]},
+            "has 1 zeros among 3 entries for 3 tokens.*without padding",
+        ),
+        ({"input_ids": [1, 2], "attention_mask": [1]}, "1 entries for 2 tokens"),
+        ({"input_ids": []}, "empty"),
     ],
 )
 def test_bad_prompts(llama: Any, prompt: Any, message: str) -> None:
@@ -200,3 +210,43 @@ class SpacelessView(ModelView):
 def test_hints_name_what_would_work() -> None:
     with pytest.raises(js.InputError, match="Try 'are'"):
         to_id(SpacelessView(None), " are", 100)
+
+
+MESSAGES = [{"role": "user", "content": "the keys to the cabinet"}]
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize("tensors", [None, "pt", "np"])
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_what_a_chat_template_returns_is_a_prompt(llama: Any, tensors: str | None, as_dict: bool) -> None:
+    """Ids, or ids with their attention mask, of one conversation: for one prompt as for a batch of one."""
+    tokenizer = models.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    ids = tokenizer(MESSAGES[0]["content"], add_special_tokens=False)["input_ids"]
+    expected = js.attribute(llama, ids, "temperature").scores
+    how = {"return_tensors": tensors, "return_dict": as_dict}
+    for messages in (MESSAGES, [MESSAGES]):
+        given = tokenizer.apply_chat_template(messages, tokenize=True, **how)
+        found = js.attribute(llama, given, "temperature")
+        assert found.tokens.tolist() == ids
+        assert torch.equal(found.scores, expected)
+        if as_dict:
+            assert torch.equal(js.attribute(llama, dict(given), "temperature").scores, expected)
+            with pytest.raises(js.InputError, match="prompts are several prompts"):
+                list(js.attribute_batch(llama, given, "temperature"))
+    (only,) = js.attribute_batch(llama, [given], "temperature")
+    assert torch.equal(only.scores, expected)
+
+
+def test_a_tokenizers_padding_is_refused(llama: Any) -> None:
+    tokenizer = models.tokenizer()
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    given = tokenizer(["the keys to the cabinet"], return_tensors="pt", padding="max_length", max_length=16)
+    with pytest.raises(js.InputError, match="zeros among 16 entries for 16 tokens"):
+        js.attribute(llama, given)
+
+
+def test_blanks_of_which_the_tokenizer_makes_nothing(pocket: Any) -> None:
+    for blank in (" ", "\n\t "):
+        with pytest.raises(js.InputError, match="prompt is blank"):
+            js.attribute(pocket, blank)

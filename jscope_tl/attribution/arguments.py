@@ -9,7 +9,7 @@ PLACE = "        {shared}\n"
 ARGUMENTS = {
     "model": "a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.",
     "prompt": """a string (the model's tokenizer and BOS default apply), a list of ids, or an integer tensor ``[pos]`` or
-            ``[1, pos]``, taken as it is.""",
+            ``[1, pos]``, taken as it is; or what a tokenizer or its chat template returns for one prompt (``input_ids``).""",
     "scope": """a registered name, with its options as further keywords; a scope object; or a function from the
             `State` to cotangents ``[d_model]`` or ``[k, d_model]``.""",
     "position": """whose next-token prediction is explained; negative counts from the end. Later positions score 0.""",

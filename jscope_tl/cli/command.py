@@ -18,6 +18,7 @@ from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.cli.faithfulness import run
 from jscope_tl.cli.models import load
+from jscope_tl.cli.options import Parser
 from jscope_tl.errors import InputError
 from jscope_tl.model.loading import LoadingError
 from jscope_tl.results.files import check_target, plain
@@ -26,14 +27,17 @@ from jscope_tl.views.report import report
 from jscope_tl.views.terminal import show
 
 EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line on standard error says why);
-3 the model could not be loaded
+3 the model could not be loaded; 130 interrupted
 
 jscope faithfulness --prompts FILE: how faithful each method is (see jscope faithfulness --help)"""
+
+LONGEST = 1000
+"""Letters of a message, which may repeat what was given."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="jscope",
         description="Which tokens of a prompt drove a language model's next-token prediction, and how strongly.",
         epilog=EXIT,
@@ -88,6 +92,8 @@ def _run(command: Callable[[], int]) -> int:
         return _fail(error, 2)
     except LoadingError as error:
         return _fail(error, 3)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read has read enough; nothing more can be said on this stream
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -95,8 +101,10 @@ def _run(command: Callable[[], int]) -> int:
         return _fail(error, 2)
 
 
-def _fail(error: Exception, code: int) -> int:
-    print(f"jscope: {' '.join(str(error).split())}", file=sys.stderr)
+def _fail(error: Exception | str, code: int) -> int:
+    line = " ".join(str(error).split())
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    print(f"jscope: {line}", file=sys.stderr)
     return code
 
 
@@ -114,16 +122,17 @@ def _list_scopes() -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    if options.prompt is None:
-        raise InputError('give a prompt, as in: jscope "the keys to the cabinet near the doors" (or jscope --help).')
+    if options.prompt is None or not options.prompt.strip():
+        given = "give a prompt" if options.prompt is None else "the prompt is empty; give one"
+        raise InputError(f'{given}, as in: jscope "the keys to the cabinet near the doors" (or jscope --help).')
     if options.top < 1:
         raise InputError(f"--top is how many tokens to list, 1 or more; got {options.top}.")
     if options.attention and options.html is None:
         raise InputError("--attention goes into the page that --html FILE writes; give both.")
     scope = get_scope(options.scope)(**_scope_options(options))
-    for path in (options.html, options.save):
-        if path is not None:
-            check_target(path)
+    paths = [check_target(path).resolve() for path in (options.html, options.save) if path is not None]
+    if len({*paths}) < len(paths):
+        raise InputError(f"--html and --save would write the same file, {options.save!r}; give two.")
     model = load(options.model, options.device, options.dtype)
     result = attribute(model, options.prompt, scope, position=options.position, **_how(options))
     # Files before the text: whoever reads the text may close the pipe.
@@ -169,6 +178,6 @@ def _scope_options(options: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{name} is given twice.")
         try:
             given[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or more of it than can be read
             given[name] = value
     return given

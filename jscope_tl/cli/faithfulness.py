@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jscope_tl.cli.models import load
+from jscope_tl.cli.options import Parser
 from jscope_tl.errors import InputError
 from jscope_tl.faithfulness import evaluate
 from jscope_tl.faithfulness.measures import MEASURES
@@ -23,11 +24,12 @@ from jscope_tl.views.methods import faithfulness
 WIDTH = 170
 PROMPTS = """FILE has one prompt a line, whose last token is the one to predict; or one JSON object a line with "prompt", and
 where they are not in it or known "target", "causes" (positions) and "task"."""
+ONE_A_LINE = """Give one prompt a line, or one JSON object a line, as in {"prompt": "..."}."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="jscope faithfulness",
         description="How faithful each method is: hits on known causes, leave-one-out ranking, ablation of the top tokens.",
         epilog=PROMPTS,
@@ -93,6 +95,8 @@ def read_prompts(path: str) -> list[Any]:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The prompts {path!r} cannot be read: {error}.") from error
+    if next((line.strip() for line in lines if line.strip()), "") == "[":
+        raise InputError(f"{path!r} holds a JSON array over several lines. {ONE_A_LINE}")
     prompts = [_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise InputError(f"There are no prompts in {path!r}; give one a line.")
@@ -100,12 +104,16 @@ def read_prompts(path: str) -> list[Any]:
 
 
 def _line(path: str, n: int, line: str) -> Any:
-    if not line.lstrip().startswith("{"):
-        return line
+    is_object = line.lstrip().startswith("{")
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
+        found = json.loads(line) if is_object or line.lstrip().startswith("[") else line
+    except (ValueError, RecursionError) as error:
+        if not is_object:  # text may begin with a bracket
+            return line
         raise InputError(f"Line {n} of {path!r} begins as JSON but is none: {error}.") from error
+    if isinstance(found, list):
+        raise InputError(f"Line {n} of {path!r} is a JSON array. {ONE_A_LINE}")
+    return found
 
 
 def _print(found: dict[str, Faithfulness], options: argparse.Namespace) -> None:

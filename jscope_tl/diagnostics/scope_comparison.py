@@ -1,7 +1,7 @@
 """Two scopes on the same prompts: how alike their maps are, and how much longer one takes."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def compare_scopes(
         >>> js.diagnostics.compare_scopes(js.load_pocket_model(), ["29 , 30 , 31 , 32 ,"]).rows[0]["n_tokens"]
         9
     """
-    if isinstance(prompts, str | Tensor) or not isinstance(prompts, Iterable) or not (given := list(prompts)):
+    if isinstance(prompts, str | Tensor | Mapping) or not isinstance(prompts, Iterable) or not (given := list(prompts)):
         raise InputError(f"prompts are one or more prompts, in a list; got {prompts!r}.")
     repeats, rows = count("repeats", repeats, 1), []
     for prompt in given:

@@ -1,6 +1,6 @@
 """Prompts to measure methods on: tokens, the token that follows, and its cause where it is known."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None, wit
     Raises:
         InputError: no prompts, or one that has no token to predict; the message says which.
     """
-    if isinstance(prompts, str | PocketPrompt | Tensor | dict) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, str | PocketPrompt | Tensor | Mapping) or not isinstance(prompts, Iterable):
         raise InputError(
             f"prompts are several prompts: strings, lists of ids, dictionaries or PocketPrompts; got {prompts!r}."
         )

@@ -43,6 +43,7 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
         LoadingError: the model cannot be found or read.
     """
     where, precision = to_device(device), to_dtype(dtype)
+    name = _checked(name)
     if not has_bridge() and Path(name).is_dir():
         raise LoadingError("TransformerLens before 3 loads no local folders; upgrade it, or give a HuggingFace name.")
     try:
@@ -50,7 +51,27 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
             return _boot(name, where, precision).eval()
     except Exception as error:  # whatever a hub client, a configuration or a checkpoint may raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise LoadingError(f"Model {name!r} could not be loaded: {reason}") from error
+        taken = (
+            ""
+            if Path(name).exists()
+            else f" There is no folder {name!r} either, so it was taken for a HuggingFace name."
+        )
+        raise LoadingError(f"Model {name!r} could not be loaded: {reason}{taken}") from error
+
+
+def _checked(name: str) -> str:
+    """The name, or the path of a folder; what can be neither is refused before a hub is asked."""
+    path = Path(name).expanduser()
+    if not name.strip():
+        raise LoadingError("The model's name is empty; give a HuggingFace name or a local folder.")
+    if path.is_file():
+        raise LoadingError(f"Model {name!r} is a file; give the folder that it is in.")
+    is_path = name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or path.is_absolute()
+    if is_path and not path.is_dir():
+        raise LoadingError(f"There is no folder {name!r} to load a model from; give another, or a HuggingFace name.")
+    if path.is_dir() and not any(path.glob("*.json")):
+        raise LoadingError(f"The folder {name!r} holds no model; give one that save_pretrained of a model has written.")
+    return str(path) if path.is_dir() else name
 
 
 def _boot(name: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,8 +1,9 @@
 """From what a user types (text, ids, a tensor, a target, a position) to ids that the model takes, or to a refusal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.view import ModelView
 
-Prompt = str | Sequence[int] | Int[Tensor, "*batch pos"]
+Ids = Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "*batch pos"] | Int[np.ndarray, "*batch pos"]
+Prompt = str | Ids | Mapping[str, Any]
 
 
 def to_tokens(view: ModelView, prompt: Any, prepend_bos: Any = None) -> Int[Tensor, "pos"]:
@@ -40,7 +42,10 @@ def _tokenize(view: ModelView, prompt: str, prepend_bos: bool | None) -> list[in
         raise InputError("The prompt is an empty string; there is no prediction to explain. Give at least one word.")
     _refuse_undecodable("prompt", prompt)
     override = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
-    return view.model.to_tokens(prompt, truncate=False, **override)[0].tolist()
+    tokens = view.model.to_tokens(prompt, truncate=False, **override)[0].tolist()
+    if not prompt.strip() and set(tokens) <= {view.tokenizer.bos_token_id}:
+        raise InputError("The prompt is blank, and this tokenizer makes nothing of blanks. Give at least one word.")
+    return tokens
 
 
 def _refuse_undecodable(what: str, text: str) -> None:
@@ -53,16 +58,42 @@ def _refuse_undecodable(what: str, text: str) -> None:
 
 
 def _from_ids(prompt: Any) -> list[int]:
+    if isinstance(prompt, Mapping):
+        return _from_encoding(prompt)
+    if isinstance(prompt, np.ndarray):
+        prompt = prompt.tolist()
     if isinstance(prompt, Tensor):
         return _from_tensor(prompt)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise InputError(f"A prompt is a string, a list of ids or an integer tensor, not {type(prompt).__name__}.")
     if prompt and all(isinstance(item, str) for item in prompt):
         raise InputError(f"One prompt at a time: got a list of {len(prompt)} strings. Call attribute for each.")
+    if prompt and all(isinstance(item, Sequence) for item in prompt):
+        return _from_ids(_only(prompt))
     ids = [whole(item) for item in prompt]
     if None in ids:
         raise InputError("A list prompt is a list of token ids (whole numbers); this one has other things in it.")
     return [token for token in ids if token is not None]
+
+
+def _from_encoding(encoding: Mapping[str, Any]) -> list[int]:
+    """What a tokenizer or its chat template returns: one sequence, with nothing masked, which no scope would know of."""
+    if "input_ids" not in encoding:
+        raise InputError(f"A prompt that is a mapping has 'input_ids', as of a tokenizer; this one has {[*encoding]}.")
+    ids, mask = _from_ids(encoding["input_ids"]), encoding.get("attention_mask")
+    seen = [1] * len(ids) if mask is None else _from_ids(mask)
+    if seen != [1] * len(ids):
+        raise InputError(
+            f"Every token of a prompt is attended to, and this attention_mask has {seen.count(0)} zeros among {len(seen)} "
+            f"entries for {len(ids)} tokens. Give the ids without padding."
+        )
+    return ids
+
+
+def _only(sequences: Sequence[Any]) -> Any:
+    if len(sequences) > 1:
+        raise InputError(f"One prompt at a time: got {len(sequences)} sequences of ids. Call attribute for each.")
+    return sequences[0]
 
 
 def _from_tensor(prompt: Tensor) -> list[int]:

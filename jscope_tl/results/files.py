@@ -119,6 +119,10 @@ def check_target(path: Any) -> Path:
     target = Path(path)
     if not str(path) or target.is_dir():
         raise InputError(f"{str(path)!r} is no file to write to; give a file name.")
+    if target.exists() and not target.is_file():
+        raise InputError(
+            f"{str(path)!r} is a device or a pipe, which a file cannot take the place of; give a file name."
+        )
     if not target.parent.is_dir():
         raise InputError(f"There is no folder {str(target.parent)!r} to write {target.name} to; make it first.")
     return target

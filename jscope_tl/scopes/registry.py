@@ -132,7 +132,9 @@ def _check_options(name: str, takes: tuple[str, ...] | None, options: dict[str, 
             raise InputError(f"{option!r} is a keyword of js.attribute and its like, and no option of a scope.")
         if takes is not None and option not in takes:
             known = ", ".join(takes) or "no options"
-            raise InputError(f"Scope {name!r} has no option {option!r}.{nearest(option, takes)} It takes {known}.")
+            having = [other for other in available_scopes() if option in _ENTRIES[other].options]
+            cure = f" Leave it out, or take one that has: {', '.join(having)}." if having else nearest(option, takes)
+            raise InputError(f"Scope {name!r} has no option {option!r}.{cure} It takes {known}.")
 
 
 def resolve_scope(scope: Any, options: dict[str, Any]) -> Scope:
