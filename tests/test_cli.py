@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ import jscope_tl as js
 from jscope_tl.cli import command
 from jscope_tl.cli.command import main
 from jscope_tl.cli.faithfulness import read_prompts
+from jscope_tl.faithfulness import methods as methods_module
 from jscope_tl.model.loading import has_bridge
 from tests import models
 
@@ -191,6 +193,77 @@ def test_a_json_array_of_prompts(text: str, tmp_path: Path, capsys: pytest.Captu
     assert "JSON array" in captured.err
     assert 'one JSON object a line, as in {"prompt": "..."}' in captured.err
     assert captured.err.count("\n") == 1
+
+
+METHODS = ["random", "semantic", "fisher", "spectral"]
+MEASURED = ["faithfulness", "--n", "2", "--json", "--methods", *METHODS]
+
+
+def slower(monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int] | None = None) -> list[tuple[str, int]]:
+    """Fisher seems to take 20 s and spectral an hour; returns what is explained, and Ctrl-C comes at one of them."""
+    plain, seen, prompts = methods_module.Explainer._one, list[tuple[str, int]](), list[Any]()
+
+    def one(self: Any, name: str, tokens: Any, target: int) -> Any:
+        prompts.extend([] if any(tokens is known for known in prompts) else [tokens])
+        seen.append((name, next(i for i, known in enumerate(prompts) if known is tokens)))
+        if seen[-1] == stop_at:
+            raise KeyboardInterrupt
+        seconds = {"fisher": 20.0, "spectral": 3600.0}.get(name, 0.1)
+        return replace(plain(self, name, tokens, target), seconds=seconds)
+
+    monkeypatch.setattr(methods_module.Explainer, "_one", one)
+    return seen
+
+
+def test_cheap_methods_come_first_and_dear_ones_are_announced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = slower(monkeypatch)
+    assert main(MEASURED) == 0
+    out, err = capsys.readouterr()
+    last = list(dict.fromkeys(seen))
+    n = max(i for _, i in last) + 1
+    assert last[:4] == [(name, 0) for name in METHODS]
+    later = [name for name, i in last[4:]]
+    assert later == ["random", "semantic"] * (n - 1) + ["fisher"] * (n - 1) + ["spectral"] * (n - 1)
+    assert f"2 methods on {n - 1} more prompts" in err
+    assert f"fisher about {20 * (n - 1) / 60:.0f} min, spectral about {n - 1:.1f} h" in err
+    monkeypatch.undo()
+    tasks = [task for task in js.pocket_tasks() if task != "series"]
+    prompts = [prompt for task in tasks for prompt in js.pocket_prompts(task, 2)]
+    together = js.faithfulness.evaluate(js.load_pocket_model(), prompts, METHODS)
+    for name, rows in json.loads(out).items():
+        same = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        expected = [{k: v for k, v in row.items() if k != "seconds"} for row in together[name].rows]
+        assert sorted(same, key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "kept", "n", "message"),
+    [
+        (("semantic", 0), [], 0, "interrupted in the first prompt; nothing is complete"),
+        (("semantic", 3), ["random", "semantic"], 3, "3 of 12 prompts are complete; missing: fisher, spectral."),
+        (("fisher", 1), ["random", "semantic"], 12, "fisher had 1 of 12 prompts; missing: fisher, spectral."),
+        (("spectral", 4), ["random", "semantic", "fisher"], 12, "spectral had 4 of 12 prompts; missing: spectral."),
+    ],
+)
+def test_an_interruption_keeps_what_is_complete(
+    stop_at: tuple[str, int],
+    kept: list[str],
+    n: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    slower(monkeypatch, stop_at)
+    assert main([*MEASURED, "--csv", str(tmp_path)]) == 130
+    out, err = capsys.readouterr()
+    assert message in err
+    assert bool(out) == bool(kept) == bool(list(tmp_path.iterdir()))
+    for rows in (json.loads(out) if kept else {}).values():
+        assert [row["method"] for row in rows if row["prompt"] == 0] == kept
+        assert {method: sum(row["method"] == method for row in rows) for method in kept} == dict.fromkeys(kept, n)
 
 
 def test_a_prompt_may_begin_with_a_bracket(tmp_path: Path) -> None:

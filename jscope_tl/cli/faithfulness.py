@@ -10,10 +10,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from jscope_tl.cli.measuring import measured
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser
 from jscope_tl.errors import InputError
-from jscope_tl.faithfulness import evaluate
+from jscope_tl.faithfulness.evaluation import prepared
 from jscope_tl.faithfulness.measures import MEASURES
 from jscope_tl.faithfulness.methods import resolve_methods
 from jscope_tl.faithfulness.protocol import resolve_protocol
@@ -22,6 +23,8 @@ from jscope_tl.pocket import pocket_prompts, pocket_tasks
 from jscope_tl.views.methods import faithfulness
 
 WIDTH = 170
+INTERRUPTED = 130
+"""The exit code."""
 PROMPTS = """FILE has one prompt a line, whose last token is the one to predict; or one JSON object a line with "prompt", and
 where they are not in it or known "target", "causes" (positions) and "task"."""
 ONE_A_LINE = """Give one prompt a line, or one JSON object a line, as in {"prompt": "..."}."""
@@ -61,14 +64,16 @@ def run(argv: Sequence[str]) -> int:
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
     model = load(options.model, options.device, options.dtype)
-    found = evaluate(model, prompts, methods, measures, protocol=protocol)
+    found, all_of_it = measured(prepared(model, prompts, methods, measures, protocol, {}))
+    if not found:
+        return INTERRUPTED
     for name, result in found.items():
         if options.csv is not None:
             result.to_dataframe().to_csv(Path(options.csv) / f"{name}.csv", index=False)
         if options.figure is not None:
             faithfulness(result).savefig(Path(options.figure) / f"{name}.png", dpi=120)
     _print(found, options)
-    return 0
+    return 0 if all_of_it else INTERRUPTED
 
 
 def _prompts(options: argparse.Namespace) -> tuple[list[Any], tuple[str, ...]]:

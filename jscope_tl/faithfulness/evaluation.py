@@ -1,6 +1,7 @@
 """`evaluate`: methods on prompts, prompt by prompt."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from jscope_tl.engine.progress import progress_bar
@@ -11,6 +12,9 @@ from jscope_tl.faithfulness.methods import Explainer, resolve_methods
 from jscope_tl.faithfulness.protocol import Protocol, resolve_protocol
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.model.view import ModelView
+
+Rows = dict[str, list[dict[str, Any]]]
+"""By measure."""
 
 
 def evaluate(
@@ -65,6 +69,48 @@ def evaluate(
         >>> found["known_cause"].mean("log_prob").n
         3
     """
+    evaluation = prepared(model, prompts, methods, measures, protocol, changes)
+    rows: list[Rows] = []
+    for n in progress_bar(progress, "prompts", "prompt", range(len(evaluation.cases))):
+        rows.append(evaluation.rows(n, evaluation.methods))
+    return evaluation.results(rows, evaluation.methods)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was asked for, checked; nothing was run yet."""
+
+    view: ModelView
+    cases: list[Case]
+    methods: dict[str, Any]
+    measures: list[Measure]
+    protocol: Protocol
+    _questions: dict[int, Question] = field(default_factory=dict)
+
+    def rows(self, n: int, methods: Iterable[str]) -> Rows:
+        """One prompt by some of the methods; what all methods share is computed once for each prompt."""
+        case = self.cases[n]
+        if n not in self._questions:
+            self._questions[n] = Question(self.view, case, self.protocol, predicted(self.view, case))
+        question, explainer = self._questions[n], Explainer(self.view, {name: self.methods[name] for name in methods})
+        asked = [measure for measure in self.measures if case.causes or not measure.needs_cause]
+        return {measure.name: _rows(n, measure, question, explainer) for measure in asked}
+
+    def results(self, rows: Iterable[Rows], methods: Iterable[str]) -> dict[str, Faithfulness]:
+        """The rows of some methods, each on the same prompts, by measure."""
+        given, names, found = list(rows), tuple(methods), {}
+        for measure in self.measures:
+            kept = [row for some in given for row in some.get(measure.name, []) if row["method"] in names]
+            if kept:
+                own = (measure.name, names, measure.columns, kept, self.protocol, self.view.name)
+                found[measure.name] = Faithfulness(*own)
+        return found
+
+
+def prepared(
+    model: Any, prompts: Any, methods: Any, measures: Any, protocol: str | Protocol, changes: dict[str, Any]
+) -> Evaluation:
+    """What `evaluate` does before it runs anything."""
     asked, view, rules = (
         _measures(MEASURES if measures is None else measures),
         ModelView(model),
@@ -73,14 +119,7 @@ def evaluate(
     chosen = resolve_methods(methods)
     cases = to_cases(view, prompts, rules.prepend_bos, any(measure.needs_cause for measure in asked))
     _need_causes(asked, cases)
-    explainer, rows = Explainer(view, chosen), {measure.name: list[dict[str, Any]]() for measure in asked}
-    for n, case in enumerate(progress_bar(progress, "prompts", "prompt", cases)):
-        explainer.clear()
-        question = Question(view, case, rules, predicted(view, case))
-        for measure in asked:
-            if case.causes or not measure.needs_cause:
-                rows[measure.name] += _rows(n, measure, question, explainer)
-    return {m.name: Faithfulness(m.name, tuple(chosen), m.columns, rows[m.name], rules, view.name) for m in asked}
+    return Evaluation(view, cases, chosen, asked, rules)
 
 
 def _measures(given: Any) -> list[Measure]:

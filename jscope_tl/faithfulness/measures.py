@@ -16,6 +16,7 @@ from jscope_tl.engine.state import divergence
 from jscope_tl.faithfulness.cases import Case
 from jscope_tl.faithfulness.protocol import Protocol
 from jscope_tl.model.running import Passes
+from jscope_tl.model.turns import cached_property
 from jscope_tl.model.view import ModelView
 from jscope_tl.patching.ablated_runs import ablated_logits
 from jscope_tl.results.ranks import spearman
@@ -47,6 +48,16 @@ class Question:
         """Next-token logits with the tokens of each mask ablated."""
         case, put = self.case, self.protocol.ablation
         return torch.cat([*ablated_logits(self.view, case.tokens, masks, put, case.position, [], BATCH, Passes())])
+
+    @cached_property
+    def leave_one_out(self) -> Float[np.ndarray, "n"]:
+        """``KL(p ‖ p_ablated)`` where each of the ranked tokens is ablated by itself; the same for all methods."""
+        kept = self.case.candidates(self.protocol.bos)
+        masks = torch.zeros(len(kept) + 1, len(self.case.tokens), dtype=torch.bool, device="cpu")
+        masks[torch.arange(len(kept), device="cpu"), kept] = True  # the last row ablates nothing
+        logits = self.logits(masks)
+        log_q, log_p = logits[:-1].log_softmax(-1), logits[-1].log_softmax(-1)
+        return divergence(log_p, log_q).numpy()
 
 
 @dataclass(frozen=True)
@@ -89,12 +100,7 @@ def _found(values: Float[Tensor, "n"], is_cause: Bool[Tensor, "n"]) -> dict[str,
 
 def leave_one_out(question: Question, scores: Scores) -> Rows:
     """One token after the other is ablated; ``KL(p ‖ p_ablated)`` of the whole distribution ranks them."""
-    kept = question.case.candidates(question.protocol.bos)
-    masks = torch.zeros(len(kept) + 1, len(question.case.tokens), dtype=torch.bool, device="cpu")
-    masks[torch.arange(len(kept), device="cpu"), kept] = True  # the last row ablates nothing
-    logits = question.logits(masks)
-    log_q, log_p = logits[:-1].log_softmax(-1), logits[-1].log_softmax(-1)
-    kl = divergence(log_p, log_q).numpy()
+    kept, kl = question.case.candidates(question.protocol.bos), question.leave_one_out
     return {name: _ranked(values[kept].numpy(), kl) for name, values in scores.items()}
 
 

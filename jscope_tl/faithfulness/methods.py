@@ -137,7 +137,7 @@ class Explained:
 
 @dataclass
 class Explainer:
-    """All methods on one case after the other; what was explained once is not explained again."""
+    """Some methods on one case; what was explained once is not explained again."""
 
     view: ModelView
     methods: dict[str, Any]
@@ -146,10 +146,6 @@ class Explainer:
     def all(self, tokens: Int[Tensor, "pos"], target: int) -> dict[str, Explained]:
         """Every method's scores of the prediction of ``target``."""
         return {name: self._one(name, tokens, target) for name in self.methods}
-
-    def clear(self) -> None:
-        """Clear the cache, between cases."""
-        self._known.clear()
 
     def _one(self, name: str, tokens: Int[Tensor, "pos"], target: int) -> Explained:
         if (name, target) not in self._known:
