@@ -1,7 +1,7 @@
 """How much of a score the first tokens have, and whether the prediction needs them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -53,7 +53,9 @@ class Sink(Saved):
 
     def __post_init__(self) -> None:
         """Refuse rows that lack something, as a damaged file may hold."""
-        need_rows(self.rows, ("n_tokens", "bos_share", "first_share", "even_share"), texts=("scope",))
+        effects = [f"{of}_{f.name}" for of in ("first", "bos") for f in fields(MaskEffect)]
+        measured = effects if self.rows and {*effects} & {*self.rows[0]} else []
+        need_rows(self.rows, ("n_tokens", "bos_share", "first_share", "even_share", *measured), texts=("scope",))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each result."""

@@ -51,6 +51,7 @@ class Faithfulness(Saved):
         """Refuse rows that lack something, as a damaged file may hold."""
         names = [column.name for column in self.columns]
         need(len(self.methods) > 0 and len(names) > 0, "there is one method or more, and one column or more")
+        need(all(column.better in (-1, 0, 1) for column in self.columns), "better is 1, -1 or 0")
         curve = [f"at_{f:g}" for f in self.protocol.fractions] if self._points_count(names[0]) else []
         costs = ["prompt", "n_tokens", "passes", "seconds"]
         need_rows(self.rows, [*costs, *names, *curve], texts=("method", "task"), flags=("correct",))
