@@ -116,11 +116,14 @@ class FisherFactor(Factor):
         return self.W_U.shape[0]
 
     @cached_property
+    def _top(self) -> Int[Tensor, ""]:
+        return self.p.argmax()
+
+    @cached_property
     def size(self) -> float:
         """``(Σ_v p_v (1 - p_v))^{1/2}``; 1 where the prediction is certain."""
-        top = self.p.argmax()
-        others = self.p.index_fill(0, top, 0)
-        return float((self.p[top] * others.sum() + others @ (1 - others)).sqrt()) or 1.0
+        others = self.p.index_fill(0, self._top, 0)
+        return float((self.p[self._top] * others.sum() + others @ (1 - others)).sqrt()) or 1.0
 
     @cached_property
     def _weights(self) -> Float[Tensor, "d_vocab"]:
@@ -130,28 +133,44 @@ class FisherFactor(Factor):
         """``V S^T``, in the precision of ``p``."""
         # Twice as fast in this order for a few rows, where W_U is stored by token, as in HuggingFace models.
         logits = torch.cat([W.T @ V.T.to(W) for W in self._blocks()]).T.to(self.p).mul_(self.slope)
+        logits -= logits[:, self._top].clone().unsqueeze(1)
         return logits.sub_((logits @ self.p).unsqueeze(1)).mul_(self._weights)
 
     def right(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m d_model"]:
         """``U S``."""
         U = U.to(self.p) * self._weights
-        return self._unembedded((U - U.sum(1, keepdim=True) * self.p) * self.slope)
+        return self._unembedded(self._summing_to_zero(U - U.sum(1, keepdim=True) * self.p) * self.slope)
 
     def gram(self) -> Float[Tensor, "d_model d_model"]:
         """``S^T S`` from centred rows, `VOCAB_BLOCK` tokens at a time."""
-        mean = self._unembedded((self.p * self.slope).unsqueeze(0))[0]
+        mean = self._unembedded(self._summing_to_zero(self.p.clone().unsqueeze(0)) * self.slope)[0]
         blocks = torch.arange(self.n, device=self.p.device).split(VOCAB_BLOCK)
-        return sum((S.T @ S for S in (self._rows(block, mean) for block in blocks)), mean.new_zeros(()))
+        rows = (self._rows(block, self._from_top(block) - mean) for block in blocks)
+        return sum((S.T @ S for S in rows), mean.new_zeros(()))
 
     def likely(self) -> Float[Tensor, "some d_model"]:
         """The rows of the most probable tokens, about their own mean."""
         p, tokens = self.p.topk(min(LIKELIEST, self.n))
-        mean = (p * self.slope[tokens] / p.sum()).to(self.dtype) @ self.W_U.T[tokens].to(self.dtype)
-        return self._rows(tokens, mean)
+        D = self._from_top(tokens)
+        return self._rows(tokens, D - (p / p.sum()).to(D) @ D)
 
-    def _rows(self, tokens: Int[Tensor, "some"], mean: Float[Tensor, "d_model"]) -> Float[Tensor, "some d_model"]:
-        D = self.W_U.T[tokens].to(self.dtype) * rearrange(self.slope[tokens].to(self.dtype), "some -> some 1")
-        return D.sub_(mean).mul_(rearrange(self._weights[tokens].to(self.dtype), "some -> some 1"))
+    def _from_top(self, tokens: Int[Tensor, "some"]) -> Float[Tensor, "some d_model"]:
+        """Rows of ``D`` less that of the most probable token, from which a mean near it differs by little."""
+        slope = rearrange(self.slope.to(self.dtype), "d_vocab -> d_vocab 1")
+        W, top = self.W_U.T, self._top
+        return (W[tokens].to(self.dtype) * slope[tokens]).sub_(W[top].to(self.dtype) * slope[top])
+
+    def _rows(
+        self, tokens: Int[Tensor, "some"], centred: Float[Tensor, "some d_model"]
+    ) -> Float[Tensor, "some d_model"]:
+        weights = self._weights[tokens].clamp_max(torch.finfo(self.dtype).max)  # of the top token, whose row is nearly 0
+        return centred.mul_(rearrange(weights.to(self.dtype), "some -> some 1"))
+
+    def _summing_to_zero(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """The most probable token's entries are what the others leave, which does not cancel where these are small."""
+        U[:, self._top] = 0
+        U[:, self._top] = -U.sum(1)
+        return U
 
     def _unembedded(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m d_model"]:
         """``U W_U^T``: each block in ``dtype``, their sum in the precision of ``p``."""

@@ -70,7 +70,7 @@ def adaptive(S: Factor, rank: int, images: int, enough: Tolerance, seed: int, vj
             f"max_rows={budget.max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Lower them, or "
             "raise max_rows."
         )
-    if S.n_directions <= least:
+    if S.n_directions <= min(budget.left(), least * 1.5):  # an estimate that falls short would cost more
         return _all_rows(S, vjp)
     vjp.expect(least)
     found = _Probes(_known(S, rank, images, vjp, budget), torch.Generator("cpu").manual_seed(seed), vjp)

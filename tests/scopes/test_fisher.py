@@ -81,7 +81,7 @@ def test_long_tails_of_wide_models_are_kept() -> None:
     R = fisher_factor(W, p)
     truth = oracles.fisher_matrix(_oracle(W.double(), torch.zeros(2000).double())).diag()
     gains = torch.arange(1, d + 1) ** 1.2
-    torch.testing.assert_close((R * gains).square().sum().double(), truth @ gains.double() ** 2, rtol=1e-3, atol=0)
+    torch.testing.assert_close((R * gains).square().sum().double(), truth @ gains.double() ** 2, rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.parametrize("scope", ["log_prob", "entropy", "fisher"])
@@ -190,7 +190,7 @@ def test_auto_is_exact_where_that_is_no_dearer(llama: Any) -> None:
 @pytest.mark.parametrize("rtol", [0.3, 0.05, 0.01, 1e-6])
 def test_auto_meets_its_tolerance(pocket: Any, rtol: float) -> None:
     prompt = "the keys to the cabinet near the doors"
-    result = js.attribute(pocket, prompt, "fisher", rtol=rtol)
+    result = js.attribute(pocket, prompt, "fisher", rtol=rtol, atol=0.0)
     exact = js.attribute(pocket, prompt, "fisher", method="exact")
     if result.stderr is not None:
         assert (result.stderr <= rtol * result.scores).all()
@@ -209,30 +209,62 @@ def test_auto_says_what_it_could_not_meet(pocket: Any, max_rows: int) -> None:
         "the keys to the cabinet near the doors",
         "fisher",
         rtol=1e-4,
-        atol=0,
+        atol=0.0,
         rank=12,
         images=5,
         max_rows=max_rows,
     )
     assert max_rows - 1 <= result.provenance.n_backward <= max_rows
     assert result.stderr is not None
-    assert any("rtol=0.0001 was not met within max_rows" in warning for warning in result.warnings)
+    assert any(f"Stopped by max_rows={max_rows}, before rtol=0.0001" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("max_seconds", [1e-9, 1e-3])
+def test_time_that_is_short_leaves_three_rows(pocket: Any, max_seconds: float) -> None:
+    """The first row has to be taken to know its time, and a standard error takes two probes."""
+    prompt = "the keys to the cabinet near the doors"
+    result = js.attribute(pocket, prompt, "fisher", rtol=1e-4, max_seconds=max_seconds)
+    assert result.provenance.n_backward == 3
+    assert any(f"Stopped by max_seconds={max_seconds:g}" in warning for warning in result.warnings)
+    exact = js.attribute(pocket, prompt, "fisher", method="exact")
+    assert result.stderr is not None
+    assert ((result.scores - exact.scores).abs() < 2 * result.stderr).float().mean() > 0.7
+
+
+def test_time_that_is_long_changes_nothing(pocket: Any) -> None:
+    prompt = "the keys to the cabinet near the doors"
+    plain, limited = (js.attribute(pocket, prompt, "fisher", max_seconds=s) for s in (None, 1e4))
+    assert torch.equal(plain.scores, limited.scores)
+    assert limited.warnings == []
+
+
+def test_small_scores_are_held_to_a_fraction_of_the_largest(pocket: Any) -> None:
+    prompt = "the keys to the cabinet near the doors"
+    exact = js.attribute(pocket, prompt, "fisher", method="exact").scores
+    tight, loose = (
+        js.attribute(pocket, prompt, "fisher", rank=2, images=0, rtol=0.04, atol=atol) for atol in (0.0, 0.08)
+    )
+    assert loose.provenance.n_backward < tight.provenance.n_backward
+    assert loose.stderr is not None
+    allowed = torch.maximum(0.04 * loose.scores, 0.08 * loose.scores[1:].max())
+    assert (loose.stderr <= allowed).all()
+    assert ((loose.scores - exact).abs() <= 4 * loose.stderr).all()
 
 
 def test_auto_is_exact_where_the_rows_allow_it(pocket: Any) -> None:
     prompt = "the keys to the cabinet near the doors"
     for max_rows in (None, 200):
-        result = js.attribute(pocket, prompt, "fisher", rtol=1e-6, max_rows=max_rows)
+        result = js.attribute(pocket, prompt, "fisher", rtol=1e-6, atol=0.0, max_rows=max_rows)
         assert result.stderr is None
         assert result.warnings == []
-    with pytest.raises(js.InputError, match="max_rows=20 is too few: rank=12"):
+    with pytest.raises(js.InputError, match="max_rows=20 is too few: rank=12, images=7"):
         js.attribute(pocket, prompt, "fisher", max_rows=20, rank=12)
 
 
 @pytest.mark.parametrize("max_rows", [9, 10, 11, 17, 40])
 def test_few_rows_are_shared_out(pocket: Any, max_rows: int) -> None:
     """Without a rank of one's own, leading directions, images and probes fit what there is."""
-    result = js.attribute(pocket, "the keys near the door", "fisher", rtol=1e-4, max_rows=max_rows)
+    result = js.attribute(pocket, "the keys near the door", "fisher", rtol=1e-4, atol=0.0, max_rows=max_rows)
     assert max_rows - 1 <= result.provenance.n_backward <= max_rows
     assert result.stderr is not None
 
@@ -256,9 +288,9 @@ def test_estimates_of_certain_predictions(sharpness: float, rtol: float) -> None
 
 
 def test_influence_patterns_pass_the_doubts_on(pocket: Any) -> None:
-    options = {"rtol": 1e-4, "max_rows": 40, "rank": 12}
+    options = {"rtol": 1e-4, "atol": 0.0, "max_rows": 40, "rank": 12}
     pattern = js.influence_pattern(pocket, "the keys to the cabinet", "fisher", [2, 4], **options)
-    assert sum("was not met" in warning for warning in pattern.warnings) >= 1
+    assert sum("Stopped by max_rows=40" in warning for warning in pattern.warnings) >= 1
     assert pattern.provenance.n_backward <= 80
 
 
@@ -321,6 +353,9 @@ def test_models_without_second_derivatives(kind: str) -> None:
         ({"seed": -1}, "seed"),
         ({"rtol": 0.0}, "rtol"),
         ({"rtol": 1.5}, "rtol"),
+        ({"atol": -0.1}, "atol is the standard error to reach relative to the largest score"),
+        ({"atol": 1.0}, "atol"),
+        ({"max_seconds": 0.0}, "max_seconds is how long the backward passes may take, above 0"),
         ({"seed": 2**70}, "seed"),
     ],
 )
