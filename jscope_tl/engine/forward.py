@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jscope_tl.engine.constant import HeldConstant, quiet_norms
+from jscope_tl.engine.constant import HeldConstant
 from jscope_tl.engine.cuts import Cuts
 from jscope_tl.engine.inputs import NORM, Inputs
 from jscope_tl.engine.run import Run, Settings
@@ -84,16 +84,14 @@ def _forward(
             cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks), inputs=inputs)
             stack.enter_context(_parameters_frozen(view))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
-            own = [(name, _cut(view, cuts, name)) for name in settings.at] + held.hooks(view, lambda: bool(cuts.xs))
+            own = [(name, _cut(view, cuts, name)) for name in settings.at]
             stack.enter_context(hooked(view, hooks, own))
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
-            stack.enter_context(quiet_norms())
+            stack.enter_context(held.during(view))
             output = logits_of(view, tokens.clone(), passes)
-        found = _run(settings, prompts, cuts, output, held, passes)
-        held.check(view, found.y, view.is_hooked(hooks))
-        yield found
+        yield _run(settings, prompts, cuts, output, held, passes)
 
 
 def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ class Settings:
         view: the model.
         at: the names of the hook points.
         fwd_hooks: the user's.
-        frozen: what is held constant, of `jscope_tl.engine.constant.POINTS`.
+        frozen: what is held constant, of `jscope_tl.engine.constant.KINDS`.
     """
 
     view: ModelView
