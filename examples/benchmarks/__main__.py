@@ -1,15 +1,18 @@
 """What an estimate costs and how wrong it is, and how near the engine is to the machine. It asserts nothing.
 
 `python examples/benchmarks` prints ratios, each measured within one run; it writes JSON and a figure where asked to.
+`python examples/benchmarks architectures` checks the decoder classes that TransformerLens loads, and writes the guide's table.
 """
 
 import argparse
 import json
 import platform
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import architecture_table
 import engine
 import torch
 from estimators import BUDGETS, Measured, field, linear
@@ -131,4 +134,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["architectures"]:
+        architecture_table.main(sys.argv[2:])
+    else:
+        main()

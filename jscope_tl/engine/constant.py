@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jscope_tl.errors import InputError
@@ -220,22 +220,28 @@ def _scaled(
 
 
 def _normalize(
-    holding: _Holding, func: Callable[..., Tensor], x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None
+    holding: _Holding,
+    func: Callable[..., Tensor],
+    x: Tensor,
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    out: Any = None,
 ) -> Tensor:
     return x / holding.constant("norm", torch.linalg.vector_norm(x, p, dim, keepdim=True).clamp_min(eps))
 
 
 RULES: dict[str, dict[Any, Callable[..., Tensor]]] = {
     "attn": {
-        **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
-        F.scaled_dot_product_attention: _fused_attention,
+        **dict.fromkeys((functional.softmax, torch.softmax, Tensor.softmax), _softmax),
+        functional.scaled_dot_product_attention: _fused_attention,
     },
     "norm": {
         **dict.fromkeys((torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt), _root),
         **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _power),
-        F.layer_norm: _layer_norm,
-        **({F.rms_norm: _rms_norm} if hasattr(F, "rms_norm") else {}),  # from torch 2.4 on
-        F.normalize: _normalize,
+        functional.layer_norm: _layer_norm,
+        **({functional.rms_norm: _rms_norm} if hasattr(functional, "rms_norm") else {}),  # from torch 2.4 on
+        functional.normalize: _normalize,
     },
 }
 """For each kind the functions that compute it, and what is done in their place."""

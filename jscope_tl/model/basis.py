@@ -32,7 +32,9 @@ def basis_of(model: Any) -> Basis:
 
 
 def _norm_without_gain(model: Any) -> bool:
-    norm = getattr(model, "ln_final", None)
+    # A model of several stacks ends with the norm of its last one.
+    finals = [module for name, module in model.named_children() if name.endswith("ln_final")]
+    norm = getattr(model, "ln_final", finals[-1] if finals else None)
     if norm is None or getattr(model.cfg, "normalization_type", "LN") is None:
         return False  # no final norm at all: the norm of y is free
     # A bridge keeps the tensor from before folding in .w and .b: the current one is in .weight and .bias.

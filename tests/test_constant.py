@@ -1,0 +1,168 @@
+"""Attention patterns and norm scales held constant, architecture by architecture, against oracles made without the package."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+import jscope_tl as js
+from jscope_tl.engine.constant import HeldConstant
+from jscope_tl.model.loading import has_bridge
+from jscope_tl.model.view import ModelView
+from tests import models, oracles
+from tests.models import TOKENS
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+KINDS = [("attn",), ("norm",), ("attn", "norm")]
+needs_bridge = pytest.mark.skipif(not has_bridge(), reason="no TransformerBridge before 3.0")
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[Any]:
+    """The benchmark's oracles and tiny models, which its folder makes top-level modules."""
+    names = ("architectures", "oracle", "tiny_models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        for name in names:
+            patch.delitem(sys.modules, name, raising=False)
+        import architectures
+
+        yield architectures
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+def case_of(benchmark: Any, name: str) -> Any:
+    from tiny_models import bridge_of, tiny
+
+    hf = tiny(name)
+    return benchmark.Case(bridge_of(hf), benchmark.oracle.in_float64(hf))
+
+
+def off(case: Any, frozen: tuple[str, ...], **options: Any) -> float:
+    return oracles.relative_difference(case.attribute("semantic", frozen=frozen, **options), case.gradient(frozen))
+
+
+ARCHITECTURES = {
+    "OPTForCausalLM": "TransformerLens leaves attention and norms to the model, beside the hook points",
+    "Qwen3ForCausalLM": "norms of queries and keys, whose hook points may show what is not used",
+    "OlmoForCausalLM": "norms without a gain",
+    "BitNetForCausalLM": "norms without hook points",
+    "MixtralForCausalLM": "routers have a softmax which is no attention pattern",
+    "Llama4ForCausalLM": "norms of queries and keys that are no modules of the bridge",
+    "DeepseekV2ForCausalLM": "norms of low-rank queries and keys",
+    "StableLmForCausalLM": "layer norms",
+    "GPTNeoForCausalLM": "local attention",
+    "GptOssForCausalLM": "sinks beside the keys",
+    "BambaForCausalLM": "gated norms of a hybrid, with attention in every second layer",
+    "Qwen3NextForCausalLM": "norms inside functions",
+}
+ONE = "OPTForCausalLM"
+
+
+@needs_bridge
+@pytest.mark.parametrize("frozen", KINDS, ids="-".join)
+@pytest.mark.parametrize(
+    "name", [name if name == ONE else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+)
+def test_every_pattern_and_scale_is_held(benchmark: Any, name: str, frozen: tuple[str, ...]) -> None:
+    try:
+        case = case_of(benchmark, name)
+    except Exception as error:
+        if not models.has_hooked():
+            raise
+        pytest.skip(f"this TransformerLens does not load it: {error}")
+    assert off(case, frozen) < 1e-5
+    for other in [(), *KINDS]:
+        if other != frozen:
+            assert oracles.relative_difference(case.gradient(other), case.gradient(frozen)) > 1e-4
+
+
+@needs_bridge
+@pytest.mark.parametrize("name", ["GPTJForCausalLM", "GPTNeoForCausalLM"])
+def test_a_hook_of_the_users_changes_nothing(benchmark: Any, name: str) -> None:
+    case = case_of(benchmark, name)
+    watch = [("blocks.0.hook_resid_post", lambda x, hook: None)]
+    assert off(case, ("attn", "norm"), fwd_hooks=watch) < 1e-5
+
+
+@needs_bridge
+def test_fused_attention_is_held_too(benchmark: Any) -> None:
+    case = case_of(benchmark, "OPTForCausalLM")
+    case.bridge.original_model.set_attn_implementation("sdpa")
+    assert off(case, ("attn",)) < 1e-5
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_pattern_of_fused_attention(llama: Any, causal: bool) -> None:
+    """Four heads of queries on two of keys and values: nothing changes but that queries and keys have no part in gradients."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 6, 5, generator=generator, requires_grad=True) for heads in (4, 2, 2))
+    mask = None if causal else torch.full((6, 6), -torch.inf).triu(1)
+    with HeldConstant(("attn",)).during(ModelView(llama)):
+        out = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+    expected = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+    torch.testing.assert_close(out, expected)
+    grads = torch.autograd.grad(out.sum(), (q, k, v), allow_unused=True)
+    assert grads[0] is grads[1] is None
+    torch.testing.assert_close(grads[2], torch.autograd.grad(expected.sum(), v)[0])
+
+
+def test_a_norm_that_is_computed_otherwise_is_named(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ln2 = llama.blocks[1].ln2
+    norm = getattr(ln2, "original_component", ln2)
+    monkeypatch.setattr(norm, "forward", lambda x: x / x.abs().mean(-1, keepdim=True))
+    before = models.snapshot(llama)
+    with pytest.raises(js.InputError, match=r"blocks\.1\.ln2 computes? no norm scales.*Leave 'norm' out"):
+        js.attribute(llama, TOKENS, frozen=("attn", "norm"))
+    assert models.snapshot(llama) == before
+    assert js.attribute(llama, TOKENS, frozen="attn").options["frozen"] == ["attn"]
+    after = js.attribute(llama, TOKENS, at="blocks.2.hook_resid_pre", frozen="norm")  # behind it all are held
+    assert after.options["frozen"] == ["norm"]
+
+
+@needs_bridge
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("MambaForCausalLM", "computes no attention patterns, so frozen='attn' would change nothing"),
+        ("RwkvForCausalLM", r"blocks\.0\..*, blocks\.1\..* compute no attention patterns"),
+    ],
+)
+def test_models_without_attention_patterns(benchmark: Any, name: str, says: str) -> None:
+    case = case_of(benchmark, name)
+    with pytest.raises(js.InputError, match=says):
+        case.attribute("semantic", frozen="attn")
+    assert off(case, ("norm",)) < 1e-5  # what is advised
+
+
+@needs_bridge
+def test_temperature_is_refused_where_the_last_of_several_stacks_ends_without_a_gain(benchmark: Any) -> None:
+    case = case_of(benchmark, "HrmTextForCausalLM")
+    with pytest.raises(js.InputError, match="the norm of y is the same for every input"):
+        case.attribute("temperature")
+
+
+def test_nothing_is_computed_twice_or_otherwise(llama: Any) -> None:
+    """The forward pass is that of the model, to the last bit where its norms are made of torch's elementary functions."""
+    plain, held = (js.attribute(llama, TOKENS, frozen=frozen) for frozen in ((), ("attn", "norm")))
+    assert plain.prediction == held.prediction
+    assert (plain.provenance.n_forward, plain.provenance.n_backward) == (
+        held.provenance.n_forward,
+        held.provenance.n_backward,
+    )
+
+
+@needs_bridge
+def test_patterns_without_a_batch_axis_along_a_path(benchmark: Any) -> None:
+    """Held values of one prompt for several points side by side: the same as point by point."""
+    case = case_of(benchmark, "BloomForCausalLM")
+    watch = [("blocks.0.hook_resid_post", lambda x, hook: None)]  # with a hook points are run one by one
+    how = dict(frozen=("attn", "norm"), path=js.Line(steps=3))
+    together, alone = (case.attribute("semantic", fwd_hooks=hooks, **how) for hooks in ((), watch))
+    assert oracles.relative_difference(together, alone) < 1e-5
