@@ -3,7 +3,10 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import functools
+import importlib
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +70,19 @@ def smollm2(kind: str) -> Any:
             pytest.fail("SmolLM2 is missing and this run needs it: python -m tests.real_model")
         pytest.skip("needs SmolLM2 (python -m tests.real_model)")
     return real_model.bridge() if kind == "bridge" else real_model.hooked()
+
+
+@pytest.fixture(scope="module")
+def architectures() -> Iterator[Any]:
+    """The benchmark's module of that name; its folder makes the files top-level modules."""
+    names = ("architectures", "architecture_table", "oracle", "tiny_models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+        for name in names:
+            patch.delitem(sys.modules, name, raising=False)
+        yield importlib.import_module("architectures")
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

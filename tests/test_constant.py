@@ -1,8 +1,5 @@
 """Attention patterns and norm scales held constant, architecture by architecture, against oracles made without the package."""
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,31 +13,17 @@ from jscope_tl.model.view import ModelView
 from tests import models, oracles
 from tests.models import TOKENS
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 KINDS = [("attn",), ("norm",), ("attn", "norm")]
 needs_bridge = pytest.mark.skipif(not has_bridge(), reason="no TransformerBridge before 3.0")
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[Any]:
-    """The benchmark's oracles and tiny models, which its folder makes top-level modules."""
-    names = ("architectures", "oracle", "tiny_models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        for name in names:
-            patch.delitem(sys.modules, name, raising=False)
-        import architectures
-
-        yield architectures
-        for name in names:
-            sys.modules.pop(name, None)
-
-
-def case_of(benchmark: Any, name: str) -> Any:
+def case_of(architectures: Any, name: str) -> Any:
     from tiny_models import bridge_of, tiny
 
     hf = tiny(name)
-    return benchmark.Case(bridge_of(hf), benchmark.oracle.in_float64(hf))
+    bridge = bridge_of(hf)
+    bridge(TOKENS.unsqueeze(0) % hf.config.get_text_config().vocab_size)
+    return architectures.Case(bridge, architectures.oracle.in_float64(hf))
 
 
 def off(case: Any, frozen: tuple[str, ...], **options: Any) -> float:
@@ -69,14 +52,14 @@ ONE = "OPTForCausalLM"
 @pytest.mark.parametrize(
     "name", [name if name == ONE else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
 )
-def test_every_pattern_and_scale_is_held(benchmark: Any, name: str, frozen: tuple[str, ...]) -> None:
+def test_every_pattern_and_scale_is_held(architectures: Any, name: str, frozen: tuple[str, ...]) -> None:
     try:
-        case = case_of(benchmark, name)
+        case = case_of(architectures, name)
     except Exception as error:
         if not models.has_hooked():
             raise
-        pytest.skip(f"this TransformerLens does not load it: {error}")
-    assert off(case, frozen) < 1e-5
+        pytest.skip(f"this TransformerLens does not run it: {error}")
+    assert off(case, frozen) < 2e-5  # recurrences round more than the others
     for other in [(), *KINDS]:
         if other != frozen:
             assert oracles.relative_difference(case.gradient(other), case.gradient(frozen)) > 1e-4
@@ -84,15 +67,15 @@ def test_every_pattern_and_scale_is_held(benchmark: Any, name: str, frozen: tupl
 
 @needs_bridge
 @pytest.mark.parametrize("name", ["GPTJForCausalLM", "GPTNeoForCausalLM"])
-def test_a_hook_of_the_users_changes_nothing(benchmark: Any, name: str) -> None:
-    case = case_of(benchmark, name)
+def test_a_hook_of_the_users_changes_nothing(architectures: Any, name: str) -> None:
+    case = case_of(architectures, name)
     watch = [("blocks.0.hook_resid_post", lambda x, hook: None)]
     assert off(case, ("attn", "norm"), fwd_hooks=watch) < 1e-5
 
 
 @needs_bridge
-def test_fused_attention_is_held_too(benchmark: Any) -> None:
-    case = case_of(benchmark, "OPTForCausalLM")
+def test_fused_attention_is_held_too(architectures: Any) -> None:
+    case = case_of(architectures, "OPTForCausalLM")
     case.bridge.original_model.set_attn_implementation("sdpa")
     assert off(case, ("attn",)) < 1e-5
 
@@ -116,8 +99,11 @@ def test_a_norm_that_is_computed_otherwise_is_named(llama: Any, monkeypatch: pyt
     ln2 = llama.blocks[1].ln2
     norm = getattr(ln2, "original_component", ln2)
     monkeypatch.setattr(norm, "forward", lambda x: x / x.abs().mean(-1, keepdim=True))
+    js.attribute(llama, TOKENS)  # TransformerLens puts hooks of its own at the first run
     before = models.snapshot(llama)
-    with pytest.raises(js.InputError, match=r"blocks\.1\.ln2 computes? no norm scales.*Leave 'norm' out"):
+    with pytest.raises(
+        js.InputError, match=r"blocks\.1\.(ln2|post_attention_layernorm) compute no norm scales.*Leave 'norm' out"
+    ):
         js.attribute(llama, TOKENS, frozen=("attn", "norm"))
     assert models.snapshot(llama) == before
     assert js.attribute(llama, TOKENS, frozen="attn").options["frozen"] == ["attn"]
@@ -134,16 +120,16 @@ def test_a_norm_that_is_computed_otherwise_is_named(llama: Any, monkeypatch: pyt
         ("RwkvForCausalLM", r"blocks\.0\..*, blocks\.1\..* compute no attention patterns"),
     ],
 )
-def test_models_without_attention_patterns(benchmark: Any, name: str, says: str) -> None:
-    case = case_of(benchmark, name)
+def test_models_without_attention_patterns(architectures: Any, name: str, says: str) -> None:
+    case = case_of(architectures, name)
     with pytest.raises(js.InputError, match=says):
         case.attribute("semantic", frozen="attn")
     assert off(case, ("norm",)) < 1e-5  # what is advised
 
 
 @needs_bridge
-def test_temperature_is_refused_where_the_last_of_several_stacks_ends_without_a_gain(benchmark: Any) -> None:
-    case = case_of(benchmark, "HrmTextForCausalLM")
+def test_temperature_is_refused_where_the_last_of_several_stacks_ends_without_a_gain(architectures: Any) -> None:
+    case = case_of(architectures, "HrmTextForCausalLM")
     with pytest.raises(js.InputError, match="the norm of y is the same for every input"):
         case.attribute("temperature")
 
@@ -159,9 +145,9 @@ def test_nothing_is_computed_twice_or_otherwise(llama: Any) -> None:
 
 
 @needs_bridge
-def test_patterns_without_a_batch_axis_along_a_path(benchmark: Any) -> None:
+def test_patterns_without_a_batch_axis_along_a_path(architectures: Any) -> None:
     """Held values of one prompt for several points side by side: the same as point by point."""
-    case = case_of(benchmark, "BloomForCausalLM")
+    case = case_of(architectures, "BloomForCausalLM")
     watch = [("blocks.0.hook_resid_post", lambda x, hook: None)]  # with a hook points are run one by one
     how = dict(frozen=("attn", "norm"), path=js.Line(steps=3))
     together, alone = (case.attribute("semantic", fwd_hooks=hooks, **how) for hooks in ((), watch))

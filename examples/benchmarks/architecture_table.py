@@ -17,7 +17,7 @@ import oracle
 import tiny_models
 import torch
 import transformers
-from architectures import CHECKS, Case, Check
+from architectures import CHECKS, TOKENS, Case, Check
 from tqdm import tqdm
 
 import jscope_tl as js
@@ -29,12 +29,13 @@ INTRODUCTION = """# Architectures
 
 Made by `python examples/benchmarks architectures` with TransformerLens {transformer_lens}, transformers {transformers} and
 torch {torch}: {n} decoder classes, each as a random model of a few layers in the class's own configuration. TransformerLens'
-bridge in float32 is held against `torch.autograd` on the HuggingFace model itself in float64.
+bridge in float32 is held against `torch.autograd` on the HuggingFace model itself in float64, which knows nothing of either.
 
 A number is the largest error over the largest value: below {right:.0e} it is right. *Logits* are the bridge's own, before this
 package does anything: where they differ from HuggingFace's, nothing behind them can be right. *Attention pattern* compares the
-bridge's `hook_pattern` with what HuggingFace returns; *patching* has predicted and actual effects. Numbers in brackets point
-to the reasons below the table.
+bridge's `hook_pattern` with what HuggingFace returns; *patching* has predicted and actual effects. *Frozen* are semantic scores
+with attention patterns, norm scales or both held constant: attention without a softmax (linear attention, state spaces) has no
+pattern and is differentiated as it is. Numbers in brackets point to the reasons below the table.
 """
 
 
@@ -50,6 +51,7 @@ class Table:
         try:
             hf = tiny_models.tiny(name)
             case = Case(tiny_models.bridge_of(hf), oracle.in_float64(hf))
+            case.bridge(TOKENS.unsqueeze(0))
         except Exception as error:
             self.rows.append([name, self._because("not loaded", error), *[""] * (len(CHECKS) - 1)])
         else:
@@ -72,16 +74,27 @@ class Table:
         return f"{off:.0e}" if off < RIGHT else f"**wrong** {off:.0e}"
 
     def _because(self, what: str, reason: Any) -> str:
-        text = re.sub(r"tiny-\w+", "the model", " ".join(str(reason).split())) or type(reason).__name__
+        first = re.split(r"(?<=\.) ", " ".join(str(reason).split()))[0]
+        text = re.sub(r"tiny-\w+", "the model", first) or type(reason).__name__
         if text not in self.reasons:
             self.reasons.append(text)
         return f"{what} [{self.reasons.index(text) + 1}]"
 
     def markdown(self) -> str:
-        """The table, and the reasons below it."""
+        """What stands out, the table, and the reasons below it."""
         lines = [["architecture", *CHECKS], ["---"] * (1 + len(CHECKS)), *self.rows]
         reasons = [f"{i}. {reason}" for i, reason in enumerate(self.reasons, 1)]
-        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *reasons]) + "\n"
+        return "\n".join([*self._summary(), "", *(f"| {' | '.join(line)} |" for line in lines), "", *reasons]) + "\n"
+
+    def _summary(self) -> list[str]:
+        loaded = [row for row in self.rows if not row[1].startswith("not loaded")]
+        others = [row for row in loaded if "wrong" in row[1]]
+        ours = [row[0] for row in loaded if row not in others and any("**" in cell for cell in row)]
+        found = [f"- {len(loaded)} of {len(self.rows)} load and run."]
+        found += [
+            f"- The bridge's own logits differ from HuggingFace's: {row[0]}, by {row[1].split()[1]}." for row in others
+        ]
+        return [*found, f"- Wrong, or failing, although those agree: {'; '.join(ours) or 'none'}."]
 
 
 def main(arguments: Sequence[str]) -> None:

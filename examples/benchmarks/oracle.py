@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+EMBEDDING_NORMS = {"transformer.word_embeddings_layernorm", "model.embeddings.norm"}
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -48,7 +50,7 @@ def forward(
     """
     kept: dict[str, Any] = {"layers": [[] for _ in decoder_layers(hf)]}
     with ExitStack() as stack:
-        stack.enter_context(_Double())
+        stack.enter_context(_all_double())
         if "attn" in frozen:
             stack.enter_context(_patterns_detached())
         if "norm" in frozen:
@@ -61,17 +63,24 @@ def forward(
 
 def attention_patterns(hf: Any, tokens: Int[Tensor, "pos"]) -> list[Float[Tensor, "head dest src"]]:
     """As the model returns them, those of layers that have one."""
-    with torch.no_grad(), _Double():
+    with torch.no_grad(), _all_double():
         found = hf(tokens.unsqueeze(0), use_cache=False, output_attentions=True).attentions
     return [pattern[0] for pattern in found or () if isinstance(pattern, Tensor)]
 
 
 def decoder_layers(hf: nn.Module) -> list[nn.Module]:
-    """The list of modules that is as long as the configuration says the decoder is."""
+    """The first list of modules in the decoder that is as long as the configuration says."""
     config = hf.config.get_text_config()
     n_layers = getattr(config, "num_hidden_layers", None) or len(config.layers_block_type)
-    decoders = [module for module in hf.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers]
-    return list(decoders[-1]) if decoders else []
+    lists = [
+        module for part in (hf.get_decoder(), hf) for module in part.modules() if isinstance(module, nn.ModuleList)
+    ]
+    return next((list(layers) for layers in lists if len(layers) == n_layers), [])
+
+
+def _embedding(hf: nn.Module) -> nn.Module:
+    """What TransformerLens calls so includes a norm right behind the table."""
+    return next((module for name, module in hf.named_modules() if name in EMBEDDING_NORMS), hf.get_input_embeddings())
 
 
 def _watchers(hf: Any, kept: dict[str, Any], replaced: Any) -> Iterator[Any]:
@@ -92,10 +101,20 @@ def _watchers(hf: Any, kept: dict[str, Any], replaced: Any) -> Iterator[Any]:
     def keep_y(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         kept["y"] = args[0][0]
 
-    yield hf.get_input_embeddings().register_forward_hook(cut)
+    yield _embedding(hf).register_forward_hook(cut)
     for i, layer in enumerate(decoder_layers(hf)):
         yield layer.register_forward_pre_hook(partial(keep_layer, i), with_kwargs=True)
     yield hf.get_output_embeddings().register_forward_pre_hook(keep_y)
+
+
+@contextmanager
+def _all_double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Double():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 class _Double(TorchFunctionMode):
@@ -119,9 +138,9 @@ def _patterns_detached() -> Iterator[None]:
 
     def detached(*args: Any, **kwargs: Any) -> Tensor:
         shares = softmax(*args, **kwargs)
-        return shares.detach() if shares.ndim == 4 else shares
+        return shares.detach() if shares.ndim > 2 else shares
 
-    with mock.patch.object(functional, "softmax", detached), mock.patch.object(torch, "softmax", detached):
+    with mock.patch.object(functional, "softmax", detached):
         yield
 
 
@@ -138,7 +157,7 @@ def _scales_detached(hf: nn.Module) -> Iterator[None]:
 
     def leave(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         inside.pop()
-        return _with_scale_held(module, args[0], output)
+        return _with_scale_held(module, args[0], output) if args[0].is_floating_point() else output
 
     def root(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         value = original(*args, **kwargs)

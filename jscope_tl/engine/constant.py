@@ -124,11 +124,12 @@ class _Holding(TorchFunctionMode):
 
 
 def _modules(model: nn.Module, called: str) -> list[tuple[str, nn.Module]]:
-    """Modules whose class is called so; a bridge's wrappers and what they wrap are each one."""
+    """Modules whose class is called so, a bridge's wrappers and what they wrap each; linear attention has no pattern."""
+    kinds = {name: type(module).__name__.lower() for name, module in model.named_modules()}
     return [
         (name.replace("._original_component", ""), module)
         for name, module in model.named_modules()
-        if called in type(module).__name__.lower()
+        if called in kinds[name] and "linear" not in kinds[name]
     ]
 
 
@@ -155,12 +156,12 @@ def _softmax(holding: _Holding, func: Callable[..., Tensor], *args: Any, **kwarg
 def _fused_attention(
     holding: _Holding,
     func: Callable[..., Tensor],
-    query: Float[Tensor, "*batch q d"],
-    key: Float[Tensor, "*batch k d"],
-    value: Float[Tensor, "*batch k d_v"],
+    query: Float[Tensor, "*heads q d"],
+    key: Float[Tensor, "*kv_heads k d"],
+    value: Float[Tensor, "*kv_heads k d_v"],
     *args: Any,
     **kwargs: Any,
-) -> Float[Tensor, "*batch q d_v"]:
+) -> Float[Tensor, "*heads q d_v"]:
     """Its pattern is what it makes of the unit vectors as values."""
     unit = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*key.shape[:-1], key.shape[-2])
     pattern = holding.constant("attn", func(query, key, unit, *args, **kwargs))
@@ -238,6 +239,7 @@ RULES: dict[str, dict[Any, Callable[..., Tensor]]] = {
     },
     "norm": {
         **dict.fromkeys((torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt), _root),
+        **dict.fromkeys((torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm), _root),
         **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _power),
         functional.layer_norm: _layer_norm,
         **({functional.rms_norm: _rms_norm} if hasattr(functional, "rms_norm") else {}),  # from torch 2.4 on

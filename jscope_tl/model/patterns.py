@@ -107,9 +107,13 @@ def _from_cache(cache: Any, tokens: Int[Tensor, "pos"]) -> dict[int | None, Tens
 
 def need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor, "pos"]) -> None:
     """Of another length is seen by `_checked`; of the same length only where the cache has embeddings and its model."""
-    table = getattr(getattr(cache, "model", None), "W_E", None)
-    embedded = entries.get("hook_embed")
-    if table is None or embedded is None:
+    model = getattr(cache, "model", None)
+    table = getattr(model, "W_E", None)
+    # Where a norm follows the table, hook_embed is behind it; a bridge shows what is before it too.
+    before = entries.get("embed.hook_out")
+    normed = before is None and getattr(getattr(model, "cfg", None), "post_embedding_ln", False)
+    embedded = entries.get("hook_embed") if before is None else before
+    if table is None or embedded is None or normed:
         return
     embedded = embedded if embedded.ndim == 2 else embedded[0]
     if embedded.shape != (len(tokens), table.shape[1]):

@@ -1,0 +1,79 @@
+"""`python examples/benchmarks architectures`: what its table says, and that it would say so if something were wrong."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jscope_tl.model.loading import has_bridge
+from tests import models
+
+pytestmark = [
+    pytest.mark.skipif(not has_bridge(), reason="no TransformerBridge before 3.0"),
+    pytest.mark.skipif(models.has_hooked(), reason="adapters of 3.x fail on some"),
+]
+
+
+@pytest.fixture
+def table(architectures: Any) -> Any:
+    return importlib.import_module("architecture_table")
+
+
+def cells(text: str, name: str) -> dict[str, str]:
+    """One row of the table, by the column."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    return dict(zip(rows[0], next(row for row in rows if row[0] == name), strict=True))
+
+
+def test_two_architectures(table: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One with everything, one without attention."""
+    path = tmp_path / "guide" / "table.md"
+    table.main(["LlamaForCausalLM", "MambaForCausalLM", f"--write={path}"])
+    text = path.read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in text
+    llama, mamba = (cells(text, name) for name in ("LlamaForCausalLM", "MambaForCausalLM"))
+    assert list(llama) == ["architecture", *table.CHECKS]
+    assert all(0 < float(llama[check]) < 1e-5 for check in table.CHECKS)
+    without = {check: cell for check, cell in mamba.items() if "refused" in cell}
+    assert without.keys() == {"attention pattern", "frozen attn", "frozen both"}
+    assert without["frozen attn"] == without["frozen both"]
+    assert all(0 < float(mamba[check]) < 1e-5 for check in table.CHECKS if check not in without)
+    assert "- 2 of 2 load and run." in text
+    assert "computes no attention patterns" in text
+    assert "tiny-" not in text
+
+
+def test_what_is_wrong_fails_or_does_not_load_is_said(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = table.CHECKS["logits"]
+
+    def twice(case: Any) -> Any:
+        found, expected = logits(case)
+        return 2 * found, expected
+
+    def no_oracle(case: Any) -> Any:
+        return case.bridge.W_E, lambda: {}["nothing"]
+
+    def other_shape(case: Any) -> Any:
+        return case.bridge.W_E, lambda: case.bridge.W_U
+
+    def fails(case: Any) -> Any:
+        raise ValueError("broken. With more to say.")
+
+    checks = {"logits": twice, "a": no_oracle, "b": other_shape, "c": fails}
+    monkeypatch.setattr(table, "CHECKS", checks)
+    text = table.checked(["LlamaForCausalLM", "CodeGenForCausalLM"]).markdown()
+    row = cells(text, "LlamaForCausalLM")
+    assert row["logits"] == "**wrong** 1e+00"
+    assert [row[name].partition(" [")[0] for name in "abc"] == ["no oracle", "**wrong**", "**fails**"]
+    assert cells(text, "CodeGenForCausalLM")["logits"].startswith("not loaded")
+    assert "differ from HuggingFace's: LlamaForCausalLM, by 1e+00." in text
+    assert "- 1 of 2 load and run." in text
+    assert "broken." in text
+    assert "With more" not in text
+
+
+def test_unknown_names_are_refused(table: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        table.main(["LlamaForCausalLMs"])
+    assert "no decoder classes: LlamaForCausalLMs; known are AfmoeForCausalLM" in capsys.readouterr().err
