@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+import jscope_tl as js
 from jscope_tl.model.loading import has_bridge
-from tests import models
+from jscope_tl.model.patterns import to_heads
+from tests import models, oracles
 
 pytestmark = [
     pytest.mark.skipif(not has_bridge(), reason="no TransformerBridge before 3.0"),
@@ -67,7 +69,7 @@ def test_what_is_wrong_fails_or_does_not_load_is_said(table: Any, monkeypatch: p
     assert row["logits"] == "**wrong** 1e+00"
     assert [row[name].partition(" [")[0] for name in "abc"] == ["no oracle", "**wrong**", "**fails**"]
     assert cells(text, "CodeGenForCausalLM")["logits"].startswith("not loaded")
-    assert "differ from HuggingFace's: LlamaForCausalLM, by 1e+00." in text
+    assert "differ from HuggingFace's: LlamaForCausalLM, by 1e+00 of the largest." in text
     assert "- 1 of 2 load and run." in text
     assert "broken." in text
     assert "With more" not in text
@@ -77,3 +79,17 @@ def test_unknown_names_are_refused(table: Any, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         table.main(["LlamaForCausalLMs"])
     assert "no decoder classes: LlamaForCausalLMs; known are AfmoeForCausalLM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["BloomForCausalLM", "GptOssForCausalLM"])
+def test_patterns_behind_a_normed_embedding_and_beside_sinks(architectures: Any, name: str) -> None:
+    """The prompt's own are taken, those of another prompt are refused as everywhere."""
+    from tiny_models import bridge_of, tiny
+
+    hf = tiny(name)
+    case = architectures.Case(bridge_of(hf), architectures.oracle.in_float64(hf))
+    found, expected = architectures.CHECKS["attention pattern"](case)
+    assert oracles.relative_difference(found, expected()) < 1e-5
+    _, cache = case.bridge.run_with_cache(architectures.OTHER.unsqueeze(0))
+    with pytest.raises(js.InputError, match="another prompt"):
+        to_heads(cache, architectures.TOKENS)

@@ -74,6 +74,16 @@ def test_a_hook_of_the_users_changes_nothing(architectures: Any, name: str) -> N
 
 
 @needs_bridge
+@pytest.mark.skipif(models.has_hooked(), reason="TransformerLens 3 puts none on this architecture")
+def test_hooks_of_transformer_lens_are_not_the_users(architectures: Any) -> None:
+    bridge = case_of(architectures, "OPTForCausalLM").bridge
+    assert any(point.fwd_hooks for point in bridge.hook_dict.values())
+    assert not ModelView(bridge).is_hooked([])
+    bridge.add_hook("blocks.0.hook_resid_post", lambda x, hook: None)
+    assert ModelView(bridge).is_hooked([])
+
+
+@needs_bridge
 def test_fused_attention_is_held_too(architectures: Any) -> None:
     case = case_of(architectures, "OPTForCausalLM")
     case.bridge.original_model.set_attn_implementation("sdpa")

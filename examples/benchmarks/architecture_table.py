@@ -27,8 +27,8 @@ RIGHT = 1e-4
 """Largest error over the largest value; float32 against float64."""
 INTRODUCTION = """# Architectures
 
-Made by `python examples/benchmarks architectures` with TransformerLens {transformer_lens}, transformers {transformers} and
-torch {torch}: {n} decoder classes, each as a random model of a few layers in the class's own configuration. TransformerLens'
+Made by `python examples/benchmarks architectures` with TransformerLens {transformer_lens}, transformers {transformers} and torch
+{torch}: {n} decoder classes, each as a random model of a few layers in the class's own configuration. TransformerLens'
 bridge in float32 is held against `torch.autograd` on the HuggingFace model itself in float64, which knows nothing of either.
 
 A number is the largest error over the largest value: below {right:.0e} it is right. *Logits* are the bridge's own, before this
@@ -92,7 +92,8 @@ class Table:
         ours = [row[0] for row in loaded if row not in others and any("**" in cell for cell in row)]
         found = [f"- {len(loaded)} of {len(self.rows)} load and run."]
         found += [
-            f"- The bridge's own logits differ from HuggingFace's: {row[0]}, by {row[1].split()[1]}." for row in others
+            f"- The bridge's own logits differ from HuggingFace's: {row[0]}, by {row[1].split()[1]} of the largest."
+            for row in others
         ]
         return [*found, f"- Wrong, or failing, although those agree: {'; '.join(ours) or 'none'}."]
 
@@ -129,6 +130,7 @@ def checked(names: Sequence[str]) -> Table:
 def introduction(n: int) -> str:
     """What was done, and with which versions."""
     return INTRODUCTION.format(
-        transformer_lens=version("transformer-lens"), transformers=transformers.__version__, torch=torch.__version__,
+        transformer_lens=version("transformer-lens"), transformers=transformers.__version__,
+        torch=torch.__version__.partition("+")[0],
         n=n, right=RIGHT,
     )  # fmt: skip

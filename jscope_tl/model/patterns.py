@@ -45,6 +45,7 @@ def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = N
             at the same length is only noticed where the cache has ``hook_embed`` and its model, as TransformerLens' have.
     """
     layers, heads = _listed(layers), _listed(heads)
+    named = not isinstance(cache_or_patterns, Tensor)
     if isinstance(cache_or_patterns, Tensor):
         by_layer = _from_tensor(cache_or_patterns, layers)
     elif isinstance(cache_or_patterns, Mapping) or hasattr(cache_or_patterns, "cache_dict"):
@@ -56,7 +57,7 @@ def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = N
             f"got a {type(cache_or_patterns).__name__}."
         )
     return [
-        Head(layer, head, _checked(patterns[head], tokens))
+        Head(layer, head, _checked(patterns[head], tokens, named))
         for layer, patterns in by_layer.items()
         for head in _chosen("heads", heads, list(range(len(patterns))))
     ]
@@ -145,7 +146,8 @@ def _chosen(what: str, wanted: Any, there: list[Any]) -> list[int]:
     return [number for number in dict.fromkeys(chosen) if number is not None]
 
 
-def _checked(pattern: Tensor, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "dest src"]:
+def _checked(pattern: Tensor, tokens: Int[Tensor, "pos"], named: bool) -> Float[Tensor, "dest src"]:
+    """In a cache the hook point's name tells what it is: attention with sinks leaves a part of each row to them."""
     n = len(tokens)
     if pattern.shape != (n, n):
         raise InputError(
@@ -153,7 +155,8 @@ def _checked(pattern: Tensor, tokens: Int[Tensor, "pos"]) -> Float[Tensor, "dest
             "prompt that the scope was taken of; model.run_with_cache(result.tokens) does."
         )
     pattern = pattern.detach().float().cpu()
-    off = (pattern.sum(-1) - 1).abs().max()
+    beyond = pattern.sum(-1) - 1
+    off = (beyond.clamp_min(0) if named else beyond.abs()).max()
     if not off < ROW_SUM or pattern.min() < 0:
         raise InputError(
             "These are no attention patterns: each row should be shares that add up to 1. Take hook_pattern, not "

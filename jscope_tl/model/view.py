@@ -208,14 +208,19 @@ class ModelView:
         return bool(fwd_hooks) or any(map(self.has_hooks, self.points.values())) or self.has_torch_hooks()
 
     def has_hooks(self, point: Any) -> bool:
-        """Whether a hook point has TransformerLens hooks of the user's; ours may be there for the run of another thread."""
-        return any((handle.context_level or 0) < OWN_LEVEL for handle in point.fwd_hooks)
+        """Whether a hook point has TransformerLens hooks of the user's.
+
+        Ours may be there for the run of another thread; bridges of some architectures pass activations on by hooks of
+        TransformerLens' own (2.x keeps no function, and has none).
+        """
+        handles = [handle for handle in point.fwd_hooks if (handle.context_level or 0) < OWN_LEVEL]
+        return any(not _is_a_librarys(getattr(handle, "user_hook", None)) for handle in handles)
 
     def has_torch_hooks(self) -> bool:
         """Whether any module has plain torch hooks of the user's; libraries leave some of their own."""
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         hooks = [hook for module in walk(self.model) for kind in kinds for hook in getattr(module, kind).values()]
-        return any(not (getattr(hook, "__module__", None) or "").startswith(LIBRARIES) for hook in hooks)
+        return not all(map(_is_a_librarys, hooks))
 
     def check_hook_names(self, fwd_hooks: Sequence[Any]) -> None:
         """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""
@@ -242,6 +247,10 @@ def walk(model: nn.Module) -> list[nn.Module]:
                 found[id(module)] = module
                 waiting.append(module)
     return list(found.values())
+
+
+def _is_a_librarys(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith(LIBRARIES)
 
 
 def is_residual(name: str) -> bool:
