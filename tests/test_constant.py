@@ -96,7 +96,7 @@ def test_the_pattern_of_fused_attention(llama: Any, causal: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 6, 5, generator=generator, requires_grad=True) for heads in (4, 2, 2))
     mask = None if causal else torch.full((6, 6), -torch.inf).triu(1)
-    with HeldConstant(("attn",)).during(ModelView(llama)):
+    with HeldConstant(("attn",)).during(ModelView(llama), pos=6):
         out = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
     expected = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
     torch.testing.assert_close(out, expected)
@@ -162,3 +162,11 @@ def test_patterns_without_a_batch_axis_along_a_path(architectures: Any) -> None:
     how = dict(frozen=("attn", "norm"), path=js.Line(steps=3))
     together, alone = (case.attribute("semantic", fwd_hooks=hooks, **how) for hooks in ((), watch))
     assert oracles.relative_difference(together, alone) < 1e-5
+
+
+def test_a_prompt_of_one_token(llama: Any) -> None:
+    """Its pattern is 1 whatever it is computed from."""
+    one = TOKENS[:1]
+    plain, held = (js.attribute(llama, one, target=44, frozen=frozen) for frozen in ((), "attn"))
+    assert oracles.relative_difference(held.scores, plain.scores) < 1e-6
+    assert js.attribute(llama, one, frozen=("attn", "norm")).options["frozen"] == ["attn", "norm"]

@@ -38,14 +38,17 @@ def check_frozen(frozen: Any) -> tuple[str, ...]:
 
 @dataclass
 class HeldConstant:
-    """Each pattern or scale at its value in the first run, in the order of computation; later runs, elsewhere on a path, get it too."""
+    """Each pattern or scale at its value in the first run, in the order of computation.
+
+    Later runs, elsewhere on a path, get the same values.
+    """
 
     kinds: tuple[str, ...] = ()
     values: list[Float[Tensor, "*shape"]] = field(default_factory=list)
 
     @contextmanager
-    def during(self, view: ModelView) -> Iterator[None]:
-        """One forward pass, in which they are held.
+    def during(self, view: ModelView, pos: int) -> Iterator[None]:
+        """One forward pass over ``pos`` tokens, in which they are held.
 
         Raises:
             InputError: there is nothing of a kind to hold, or a module computes it in a way that is not known here.
@@ -53,7 +56,7 @@ class HeldConstant:
         if not self.kinds:
             yield
             return
-        holding = _Holding(self)
+        holding = _Holding(self, pos)
         with ExitStack() as stack:
             for kind in self.kinds:
                 for name, module in _modules(view.model, CALLED[kind]):
@@ -72,14 +75,15 @@ class _Holding(TorchFunctionMode):
         missed: for each kind the modules that compute it in another way.
     """
 
-    def __init__(self, held: HeldConstant) -> None:
+    def __init__(self, held: HeldConstant, pos: int) -> None:
         super().__init__()
-        self.held, self.taken = held, 0
+        self.held, self.pos, self.taken = held, pos, 0
+        self.rules = {func: rule for kind in held.kinds for func, rule in RULES[kind].items()}
         self.found = dict.fromkeys(held.kinds, 0)
         self.missed: dict[str, list[str]] = {kind: [] for kind in held.kinds}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        rule = next((RULES[kind][func] for kind in self.held.kinds if func in RULES[kind]), None)
+        rule = self.rules.get(func)
         return func(*args, **(kwargs or {})) if rule is None else rule(self, func, *args, **(kwargs or {}))
 
     def constant(self, kind: str, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -91,8 +95,8 @@ class _Holding(TorchFunctionMode):
         if self.taken > len(self.held.values):
             self.held.values.append(value.detach())
         kept = self.held.values[self.taken - 1]
-        times = len(value) // max(1, len(kept))  # the prompt so often side by side
-        kept = kept.repeat(times, *[1] * (kept.ndim - 1))
+        if len(value) > len(kept) > 0:  # the prompt several times side by side
+            kept = kept.repeat(len(value) // len(kept), *[1] * (kept.ndim - 1))
         if kept.shape != value.shape:
             raise InputError(
                 f"{KINDS[kind].capitalize()} cannot be held constant along this path: the model computes one of shape "
@@ -123,14 +127,12 @@ class _Holding(TorchFunctionMode):
                 handle.remove()
 
 
-def _modules(model: nn.Module, called: str) -> list[tuple[str, nn.Module]]:
-    """Modules whose class is called so, a bridge's wrappers and what they wrap each; linear attention has no pattern."""
-    kinds = {name: type(module).__name__.lower() for name, module in model.named_modules()}
-    return [
-        (name.replace("._original_component", ""), module)
-        for name, module in model.named_modules()
-        if called in kinds[name] and "linear" not in kinds[name]
-    ]
+def _modules(model: nn.Module, called: str) -> Iterator[tuple[str, nn.Module]]:
+    """Those whose class is called so, a bridge's wrappers and what they wrap each; linear attention has no pattern."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__.lower()
+        if called in kind and "linear" not in kind:
+            yield name.replace("._original_component", ""), module
 
 
 def _need_all(view: ModelView, kind: str, missed: list[str], found: int) -> None:
@@ -149,7 +151,7 @@ def _need_all(view: ModelView, kind: str, missed: list[str], found: int) -> None
 def _softmax(holding: _Holding, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """A pattern is a softmax in which the first position sees no later one; those of routers and samplers are none."""
     shares = func(*args, **kwargs)
-    causal = shares.ndim > 2 and not shares[..., 0, 1 : shares.shape[-2]].any()
+    causal = shares.ndim > 2 and shares.shape[-2] == holding.pos and not shares[..., 0, 1 : holding.pos].any()
     return holding.constant("attn", shares) if causal else shares
 
 

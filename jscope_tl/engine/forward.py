@@ -89,7 +89,7 @@ def _forward(
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
-            stack.enter_context(held.during(view))
+            stack.enter_context(held.during(view, tokens.shape[1]))
             output = logits_of(view, tokens.clone(), passes)
         yield _run(settings, prompts, cuts, output, held, passes)
 
