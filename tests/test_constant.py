@@ -170,3 +170,52 @@ def test_a_prompt_of_one_token(llama: Any) -> None:
     plain, held = (js.attribute(llama, one, target=44, frozen=frozen) for frozen in ((), "attn"))
     assert oracles.relative_difference(held.scores, plain.scores) < 1e-6
     assert js.attribute(llama, one, frozen=("attn", "norm")).options["frozen"] == ["attn", "norm"]
+
+
+def test_what_is_no_pattern_and_no_scale_is_left_alone(llama: Any) -> None:
+    """Routers see all experts; a root of each number is no norm's; what is computed without a graph is only shown."""
+    x = torch.rand(2, 6, 6, requires_grad=True)
+    later = torch.ones(6, 6).triu(1).bool()
+    with HeldConstant(("attn", "norm")).during(ModelView(llama), pos=6):
+        assert not x.masked_fill(later, -torch.inf).softmax(-1).requires_grad
+        assert not x.square().mean(-1, keepdim=True).sqrt().requires_grad
+        assert not (x.square().mean(-1, keepdim=True) ** -0.5).requires_grad
+        for free in (
+            x.softmax(-1),
+            x[:, :4].softmax(-1),
+            x[0].softmax(-1),
+            x.sqrt(),
+            x**0.5,
+            x.mean(-1, keepdim=True) ** 2,
+        ):
+            assert free.requires_grad
+    with (
+        pytest.raises(js.InputError, match="computes no norm scales"),
+        HeldConstant(("norm",)).during(ModelView(llama), pos=6),
+        torch.no_grad(),
+    ):
+        x.square().mean(-1, keepdim=True).rsqrt()
+
+
+@pytest.mark.parametrize(
+    ("function", "how"),
+    [
+        (functional.layer_norm, ((5,),)),
+        (functional.layer_norm, ((6, 5), torch.rand(6, 5), torch.rand(6, 5), 1e-3)),
+        (functional.normalize, (2.0, -1)),
+        (getattr(functional, "rms_norm", None), ((5,), torch.rand(5))),
+    ],
+)
+def test_functions_of_torch_with_a_scale_inside(llama: Any, function: Any, how: tuple[Any, ...]) -> None:
+    """The value is that of torch; by Euler's theorem the gradient along ``x`` (from its mean) is the value without bias."""
+    if function is None:
+        pytest.skip("rms_norm is in torch from 2.4 on")
+    x = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    how = tuple(given.double() if isinstance(given, torch.Tensor) else given for given in how)
+    with HeldConstant(("norm",)).during(ModelView(llama), pos=6):
+        out = function(x, *how)
+    torch.testing.assert_close(out, function(x, *how))
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((out * weights).sum(), x)
+    bias = how[2] if len(how) > 2 else 0.0
+    torch.testing.assert_close((gradient * x).sum(), ((out - bias) * weights).sum())

@@ -28,8 +28,9 @@ RIGHT = 1e-4
 INTRODUCTION = """# Architectures
 
 Made by `python examples/benchmarks architectures` with TransformerLens {transformer_lens}, transformers {transformers} and torch
-{torch}: {n} decoder classes, each as a random model of a few layers in the class's own configuration. TransformerLens'
-bridge in float32 is held against `torch.autograd` on the HuggingFace model itself in float64, which knows nothing of either.
+{torch}: {n} random models of a few layers, of the decoder classes (and variants) that TransformerLens has an adapter for, in their
+own configurations. TransformerLens' bridge in float32 is held against `torch.autograd` on the HuggingFace model itself in float64,
+which knows nothing of either.
 
 A number is the largest error over the largest value: below {right:.0e} it is right. *Logits* are the bridge's own, before this
 package does anything: where they differ from HuggingFace's, nothing behind them can be right. *Attention pattern* compares the

@@ -21,7 +21,8 @@ ARGUMENTS = {
             units of what is explained (Fisher: half of it, the second-order KL divergence). None: the scope's own.""",
     "path": """where the model is linearised, and the origin ``x0``: `js.Point` (the prompt itself; None), `js.Line`
             (integrated gradients), `js.Noise` (SmoothGrad), or ``"line"``, ``"noise"``.""",
-    "frozen": """``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales; or both.""",
+    "frozen": """``"attn"`` holds attention patterns constant (linear attention has none), ``"norm"`` normalisation scales; or
+            both. Refused, with their names, where some cannot be held.""",
     "chunk_size": """backward rows computed at once; by default what the memory that the first row took leaves room for. Where
             memory runs out, half as many are tried, and the result says so.""",
     "matmul_precision": """``"high"`` (TF32) or ``"medium"`` (bfloat16) matrix products for the backward rows of a float32
