@@ -10,7 +10,7 @@ import jscope_tl as js
 from jscope_tl.engine.constant import HeldConstant
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.model.view import ModelView
-from tests import models, oracles
+from tests import models, oracles, real_model
 from tests.models import TOKENS
 
 KINDS = [("attn",), ("norm",), ("attn", "norm")]
@@ -219,3 +219,20 @@ def test_functions_of_torch_with_a_scale_inside(llama: Any, function: Any, how: 
     (gradient,) = torch.autograd.grad((out * weights).sum(), x)
     bias = how[2] if len(how) > 2 else 0.0
     torch.testing.assert_close((gradient * x).sum(), ((out - bias) * weights).sum())
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_real_model(architectures: Any, smollm2: Any) -> None:
+    """Thirty layers in float32, against HuggingFace's in float64."""
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(real_model.folder(), attn_implementation="eager").double().eval()
+    tokens = smollm2.to_tokens("The keys to the cabinet near the door", prepend_bos=False)[0]
+    scores = {}
+    for frozen in [(), *KINDS]:
+        run = architectures.oracle.forward(hf, tokens, frozen)
+        (gradient,) = torch.autograd.grad(run.logits[-1, 300], run.embeddings)
+        scores[frozen] = js.attribute(smollm2, tokens, target=300, frozen=frozen).scores
+        assert oracles.relative_difference(scores[frozen], gradient.norm(dim=-1)) < 2e-5
+    assert len({tuple(of_one.tolist()) for of_one in scores.values()}) == 4
