@@ -9,7 +9,7 @@ because the signs had no part in choosing the directions. Directions are orthono
 ``S [n, d_model]``, which is seen through products only (`jscope_tl.scopes.factor`), so that no ``d x d`` matrix is needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
@@ -32,13 +32,13 @@ ROUNDING = 32
 
 def exact(S: Factor, vjp: VJP) -> Score:
     """All directions."""
-    return Score(_over_rows(vjp.squared_norms(principal_rows(S.gram()))))
+    return _sum_of(principal_rows(S.gram()), vjp)
 
 
 def low_rank(S: Factor, rank: int, vjp: VJP) -> Score:
     """The leading directions only: a lower bound."""
     rows = leading_rows(S, rank)
-    return Score(_over_rows(vjp.squared_norms(rows)), resolved={"rank": len(rows)})
+    return replace(_sum_of(rows, vjp), resolved={"rank": len(rows)})
 
 
 def sampled(S: Factor, rank: int, images: int, probes: int, seed: int, vjp: VJP) -> Score:
@@ -94,9 +94,11 @@ def _refined(found: "_Probes", enough: Tolerance, seed: int, vjp: VJP, budget: B
 
 def _all_rows(S: Factor, vjp: VJP) -> Score:
     rows = principal_rows(S.gram())
-    done = {"method": "exact", "rank": len(rows)}
-    values = _over_rows(vjp.squared_norms(rows))
-    return Score(values, resolved=done, weights=torch.ones(len(rows), device="cpu"))
+    return replace(_sum_of(rows, vjp), resolved={"method": "exact", "rank": len(rows)})
+
+
+def _sum_of(rows: Float[Tensor, "k d_model"], vjp: VJP) -> Score:
+    return Score(_over_rows(vjp.squared_norms(rows)), weights=torch.ones(len(rows), device="cpu"))
 
 
 @dataclass(frozen=True)
