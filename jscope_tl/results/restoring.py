@@ -27,9 +27,11 @@ def restored(kind: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return _untyped(value, tensors)
-    if origin in (Union, UnionType):  # `X | None`
+    if origin in (Union, UnionType):  # `X | None`, or `int | float`
         others = [argument for argument in arguments if argument is not NoneType]
-        return None if value is None and len(others) < len(arguments) else restored(others[0], value, tensors)
+        if value is None and len(others) < len(arguments):
+            return None
+        return restored(next((other for other in others if type(value) is other), others[0]), value, tensors)
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         return tensors[_need(dict, value)[TENSOR]]
     if is_dataclass(kind):
