@@ -32,6 +32,11 @@ class Cost:
     seconds: float
     n_skipped: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what no run can have cost, as a damaged file may hold."""
+        counted = (self.n_forward, self.n_backward, self.seconds, self.n_skipped)
+        need(all(0 <= number < 2**53 for number in counted), "costs are numbers, not negative")
+
     @classmethod
     def of(cls, counted: Provenance | Passes, seconds: float, more: Passes | None = None) -> "Cost":
         """From passes that were counted, and those that were counted elsewhere."""
