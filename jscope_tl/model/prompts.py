@@ -1,6 +1,6 @@
 """From what a user types (text, ids, a tensor, a target, a position) to ids that the model takes, or to a refusal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
+from jscope_tl.model.pieces import BROKEN, by_bytes, texts_of
 from jscope_tl.model.view import ModelView
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "*batch pos"] | Int[np.ndarray, "*batch pos"]
@@ -143,7 +144,7 @@ def _single_token(view: ModelView, target: str) -> int:
     _refuse_undecodable("target", target)
     ids = _ids(view, target)
     if len(ids) != 1:
-        pieces = ", ".join(repr(piece) for piece in to_str_tokens(view, ids))
+        pieces = ", ".join(repr(piece) for piece in prompt_texts(view, ids))
         others = [other for other in (" " + target, target.strip()) if target.strip() and len(_ids(view, other)) == 1]
         hint = f" Try {others[0]!r}." if others else ""
         raise InputError(f"Target {target!r} is {len(ids)} tokens ({pieces}), it must be exactly one.{hint}")
@@ -156,11 +157,23 @@ def _ids(view: ModelView, text: str) -> list[int]:
     return list(view.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def to_str_tokens(view: ModelView, ids: Iterable[int]) -> list[str]:
-    """Each id as text by itself; its number in angle brackets where the model has no tokenizer."""
+def prompt_texts(view: ModelView, ids: Sequence[int]) -> list[str]:
+    """The text of each token of a prompt; where several hold one character, that with their numbers (`texts_of`)."""
+    if view.tokenizer is None:
+        return to_str_tokens(view, ids)
+    texts = texts_of(ids, lambda some: view.tokenizer.decode(some, clean_up_tokenization_spaces=False))
+    return [to_str_tokens(view, [token])[0] if BROKEN in text else text for token, text in zip(ids, texts, strict=True)]
+
+
+def to_str_tokens(view: ModelView, ids: Sequence[int]) -> list[str]:
+    """Each id as text by itself, by its bytes where these are no text; its number in angle brackets without a tokenizer."""
     if view.tokenizer is None:
         return [f"<{token}>" for token in ids]
-    return [view.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
+    texts = {token: view.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids}
+    return [
+        by_bytes(view.tokenizer.convert_ids_to_tokens(token)) if BROKEN in texts[token] else texts[token]
+        for token in ids
+    ]
 
 
 def bos_positions(view: ModelView, tokens: Int[Tensor, "pos"]) -> tuple[int, ...]:
