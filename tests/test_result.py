@@ -75,6 +75,11 @@ def opened(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
 
 
+def later(kind: type) -> set[str]:
+    """Fields that older files lack."""
+    return {f.name for f in fields(kind) if f.metadata.get("later")}
+
+
 def without(given: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key != name}
 
@@ -247,7 +252,7 @@ def test_damaged_files(pocket: Any, tmp_path: Path, name: str) -> None:
     header, tensors = opened(path)
     kept = json.loads(header["fields"])
     damaged = [
-        *((json.dumps(without(kept, field)), tensors) for field in kept),
+        *((json.dumps(without(kept, field)), tensors) for field in kept if field not in later(kind)),
         *((header["fields"], without(tensors, key)) for key in tensors),
         *((header["fields"], tensors | {key: tensors[key][:-1].clone()}) for key in tensors),
         *((text, tensors) for text in ("{", "[]", "null", '"x"')),
@@ -258,6 +263,28 @@ def test_damaged_files(pocket: Any, tmp_path: Path, name: str) -> None:
             kind.load(path)
     save_file(tensors, path, header)
     assert same(made(name, pocket), kind.load(path))  # what was damaged was whole
+
+
+@pytest.mark.parametrize("name", ["attribution", "pattern", "spectrum", "comparison", "side by side"])
+def test_older_files_are_read(pocket: Any, tmp_path: Path, name: str) -> None:
+    """What came later is missing in them, at whatever depth; it is what it is by default."""
+    saved = made(name, pocket)
+    path = saved.save(tmp_path / "result")
+    header, tensors = opened(path)
+    assert '"prepended": "<bos>"' in header["fields"]
+
+    def older(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: older(item) for key, item in value.items() if key not in ("prepended", "baseline")}
+        return [older(item) for item in value] if isinstance(value, list) else value
+
+    text = json.dumps(older(json.loads(header["fields"])))
+    save_file(tensors, path, header | {"fields": text, "sha256": storage._digest(text, tensors)})
+    again = type(saved).load(path)
+    assert "was prepended" in repr(saved) or name == "side by side"
+    assert "was prepended" not in repr(again)
+    with pytest.raises(AttributeError):
+        again.baseline.x  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["spectrum of fisher", "linearity"])

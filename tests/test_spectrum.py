@@ -362,3 +362,58 @@ def test_wrong_directions(llama: Any, args: Any, says: str) -> None:
 def test_a_scope_of_nothing_known() -> None:
     with pytest.raises(js.InputError, match="Did you mean 'jacobian'"):
         js.SpectralScope(of="jacobean")
+
+
+@pytest.mark.parametrize("of", BOTH)
+def test_shares_of_the_tokens_shown_are_as_by_hand(llama: Any, of: str) -> None:
+    o = dense("llama", -1)
+    found = js.spectrum(llama, TOKENS, of=of, k=2)
+    for pos, i in ((0, 0), (3, 1), (7, 0)):
+        logits = o.D @ found.output_directions[pos, i].double()
+        change = (logits - logits.mean() if of == "jacobian" else o.p * (logits - o.p @ logits)).sort().values
+        ends = torch.cat([change[:5], change[-5:]]).square().sum() / change.square().sum()
+        assert found.decode(pos, i).share == pytest.approx(float(ends), rel=1e-3)
+
+
+def test_tokens_of_random_directions_are_noise(llama: Any) -> None:
+    """Of 200 others drawn at random none is five standard deviations above those that are the control."""
+    with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
+        W_U = torch.randn(D_MODEL, models.D_VOCAB)
+        state = dataclasses.replace(forward.state(), W_U=W_U, slope=torch.ones(models.D_VOCAB).double())
+        found = decoded(torch.randn(200, D_MODEL), state, forward.view, False)
+        one = dataclasses.replace(state, W_U=W_U * torch.eye(models.D_VOCAB)[0])
+        told = decoded(W_U[:, :1].T, one, forward.view, False)
+    assert all(found.noise(row) for row in range(200))
+    assert float(found.shares.mean()) == pytest.approx(found.control[0], rel=0.05)
+    assert not told.noise(0)  # one logit moves, and no other
+    assert float(told.shares[0]) > 0.99
+
+
+def test_no_tokens_are_shown_where_they_are_noise(pocket: Any, tmp_path: Any) -> None:
+    found = js.spectrum(pocket, PROMPT, of="fisher", k=2)
+    assert not found.decode(15).noise
+    assert "against" in repr(found)
+    noisy = dataclasses.replace(found, decodings=dataclasses.replace(found.decodings, control=(0.99, 1.0)))
+    low = dataclasses.replace(
+        noisy, decodings=dataclasses.replace(noisy.decodings, shares=noisy.decodings.shares * 0.4)
+    )
+    assert low.decode(15).noise
+    assert low.decode(15).rises == found.decode(15).rises  # whoever asks is told
+    assert low.texts(15, 0, 3) == ([], [])
+    assert "against" not in repr(low)
+    assert "no tokens are shown for" in repr(low)
+    assert "none above chance" in low._repr_html_()
+    assert not any(low.to_dataframe()["rises"])
+    assert low.to_dataframe()["decoded_share"].max() < 0.4001
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_on_a_real_vocabulary(smollm2: Any) -> None:
+    """The Jacobian's leading directions say no more in tokens than random ones; those of Fisher are told by ten tokens."""
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    jacobian, fisher = (js.spectrum(smollm2, prompt, of=of, k=1) for of in BOTH)
+    n = len(jacobian.tokens)
+    assert sum(jacobian.decode(t).noise for t in range(n)) > 0.9 * n
+    assert not any(fisher.decode(t).noise for t in range(n))
+    assert " Mary" in fisher.texts(n - 1, 0, 1)[0] + fisher.texts(n - 1, 0, 1)[1]

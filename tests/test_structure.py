@@ -18,7 +18,7 @@ FLOW = [
     "views", "cli",
 ]  # fmt: skip
 """A folder imports from itself and from those before it."""
-AGAINST = {("jscope_tl.results.base", "jscope_tl.views.html")}
+AGAINST = {(f"jscope_tl.results.{module}", "jscope_tl.views.notebook") for module in ("files", "rows")}
 """A notebook asks the result, and the picture is made by the views."""
 
 

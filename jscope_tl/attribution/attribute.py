@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import attribution
+from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.paths import Path
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -62,7 +62,7 @@ def attribute(
         model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
-    return explain(setup, *setup.prompt(prompt, prepend_bos, position))
+    return of_prompt(explain(setup, *setup.prompt(prompt, prepend_bos, position)), prompt)
 
 
 def explain(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Attribution:

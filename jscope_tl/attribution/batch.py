@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.attribute import explain
-from jscope_tl.attribution.describe import attribution
+from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -88,10 +88,10 @@ def attribute_batch(
     def results() -> Iterator[Attribution]:
         given = progress_bar(progress, "prompts", "prompt", prompts)
         for batch in _batches(setup, given, min(size, MOST_PROMPTS), position, prepend_bos):
-            if len(batch) > 1 and _run_together(setup):
-                yield from _together(setup, batch)
-            else:
-                yield from (_alone(setup, prompt) for prompt in batch)
+            together = len(batch) > 1 and _run_together(setup)
+            found = _together(setup, batch) if together else (_alone(setup, prompt) for prompt in batch)
+            for result, prompt in zip(found, batch, strict=True):
+                yield of_prompt(result, prompt.given)
 
     return results()
 
@@ -101,6 +101,7 @@ class _Numbered:
     """A prompt and its place in the order."""
 
     n: int
+    given: Any
     tokens: Int[Tensor, "pos"]
     position: int
 
@@ -113,7 +114,7 @@ def _batches(
         batch = []
         for n, prompt in taken:
             with _named(n):
-                batch.append(_Numbered(n, *setup.prompt(prompt, prepend_bos, position)))
+                batch.append(_Numbered(n, prompt, *setup.prompt(prompt, prepend_bos, position)))
         yield batch
 
 

@@ -1,9 +1,10 @@
 """What a result says about itself: the prompt, the prediction, where it comes from."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +15,15 @@ from jscope_tl.engine.forward import not_finite_cure
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError
-from jscope_tl.model.prompts import bos_positions, to_str_tokens
+from jscope_tl.model.prompts import bos_positions, prompt_texts, to_id, to_str_tokens
 from jscope_tl.model.running import Passes
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution, Prediction
-from jscope_tl.results.base import PredictedToken, Provenance
+from jscope_tl.results.base import PredictedToken, Provenance, Result
 from jscope_tl.scopes.base import Score
+from jscope_tl.scopes.directions import ContrastiveScope
+
+R = TypeVar("R", bound=Result)
 
 
 def attribution(
@@ -39,7 +43,7 @@ def attribution(
     options, resolved = setup.options(), dict(score.resolved)
     if setup.scope.needs_target:
         resolved["target"] = to_str_tokens(view, [target])[0]
-    return Attribution(
+    result = Attribution(
         **about(setup, state.tokens, state.x, passes or forward.passes, score.seed),
         position=state.position,
         scores=finished(score.values.reshape(shape), state.x.dtype, view.name),
@@ -49,6 +53,13 @@ def attribution(
         warnings=[*warnings, *score.warnings, *_underflow(score, state)],
         hook_points=layers,
     )
+    return doubted(result)
+
+
+def doubted(result: R) -> R:
+    """The result with what is to be doubted about its scores themselves."""
+    doubts = result.sink_doubts()
+    return replace(result, warnings=[*result.warnings, *doubts]) if doubts else result
 
 
 def about(
@@ -69,13 +80,45 @@ def about(
     )
     return {
         "tokens": tokens.cpu(),
-        "str_tokens": to_str_tokens(view, tokens.tolist()),
+        "str_tokens": prompt_texts(view, tokens.tolist()),
         "scope": setup.label,
         "unit": setup.unit,
         "basis": view.basis,
         "provenance": provenance,
         "bos_positions": bos_positions(view, tokens),
+        "baseline": _baseline(setup),
     }
+
+
+def asked(setup: Setup, state: State) -> str:
+    """The token that the scope explains and the one it is held against, as `Result` says them."""
+    if "target" not in setup.scope.options:
+        return ""
+    target = to_str_tokens(setup.view, [setup.scope.target_id(state)])[0]
+    baseline = _baseline(setup)
+    return f", target {target!r}" + ("" if baseline is None else f" against {baseline!r}")
+
+
+def _baseline(setup: Setup) -> str | None:
+    if not isinstance(setup.scope, ContrastiveScope):
+        return None
+    return to_str_tokens(setup.view, [to_id(setup.view, setup.scope.baseline, int(setup.view.W_U.shape[1]))])[0]
+
+
+def of_prompt(result: R, prompt: Any) -> R:
+    """The result with the BOS that was put before its prompt, where that was given as a text without it."""
+    found = prepended(prompt, result.str_tokens, len(result.bos_positions))
+    return result if found is None else replace(result, provenance=replace(result.provenance, prepended=found))
+
+
+def prepended(prompt: Any, texts: Sequence[str], n_bos: int) -> str | None:
+    """The BOS that was put before a prompt that was given as a text with fewer of them."""
+    if not isinstance(prompt, str) or not n_bos:
+        return None
+    own, bos, rest = 0, texts[0].strip(), prompt.lstrip()
+    while bos and rest.startswith(bos):
+        own, rest = own + 1, rest.removeprefix(bos).lstrip()
+    return None if own >= n_bos else texts[0]
 
 
 def finished(values: Float[Tensor, "*row pos"], dtype: torch.dtype, name: str) -> Float[Tensor, "*row pos"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import about, finished, predicted
+from jscope_tl.attribution.describe import about, doubted, finished, of_prompt, predicted
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -79,7 +79,7 @@ def influence_pattern(
         values, errors = torch.stack([score.values for score in scores]), _errors(scores)
         doubts = dict.fromkeys([*backward.notes, *(doubt for score in scores for doubt in score.warnings)])
         seed = next((score.seed for score in scores if score.seed is not None), None)
-        return InfluencePattern(
+        pattern = InfluencePattern(
             **about(setup, tokens, forward.activations[0], forward.passes, seed),
             position=max(explained),
             positions=tuple(explained),
@@ -89,6 +89,7 @@ def influence_pattern(
             options=_options(setup.options(), scores),
             warnings=[*warnings, *doubts, *_nothing_moves(values, explained)],
         )
+        return doubted(of_prompt(pattern, prompt))
 
 
 def _positions(positions: Any, n_tokens: int) -> list[int]:

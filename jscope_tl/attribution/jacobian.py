@@ -8,11 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.describe import prepended
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.state import State
-from jscope_tl.model.prompts import Prompt
+from jscope_tl.model.prompts import Prompt, bos_positions, prompt_texts
+from jscope_tl.results.rows import JacobianRows
 from jscope_tl.scopes.base import FunctionScope
 
 
@@ -35,7 +37,8 @@ def jacobian(
     """``C J_t`` for every position ``t``: rows of the Jacobian ``J_t = ∂y/∂x_t``, on the model's device.
 
     ``y`` is the post-layer-norm final hidden state at ``position``, ``x_t`` the activation of ``at`` at position ``t``.
-    Positions after the explained one are 0.
+    Positions after the explained one are 0. In a notebook the tensor shows the norm at every position (`JacobianRows`); what
+    is computed from it is a plain tensor.
 
     Args:
         cotangents: ``C``, ``[k, d_model]`` or ``[d_model]``; None is the identity, that is the full Jacobian, which
@@ -63,4 +66,7 @@ def jacobian(
     tokens, explained = setup.prompt(prompt, prepend_bos, position)
     with setup.run(tokens, [explained]) as (forward, backward):
         state = forward.state()
-        return VJP(backward).rows(setup.scope.rows(state)).to(state.y.dtype)
+        found = VJP(backward).rows(setup.scope.rows(state)).to(state.y.dtype).as_subclass(JacobianRows)
+        found.str_tokens, found.position, found.at = prompt_texts(setup.view, tokens.tolist()), explained, at
+        found.prepended = prepended(prompt, found.str_tokens, len(bos_positions(setup.view, tokens)))
+        return found

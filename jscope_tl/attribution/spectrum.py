@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.decoding import decoded
-from jscope_tl.attribution.describe import about, finished
+from jscope_tl.attribution.describe import about, doubted, finished, of_prompt
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.one_position import VJP
@@ -92,7 +92,7 @@ def spectrum(
         outputs = rearrange(factored.outputs, "seen k d_model -> (seen k) d_model")
         decodings = decoded(outputs, state, view, of == "fisher") if linear else None
         numbers = _numbers(factored, decodings, len(tokens), view, state)
-        return Spectrum(
+        result = Spectrum(
             **about(setup, tokens, state.x, forward.passes, None if found.basis is None else SEED),
             **numbers,
             position=explained,
@@ -102,6 +102,7 @@ def spectrum(
             warnings=[*warnings, *backward.notes, *_doubts(numbers["captured"][: explained + 1], linear)],
             decodings=decodings,
         )
+        return doubted(of_prompt(result, prompt))
 
 
 def _count(k: Any, view: ModelView) -> int:

@@ -11,16 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.describe import asked
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks, run_again
 from jscope_tl.engine.inputs import NORM, Inputs
 from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.run import Run
 from jscope_tl.errors import InputError, count
-from jscope_tl.model.prompts import Prompt, bos_positions, to_position, to_str_tokens
+from jscope_tl.model.prompts import Prompt, bos_positions, prompt_texts, to_position
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.checks import need, need_sizes
 from jscope_tl.results.files import Saved
+from jscope_tl.results.restoring import LATER
 from jscope_tl.scopes.base import Scope, Score
 
 SIZES = tuple(2.0**exponent for exponent in range(-10, 2))
@@ -41,6 +43,7 @@ class Linearity(Saved):
         source: its position.
         norm: of its vector.
         warnings: doubts.
+        asked: the token that the scope explains and the one that it is held against; empty where it explains none.
     """
 
     sizes: Float[Tensor, "size"]
@@ -52,6 +55,7 @@ class Linearity(Saved):
     source: int
     norm: float
     warnings: list[str] = field(default_factory=list)
+    asked: str = field(default="", metadata=LATER)
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together, as a damaged file may hold."""
@@ -105,9 +109,10 @@ class Linearity(Saved):
         return self.radius(self.random_error)
 
     def __repr__(self) -> str:
+        asked = f"{self.asked}," if self.asked else ""
         return (
-            f"Linearity of the {self.scope} scope at {self.str_token!r} (position {self.source}): the error stays under "
-            f"{TOLERANCE:.0%} up to {self.own_radius:.3g} of the vector's norm along the scope's own direction, "
+            f"Linearity of the {self.scope} scope{asked} at {self.str_token!r} (position {self.source}): the error stays "
+            f"under {TOLERANCE:.0%} up to {self.own_radius:.3g} of the vector's norm along the scope's own direction, "
             f"{self.random_radius:.3g} along {len(self.predicted) - 1} random ones"
         )
 
@@ -183,16 +188,18 @@ def linearity(
         predicted = setup.scope.predicted_from(along, Score(rows[:, 0, 0]))
         each = rearrange(moves, "direction sign size d -> (direction sign size) d")
         actual = _actual(base, setup.scope, t, each).view(predicted.shape)
+        says = asked(setup, base.state())
     return Linearity(
         sizes=grid,
         predicted=predicted.double().cpu(),
         actual=actual,
         unit=setup.scope.effect_unit,
         scope=setup.scope.label,
-        str_token=to_str_tokens(setup.view, [int(tokens[t])])[0],
+        str_token=prompt_texts(setup.view, tokens.tolist())[t],
         source=t,
         norm=float(x.norm()),
         warnings=[*warnings, *backward.notes, *_rounded(x.dtype)],
+        asked=says,
     )
 
 

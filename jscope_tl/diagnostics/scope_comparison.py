@@ -81,8 +81,13 @@ def compare_scopes(
         b, other_seconds = _timed(model, prompt, other, repeats, how)
         rows.append({**_alike(a, b), "seconds": seconds, "other_seconds": other_seconds})
         rows[-1]["time_ratio"] = other_seconds / seconds
-    names = [scope if isinstance(scope, str) else a.scope, other if isinstance(other, str) else b.scope]
+    names = [scope if isinstance(scope, str) else _named(a), other if isinstance(other, str) else _named(b)]
     return ScopeComparison((names[0], names[1]), rows)
+
+
+def _named(result: Attribution) -> str:
+    """The scope, with the target that it was given."""
+    return result.scope + (result.asked if result.options.get("target") is not None else "")
 
 
 def _timed(model: Any, prompt: Any, scope: Any, repeats: int, how: dict[str, Any]) -> tuple[Attribution, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.attribute import explain
+from jscope_tl.attribution.describe import of_prompt
 from jscope_tl.attribution.paths import Path
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -80,7 +81,7 @@ class Ablation(Saved):
 
     def __repr__(self) -> str:
         said = ", ".join(f"{effect} {self.correlation(effect):.2f}" for effect in EFFECTS)
-        return f"Ablation by {self.replacement}: rank correlation of {self.scope.scope} scores with |effect|: {said}"
+        return f"Ablation by {self.replacement}: rank correlation of {self.scope.scope} scores{self.scope.asked}, with |effect|: {said}"
 
 
 @documented
@@ -135,7 +136,7 @@ def ablate(
     view, (tokens, explained) = setup.view, setup.prompt(prompt, prepend_bos, position)
     put, named = replaced_by(view, replacement)
     start = time.perf_counter()
-    result = explain(setup, tokens, explained)
+    result = of_prompt(explain(setup, tokens, explained), prompt)
     between, passes = time.perf_counter(), Passes()
     masks = torch.eye(explained + 1, len(tokens), dtype=torch.bool, device="cpu")
     runs = partial(

@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import attribution
+from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.setup import Setup, refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
 from jscope_tl.errors import InputError, count
-from jscope_tl.model.prompts import Prompt, to_str_tokens
+from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
 from jscope_tl.patching.comparison import Comparison, Cost
 from jscope_tl.patching.pairs import Pair, need_patchable, source_activations, to_pair
@@ -108,7 +108,7 @@ def compare(
         )
     skipped = int((asked & ~found.ran).sum())
     return Comparison(
-        scope=result,
+        scope=of_prompt(result, clean if direction == "noising" else corrupted),
         effects=found.effects,
         predicted=predicted,
         total=found.total,
@@ -116,7 +116,7 @@ def compare(
         effect_unit=setup.scope.effect_unit,
         direction=direction,
         str_tokens=result.str_tokens,
-        source_str_tokens=to_str_tokens(view, pair.source.tolist()),
+        source_str_tokens=prompt_texts(view, pair.source.tolist()),
         costs={"scope": scope_cost, "patching": Cost(found.n_forward, 0, time.perf_counter() - start, skipped)},
     )
 

@@ -163,8 +163,8 @@ class Comparison(Saved):
         n_skipped = self.costs["patching"].n_skipped
         skipped = f"; {n_skipped} cells not run, they cannot have an effect" if n_skipped else ""
         lines = [
-            f"Comparison: {self.scope.scope} scope and {self.direction} patching of {overall.n} cells, effects in "
-            f"{self.effect_unit} (whole source run: {self.total:.4g})",
+            f"Comparison: {self.scope.scope} scope{self.scope.asked}, and {self.direction} patching of {overall.n} cells, effects "
+            f"in {self.effect_unit} (whole source run: {self.total:.4g}){self.scope.prepended}",
             f"  rank correlation with the effect: score {overall.score:.2f}, predicted {overall.predicted:.2f}; of the "
             f"{overall.k} highest: {overall.top_score:.0%}, {overall.top_predicted:.0%}",
             f"  cost: {costs}{skipped}",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.attribute import explain
+from jscope_tl.attribution.describe import of_prompt
 from jscope_tl.attribution.paths import Path
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -117,11 +118,12 @@ def side_by_side(
     where[:, list(positions)] = True
     patch = (point, partial(put, source[point], where))
     clean_tokens, corrupted_tokens = (pair.source, pair.base) if direction == "denoising" else (pair.base, pair.source)
-    clean_run = explain(setup, clean_tokens, explained)
+    clean_run = of_prompt(explain(setup, clean_tokens, explained), clean)
     if setup.scope.needs_target:  # all three explain the token of the clean run
         setup = replace(setup, scope=setup.scope.with_target(clean_run.prediction.target.token))
     patched_setup = replace(setup, settings=replace(setup.settings, fwd_hooks=[*hooks, patch]))
-    corrupted_run, patched = explain(setup, corrupted_tokens, explained), explain(patched_setup, pair.base, explained)
+    corrupted_run = of_prompt(explain(setup, corrupted_tokens, explained), corrupted)
+    patched = of_prompt(explain(patched_setup, pair.base, explained), corrupted if direction == "denoising" else clean)
     return SideBySide(clean_run, corrupted_run, patched, (point, positions))
 
 

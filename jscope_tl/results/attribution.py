@@ -8,7 +8,7 @@ from torch import Tensor
 from jscope_tl.errors import InputError, whole
 from jscope_tl.results.base import PredictedToken, Result
 from jscope_tl.results.checks import need
-from jscope_tl.results.text import percent
+from jscope_tl.results.text import percent, score_text
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Attribution(Result):
         stderr: standard error of estimated scores, in their shape; None for exact ones.
         prediction: the distribution that is explained.
         hook_points: the hook point of each row of a layer map; empty where scores are ``[pos]``.
-        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions: as in `Result`.
+        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`.
     """
 
     scores: Float[Tensor, "*layer pos"]
@@ -82,9 +82,14 @@ class Attribution(Result):
         return replace(self, scores=self.scores[index], stderr=stderr, provenance=at, hook_points=())
 
     def headline(self) -> str:
-        """Scope, explained position and hook point in one line."""
+        """Scope, explained position, target and baseline, hook point, and what was prepended, in one line."""
         where = f"position {self.position} ({self.str_tokens[self.position]!r})"
-        return f"{self.scope} scope of the prediction at {where}, at {self.provenance.hook_point}"
+        return f"{self.scope} scope of the prediction at {where}{self.asked}, at {self.provenance.hook_point}{self.prepended}"
+
+    @property
+    def asked(self) -> str:
+        """``, target ' are' against ' is'``; empty where the scope explains no single token."""
+        return self._asked({self.prediction.target.str_token})
 
     def prediction_line(self, k: int = 3) -> str:
         """The ``k`` most probable next tokens and the target's probability."""
@@ -98,8 +103,18 @@ class Attribution(Result):
         resolved = self.options.get("resolved") or {}
         return "resolved: " + ", ".join(f"{key} = {value!r}" for key, value in resolved.items()) if resolved else ""
 
+    def _strongest_by_layer(self, most: int = 12) -> list[str]:
+        """Lines of text for layers spread evenly from the first to the last, ``most`` of them."""
+        n, rows = len(self.hook_points), self.by_row()
+        shown = sorted({round(i * (n - 1) / (most - 1)) for i in range(most)}) if n > most else range(n)
+        said = [
+            ", ".join(f"{t.str_token!r} at {t.position}: {score_text(t.score, t.stderr)}" for t in row) for row in rows
+        ]
+        lines = [f"  {self.hook_points[i]}: {said[i]}" for i in shown]
+        return [*lines, f"  ({most} of {n} layers; by_row() has all)"] if n > most else lines
+
     def __repr__(self) -> str:
         lines = [f"Attribution: {self.headline()}", f"  {self.prediction_line()}", f"  score in {self.unit}:"]
-        lines += self._strongest(5)
+        lines += self._strongest_by_layer() if self.hook_points else self._strongest(5)
         lines += [f"  {self.resolved_line()}"] if self.resolved_line() else []
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])

@@ -14,7 +14,9 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.model.basis import Basis
 from jscope_tl.results.checks import need, need_sizes
 from jscope_tl.results.files import Saved
-from jscope_tl.results.text import score_text
+from jscope_tl.results.restoring import LATER
+from jscope_tl.results.sink import adds_up, sink_size
+from jscope_tl.results.text import percent, score_text
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Provenance:
         n_backward: backward passes (rows of ``C J`` and products with ``J``), counted alike.
         seed: of the random numbers, where there are any.
         versions: of the packages.
+        prepended: the BOS token that was put before a prompt given as text; None where nothing was, or ids were given.
     """
 
     model_name: str
@@ -71,6 +74,7 @@ class Provenance:
     n_backward: int
     seed: int | None
     versions: dict[str, str]
+    prepended: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,6 +92,7 @@ class Result(Saved, ABC):
         provenance: model, versions, hook point, cost.
         warnings: doubts about these numbers, in sentences.
         bos_positions: positions of BOS tokens, which `top` and colour scales leave out.
+        baseline: text of the token that the target is held against (scope ``contrastive``); None elsewhere.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -100,6 +105,7 @@ class Result(Saved, ABC):
     provenance: Provenance
     warnings: list[str] = field(default_factory=list)
     bos_positions: tuple[int, ...] = ()
+    baseline: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together, as a damaged file may hold."""
@@ -130,6 +136,60 @@ class Result(Saved, ABC):
     def headline(self) -> str:
         """What was explained, in one line."""
 
+    @property
+    def prepended(self) -> str:
+        """What was put before the prompt, as the end of a `headline`; empty where nothing was."""
+        return "" if self.provenance.prepended is None else f"; {self.provenance.prepended!r} was prepended"
+
+    @property
+    def off_scale(self) -> tuple[int, ...]:
+        """Positions that colour scales leave out: BOS, and a first token that is an attention sink (`sinks`)."""
+        return (*self.bos_positions, *([0] if any(size is not None for size in self.sinks()) else []))
+
+    def sinks(self) -> list[float | None]:
+        """For each row how many times the median of the others the first token's size is, where it is conspicuous.
+
+        Without a BOS the first token takes its place as an attention sink: it scores high whatever is asked, also in a random
+        direction. The size is the score, of squared scores (Fisher) the root. None where it is less than three times the
+        median, or than a third of the highest, where there is a BOS, and where there are too few tokens to tell; in a pattern
+        where that is so in more than half of the rows.
+        """
+        (scores, _), labels = self._rows(), self._labels()
+        if 0 in self.bos_positions:
+            return [None] * len(labels)
+        squared = adds_up(self.unit)
+        sizes = [sink_size(row[: explained + 1], squared) for row, (_, explained) in zip(scores, labels, strict=True)]
+        few = "explained" in self._index() and 2 * sizes.count(None) > len(sizes)
+        return [None] * len(labels) if few else sizes
+
+    def sink_doubts(self) -> list[str]:
+        """A sentence about the first token, where it is an attention sink."""
+        (scores, _), sizes = self._rows(), self.sinks()
+        rows = [i for i, size in enumerate(sizes) if size is not None]
+        if not rows:
+            return []
+        largest = max(rows, key=lambda i: sizes[i] or 0.0)
+        if adds_up(self.unit):
+            said = f"holds {percent(float(scores[largest, 0] / scores[largest].sum()))} of the total of the scores"
+        else:
+            said = f"scores {sizes[largest]:.1f} times the median of the others"
+        where = (
+            f" in the row where it is strongest, and is conspicuous in {len(rows)} of {len(sizes)}"
+            if len(sizes) > 1
+            else ""
+        )
+        return [
+            f"The first token, {self.str_tokens[0]!r}, {said}{where}. Without a BOS it takes its place as an attention sink, which "
+            "scores high whatever is asked: hold it against 'random_direction'. Colour scales leave it out."
+        ]
+
+    def _asked(self, targets: set[str]) -> str:
+        """The token that is explained and the one it is held against, where the scope explains a token."""
+        if "target" not in self.options:
+            return ""
+        target = f", target {next(iter(targets))!r}" if len(targets) == 1 else ", each with its own target"
+        return target if self.baseline is None else f"{target} against {self.baseline!r}"
+
     def top(self, k: int = 5, include_bos: bool = False) -> list[ScoredToken]:
         """The ``k`` highest scores, highest first.
 
@@ -147,6 +207,20 @@ class Result(Saved, ABC):
         places = (divmod(i, pos) for i in order)
         seen = [(row, t) for row, t in places if t <= labels[row][1] and (include_bos or t not in self.bos_positions)]
         return [self.scored(t, row) for row, t in seen[:count]]
+
+    def by_row(self, k: int = 3) -> list[list[ScoredToken]]:
+        """The ``k`` highest scores of each row of a layer map or a pattern, highest first, BOS left out.
+
+        Args:
+            k: how many of each row.
+        """
+        (scores, _), labels = self._rows(), self._labels()
+        rows = []
+        for row, (_, explained) in enumerate(labels):
+            order = scores[row].argsort(descending=True, stable=True).tolist()
+            kept = [t for t in order if t <= explained and t not in self.bos_positions]
+            rows.append([self.scored(t, row) for t in kept[:k]])
+        return rows
 
     def scored(self, position: int, row: int = 0) -> ScoredToken:
         """The score of one token, in one row of a map or a pattern.
@@ -189,13 +263,6 @@ class Result(Saved, ABC):
         frame.attrs = {"scope": self.scope, "unit": self.unit, "model": self.provenance.model_name}
         dropped = {"hook_point", "explained"} - {*self._index()}
         return frame.drop(columns=[*dropped]).set_index([*self._index(), "position"])
-
-    def _repr_html_(self) -> str:
-        from jscope_tl.views.html import (
-            fragment,  # the one import against the direction of the data: notebooks ask here
-        )
-
-        return fragment(self)
 
     def _strongest(self, k: int) -> list[str]:
         """Lines of text for the ``k`` highest scores."""

@@ -49,6 +49,11 @@ class Saved:
         header = {"class": type(self).__name__, "schema": SCHEMA, "fields": rest, "sha256": _digest(rest, tensors)}
         return write_whole(path, to_bytes(tensors, header))
 
+    def _repr_html_(self) -> str:
+        from jscope_tl.views.notebook import fragment  # against the direction of the data: notebooks ask here
+
+        return fragment(self)
+
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
         """Read what `save` wrote.

@@ -22,7 +22,7 @@ class InfluencePattern(Result):
         stderr: ``[dest, src]``, standard error of estimated scores (0 in exact rows); None where all are exact.
         positions: the explained position of each row.
         targets: the token that each row explains or reports, and its probability.
-        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions: as in `Result`;
+        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`;
             ``options["resolved"]`` has an entry for each row.
     """
 
@@ -46,9 +46,16 @@ class InfluencePattern(Result):
         return ["explained"]
 
     def headline(self) -> str:
-        """Scope, shape, unit and hook point in one line."""
-        shape = f"{len(self.positions)} x {len(self.str_tokens)}"
-        return f"{self.scope} scope, [dest, src] = {shape}, in {self.unit}, at {self.provenance.hook_point}"
+        """Scope, shape, targets and baseline, unit, hook point, and what was prepended, in one line."""
+        shape = f"[dest, src] = {len(self.positions)} x {len(self.str_tokens)}"
+        return (
+            f"{self.scope} scope, {shape}{self.asked}, in {self.unit}, at {self.provenance.hook_point}{self.prepended}"
+        )
+
+    @property
+    def asked(self) -> str:
+        """``, target ' are' against ' is'`` or ``, each with its own target``; empty where the scope explains no single token."""
+        return self._asked({target.str_token for target in self.targets})
 
     def __repr__(self) -> str:
         return "\n".join(

@@ -10,6 +10,8 @@ from torch import Tensor
 
 TENSOR = "__tensor__"
 """The key under which JSON has the name of a tensor."""
+LATER = {"later": True}
+"""Metadata of fields that came after the first files of a schema: where a file lacks one, its default is taken."""
 OWN_KEY = re.compile(rf"\\*{TENSOR}")
 
 
@@ -62,7 +64,8 @@ def _dataclass(kind: Any, value: dict[str, Any], tensors: dict[str, Tensor]) -> 
     hints = get_type_hints(kind)
     if unknown := value.keys() - {f.name for f in fields(kind)}:
         raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
-    kept = {f.name: restored(hints[f.name], value[f.name], tensors) for f in fields(kind)}
+    stored = [f for f in fields(kind) if f.name in value or not f.metadata.get("later")]
+    kept = {f.name: restored(hints[f.name], value[f.name], tensors) for f in stored}
     with jaxtyped("context"):  # axes of one name have one length
         for name, item in kept.items():
             if isinstance(item, Tensor) and not isinstance(item, hints[name]):

@@ -1,6 +1,6 @@
 """`Spectrum`: leading singular values and vectors of every position's Jacobian, and what they say in tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -12,9 +12,17 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.model.prompts import to_position
 from jscope_tl.results.base import Result
 from jscope_tl.results.checks import need, need_finite, need_sizes
+from jscope_tl.results.restoring import LATER
+from jscope_tl.results.text import percent
 
 MOST = 20
 """Tokens that are kept at each end of a decoded direction."""
+SHOWN = 5
+"""Tokens at each end whose share in the change is measured."""
+MOSTLY = 0.5
+"""Share from which the tokens shown are most of the change, whatever those of random directions hold."""
+BEYOND = 5.0
+"""Standard deviations above random directions from which a share is not chance."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,9 @@ class DecodedDirection:
         rises: tokens that rise most and by how much, largest first; a rise may be negative where fewer tokens rise.
         falls: tokens that fall most, largest fall first.
         unit: of the changes.
+        share: of the squared change that the five tokens at both ends hold together; None in results of older versions.
+        noise: whether that is no more than of random directions, and less than half: then these tokens say nothing about the
+            direction.
     """
 
     position: int
@@ -36,6 +47,8 @@ class DecodedDirection:
     rises: list[tuple[str, float]]
     falls: list[tuple[str, float]]
     unit: str
+    share: float | None = None
+    noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,12 +60,23 @@ class Decodings:
         ids: of the tokens that rise most, then of those that fall most.
         changes: theirs, in the same order, of the direction with its largest change made positive.
         texts: of every token that occurs.
+        shares: of the squared change of each direction that its `SHOWN` first tokens of both ends hold.
+        control: mean and standard deviation of such shares over random directions.
     """
 
     signs: Float[Tensor, "n"]
     ids: Int[Tensor, "n 2 most"]
     changes: Float[Tensor, "n 2 most"]
     texts: dict[int, str]
+    shares: Float[Tensor, "n"] | None = field(default=None, metadata=LATER)
+    control: tuple[float, float] | None = field(default=None, metadata=LATER)
+
+    def noise(self, row: int) -> bool:
+        """Whether the tokens at the ends say no more than those of a random direction."""
+        if self.shares is None or self.control is None:
+            return False
+        mean, deviation = self.control
+        return float(self.shares[row]) < min(MOSTLY, mean + BEYOND * deviation)
 
     def __post_init__(self) -> None:
         """Refuse tokens without a text."""
@@ -91,7 +115,7 @@ class Spectrum(Result):
         captured: ``[pos]``, share of the energy in the space that was searched: 1 where all rows were kept. Then
             ``σ² ≤ true σ² ≤ σ² + (1 - captured) energy``.
         of: ``"jacobian"`` or ``"fisher"``.
-        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions: as in `Result`.
+        tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`.
     """
 
     singular_values: Float[Tensor, "pos k"]
@@ -133,6 +157,10 @@ class Spectrum(Result):
         To first order, through the unembedding, logit scale and soft-cap: ``D u`` with ``D = ∂z/∂y``, less its mean over the
         vocabulary; for Fisher the probabilities, ``p ⊙ (D u - p·D u)``.
 
+        Over a vocabulary of 50,000 a direction moves nearly every logit, and the tokens at its ends may be chance: ``share``
+        says how much of the change they hold, ``noise`` whether that is no more than of random directions. Text, tables and
+        pictures show no tokens there.
+
         Args:
             pos: the position; negative counts from the end.
             i: which direction, 0 is the leading one.
@@ -153,15 +181,26 @@ class Spectrum(Result):
             raise InputError("This model (or a hook) mixes logits after the unembedding: directions have no tokens.")
         if pos > self.position:
             raise InputError(f"Position {pos} is after the explained one, {self.position}, and moves nothing.")
-        rises, falls = self.decodings.ends(pos * n + which, count)
-        unit = f"{'probability' if self.of == 'fisher' else 'logit'} per unit of y"
-        return DecodedDirection(pos, which, float(self.singular_values[pos, which]), rises, falls, unit)
+        row, shares = pos * n + which, self.decodings.shares
+        rises, falls = self.decodings.ends(row, count)
+        return DecodedDirection(
+            pos, which, float(self.singular_values[pos, which]), rises, falls,
+            unit=f"{self._decoded_unit} per unit of y", share=None if shares is None else float(shares[row]),
+            noise=self.decodings.noise(row),
+        )  # fmt: skip
+
+    @property
+    def _decoded_unit(self) -> str:
+        return "probability" if self.of == "fisher" else "logit"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per position and direction: singular value, share, the three tokens that rise and fall most; up to ``position``."""
+        """One row per position and direction: singular value, share, the three tokens that rise and fall most; up to ``position``.
+
+        No tokens where they say no more than those of a random direction; ``decoded_share`` is their share in the change.
+        """
         pos, k = self.position + 1, self.singular_values.shape[1]
         places = [(t, i) for t in range(pos) for i in range(k)]
-        ends = [self._texts(t, i, 3) for t, i in places]
+        ends = [self.texts(t, i, 3) for t, i in places]
         columns = {
             "position": [t for t, _ in places],
             "direction": [i for _, i in places],
@@ -170,6 +209,7 @@ class Spectrum(Result):
             "share": self.shares[:pos].flatten().double().numpy(),
             "rises": [rises for rises, _ in ends],
             "falls": [falls for _, falls in ends],
+            "decoded_share": [None if self.decodings is None else self.decode(t, i, 1).share for t, i in places],
             "effective_rank": [float(self.effective_rank[t]) for t, _ in places],
             "is_bos": [t in self.bos_positions for t, _ in places],
         }
@@ -177,24 +217,42 @@ class Spectrum(Result):
         frame.attrs = {"of": self.of, "unit": self.unit, "model": self.provenance.model_name}
         return frame
 
-    def _texts(self, pos: int, i: int, k: int) -> tuple[list[str], list[str]]:
+    def texts(self, pos: int, i: int, k: int) -> tuple[list[str], list[str]]:
+        """The ``k`` tokens that rise and the ``k`` that fall most; none where they say no more than chance."""
         if self.decodings is None:
             return [], []
         found = self.decode(pos, i, k)
+        if found.noise:
+            return [], []
         return [token for token, _ in found.rises], [token for token, _ in found.falls]
+
+    def decoding_line(self) -> str:
+        """How much of a direction the tokens say that are shown for it, and where none are; or nothing."""
+        found = self.decodings
+        if found is None or found.shares is None or found.control is None:
+            return ""
+        n = (self.position + 1) * self.singular_values.shape[1]
+        shares, noise = found.shares[:n], sum(found.noise(row) for row in range(n))
+        low, high = (percent(float(end)) for end in (shares.min(), shares.max()))
+        held = f"the {SHOWN} tokens at each end of a direction hold {low} to {high} of its squared change in {self._decoded_unit}"
+        line = f"decoded: {held}, of random directions {percent(found.control[0])}"
+        none = f"; no tokens are shown for {noise} of {n} directions, where they say no more than chance"
+        return line + none if noise else line
 
     def headline(self) -> str:
         """Matrix, hook point, explained position and unit in one line."""
         what = "Jacobian" if self.of == "jacobian" else "pulled-back Fisher matrix"
-        return f"Spectrum of the {what} at {self.provenance.hook_point}, position {self.position}, in {self.unit}"
+        place = f"{self.provenance.hook_point}, position {self.position}"
+        return f"Spectrum of the {what} at {place}, in {self.unit}{self.prepended}"
 
     def __repr__(self) -> str:
         lines = [f"{self.headline()}:"]
         for token in self.top(5):
             pos = token.position
             sizes = ", ".join(f"{value:.3g}" for value in self.singular_values[pos, :3].tolist())
-            rises, falls = self._texts(pos, 0, 2)
+            rises, falls = self.texts(pos, 0, 2)
             says = f"; {' '.join(map(repr, rises))} against {' '.join(map(repr, falls))}" if rises else ""
             rank = f"effective rank {float(self.effective_rank[pos]):.1f}"
             lines.append(f"  {token.str_token!r} at {pos}: {sizes}; {rank}{says}")
+        lines += [f"  {self.decoding_line()}"] if self.decoding_line() else []
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])

@@ -1,11 +1,15 @@
 """Token text and numbers as readers see them: nothing hidden, nothing rounded to what it is not."""
 
+from unicodedata import category
+
 NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
 UNSEEN = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
 
 
 def visible(text: str) -> str:
-    """Token text with what would move a cursor or turn the writing made visible; nothing else is changed."""
+    """Token text with what would move a cursor or turn the writing, or is nothing to see by itself, made visible."""
+    if text and all(category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f" for character in text):
+        return "".join(f"\\u{ord(character):04x}" for character in text)  # what joins or varies the character before
     return "".join(_visible(character) for character in text)
 
 

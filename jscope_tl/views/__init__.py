@@ -7,8 +7,9 @@ and a name below.
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
-from jscope_tl.views.figures import heatmap, prediction, series
+from jscope_tl.views.figures import prediction, series
 from jscope_tl.views.linear import linearity
+from jscope_tl.views.maps import heatmap
 from jscope_tl.views.methods import faithfulness
 from jscope_tl.views.patching_maps import comparison
 from jscope_tl.views.spectra import spectrum

@@ -6,16 +6,16 @@ from math import isqrt
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from jscope_tl.diagnostics.heads import HeadAgreement, agreement_of
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.patterns import Head, to_heads
+from jscope_tl.model.pieces import pieces
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern, as_pattern
 from jscope_tl.results.text import visible
 from jscope_tl.views.circuitsvis_views import View, call, literal, place
+from jscope_tl.views.scale import left_out, tops
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, to_labels, unique
 
 MAX_CELLS = 150_000
@@ -112,21 +112,15 @@ def _positions(scopes: list[InfluencePattern], cells: int) -> list[int]:
     explained = list(dict.fromkeys(position for scope in scopes for position in scope.positions))
     # A row that is not shown shows nothing: with few of them they come before the sources.
     first = explained if len(explained) <= side // 2 else explained[-1:]
-    fractions = torch.cat([scope.scores / _tops(scope).unsqueeze(-1).clamp_min(1e-30) for scope in scopes])
+    fractions = torch.cat([scope.scores / tops(scope).unsqueeze(-1).clamp_min(1e-30) for scope in scopes])
     order = [*first, *(t for t in fractions.sum(0).argsort(descending=True).tolist() if t not in first)]
     return sorted(order[:side])
 
 
-def _tops(scope: InfluencePattern) -> Float[Tensor, "dest"]:
-    """The highest score of each row outside BOS."""
-    scores = scope.scores.clone()
-    scores[:, list(scope.bos_positions)] = 0
-    return scores.amax(1)
-
-
 def _properties(scopes: list[InfluencePattern], names: list[str], heads: list[Head], kept: list[int]) -> dict[str, str]:
     whole = len(kept) == len(scopes[0].tokens)
-    texts = [visible(scopes[0].str_tokens[i]) for i in kept]
+    shown = pieces(scopes[0].str_tokens)
+    texts = [visible(shown[i]) for i in kept]
     matrices = [_scope_cells(scope, kept) for scope in scopes]
     matrices += [_rows([[round(v, 4) for v in row] for row in head.pattern[kept][:, kept].tolist()]) for head in heads]
     return {
@@ -143,11 +137,11 @@ def _properties(scopes: list[InfluencePattern], names: list[str], heads: list[He
 def _scope_cells(scope: InfluencePattern, kept: list[int]) -> str:
     """Rows that were not explained stay empty."""
     scores = scope.scores.new_zeros(len(scope.tokens), len(scope.tokens))
-    tops = scope.scores.new_zeros(len(scope.tokens))
+    highest = scope.scores.new_zeros(len(scope.tokens))
     scores[list(scope.positions)] = scope.scores
-    tops[list(scope.positions)] = _tops(scope)
+    highest[list(scope.positions)] = tops(scope)
     rows = [[_short(value) for value in row] for row in scores[kept][:, kept].tolist()]
-    return f"scores({_rows(rows)},{literal([_short(top) for top in tops[kept].tolist()])},{literal(scope.unit)})"
+    return f"scores({_rows(rows)},{literal([_short(top) for top in highest[kept].tolist()])},{literal(scope.unit)})"
 
 
 def _short(value: float) -> float:
@@ -162,12 +156,15 @@ def _rows(square: list[list[float]]) -> str:
 def _caption(scopes: list[InfluencePattern], names: list[str]) -> str:
     lines = []
     for scope, name in zip(scopes, names, strict=True):
-        says = f"{scope.scope} scope of {_of(scope)}, at {scope.provenance.hook_point}, in {scope.unit}"
+        says = (
+            f"{scope.scope} scope of {_of(scope)}, at {scope.provenance.hook_point}, in {scope.unit}{scope.prepended}"
+        )
         lines.append(f"<b>{escape(name)}</b>: {escape(f'{says}; {scope.provenance.model_name}')}")
     colour = (
         "Colour of a scope: the score as a fraction of the highest of its row"
-        + (", BOS left out" if scopes[0].bos_positions else "")
-        + "; of a head: attention from 0 to 1. Hover over a cell to see the score itself."
+        + "; of a head: attention from 0 to 1. Hover over a cell to see the score itself"
+        + "".join(f"; {left}" for left in left_out(scopes))
+        + "."
     )
     return f"<p>{'<br>'.join(lines)}</p><p>{escape(colour)}</p>"
 
@@ -175,10 +172,9 @@ def _caption(scopes: list[InfluencePattern], names: list[str]) -> str:
 def _of(scope: InfluencePattern) -> str:
     """What a pattern explains, in words."""
     if len(scope.positions) == 1:
-        return f"the prediction at position {scope.positions[0]}, target {scope.targets[0].str_token!r}"
-    targets = {target.str_token for target in scope.targets}
-    which = f"target {targets.pop()!r}" if len(targets) == 1 else "each with its own target"
-    return f"the predictions at {len(scope.positions)} of {len(scope.tokens)} positions, {which}"
+        asked = scope.asked or f", target {scope.targets[0].str_token!r}"
+        return f"the prediction at position {scope.positions[0]}{asked}"
+    return f"the predictions at {len(scope.positions)} of {len(scope.tokens)} positions{scope.asked}"
 
 
 def _notes(notes: list[str]) -> str:

@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+from jscope_tl.model.pieces import pieces
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.circuitsvis_views import View, call, literal, place
@@ -57,7 +58,8 @@ def tokens(results: Any, labels: Any = None, *, log: bool = False) -> View:
 def _properties(result: Attribution, scale: Scale) -> dict[str, str]:
     scored = [result.scored(i) for i in range(len(result.str_tokens))]
     intensities = [scale(token.score) for token in scored]
-    labels = [_label(result, i, intensity) for i, intensity in enumerate(intensities)]
+    texts = pieces(result.str_tokens)
+    labels = [_label(result, i, texts[i], intensity) for i, intensity in enumerate(intensities)]
     values = [
         f"score({literal(f'{score_text(t.score, t.stderr)} {result.unit}, position {t.position}')},{intensity:.4f})"
         for t, intensity in zip(scored, intensities, strict=True)
@@ -73,8 +75,7 @@ def _properties(result: Attribution, scale: Scale) -> dict[str, str]:
     }
 
 
-def _label(result: Attribution, i: int, intensity: float) -> str:
-    text = result.str_tokens[i]
+def _label(result: Attribution, i: int, text: str, intensity: float) -> str:
     shown = visible(text)
     html = escape(shown).replace(" ", "&nbsp;")
     inside = f'<span style="color:{ink(intensity)}">{html}</span>'

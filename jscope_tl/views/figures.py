@@ -1,24 +1,23 @@
-"""Figures in matplotlib: number series, next-token distributions, maps over layers or predictions."""
+"""Figures in matplotlib: number series and next-token distributions, and what all figures share."""
 
+import re
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
-from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import percent, visible
-from jscope_tl.views.scale import DECADES, scale_of
+from jscope_tl.views.scale import DECADES
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 BAR, LINE, MARK = "#d95f0e", "#1f2328", "#0550ae"
 MOST_LABELS = 60
@@ -117,8 +116,7 @@ def _draw_series(axis: "Axes", result: Attribution, numbers: dict[int, int], log
         axis.legend(loc="best", fontsize="small")
     axis.set_ylabel("value")
     bars.set_ylabel(result.unit, color=BAR, fontsize="small", parse_math=False)
-    title = f"{_explained(result)}, at {result.provenance.hook_point}"
-    axis.set_title(title, fontsize="medium", loc="left", parse_math=False)
+    set_title(axis, f"{explained(result)}, at {result.provenance.hook_point}{result.prepended}")
 
 
 def prediction(result: Attribution, k: int | None = None, *, ax: Any = None) -> "Figure":
@@ -169,83 +167,10 @@ def _token_label(token: PredictedToken, target: PredictedToken) -> str:
     return repr(visible(token.str_token)) + (" (target)" if token.token == target.token else "")
 
 
-def heatmap(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
-    """Scores as a map: position by layer, or source by destination.
-
-    The colour scale ends at the highest score outside BOS (whose cells may be off the scale); the axis of the colours
-    names the unit.
-
-    Args:
-        results: a layer map (an `Attribution` taken with ``at="resid_pre"`` or at several hook points); several
-            `Attribution` of one prompt and unit, one row each; or one `InfluencePattern`, whose rows are predictions.
-        log: logarithmic colours, over at most three decades.
-        ax: matplotlib axes to draw in; a new figure without it.
-
-    Returns:
-        The figure.
-
-    Raises:
-        InputError: results of different prompts or units.
-    """
-    shown = as_list(results, (Attribution, InfluencePattern))
-    need_one_prompt(shown)
-    need_one_unit(shown)
-    if len({result.scope for result in shown}) > 1:
-        raise InputError(
-            f"A map is of one scope; these are {', '.join(sorted({r.scope for r in shown}))}. Draw each by itself."
-        )
-    if len(shown) > 1 and any(_is_map(result) for result in shown):
-        raise InputError("Each map is a picture of its own; draw each in axes of its own (ax=).")
-    scores = shown[0].scores if _is_map(shown[0]) else torch.stack([result.scores for result in shown])
-    (axis,) = make_axes(ax, 1, (min(14.0, 3 + 0.3 * scores.shape[1]), min(12.0, 1.8 + 0.3 * len(scores))))
-    image = draw_map(axis, scores, shown, log)
-    extend = "max" if shown[0].bos_positions else "neither"
-    axis.figure.colorbar(image, ax=axis, extend=extend).set_label(shown[0].unit, parse_math=False)
-    label_positions(axis, shown[0].str_tokens)
-    _label_rows(axis, shown)
-    return figure_of(axis)
-
-
-def _explained(result: Attribution) -> str:
-    target = visible(result.prediction.target.str_token)
-    return f"{result.scope} scope of the prediction after position {result.position} (target {target!r})"
-
-
-def _title(shown: Sequence[Any]) -> str:
-    if isinstance(shown[0], InfluencePattern):
-        return f"{shown[0].scope} scope of every prediction, at {shown[0].provenance.hook_point}"
-    one = len({(result.position, result.prediction.target.token) for result in shown}) == 1
-    return _explained(shown[0]) if one else f"{shown[0].scope} scope"
-
-
-def _what_differs(results: Sequence[Attribution]) -> list[str]:
-    """A name for each result out of hook point, position and target, as far as they differ; numbers where nothing does."""
-    facts = [
-        [r.provenance.hook_point, f"position {r.position}", f"target {visible(r.prediction.target.str_token)!r}"]
-        for r in results
-    ]
-    kept = [i for i in range(3) if len({fact[i] for fact in facts}) > 1] or [0]
-    names = [", ".join(fact[i] for i in kept) for fact in facts]
-    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
-
-
-def _is_map(result: Any) -> bool:
-    return isinstance(result, InfluencePattern) or bool(result.hook_points)
-
-
-def draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], log: bool) -> Any:
-    """Rows of scores in colours; returns what a colour bar needs."""
-    from matplotlib.colors import LogNorm, Normalize
-
-    scale = scale_of(shown, log)
-    high = scale.high or 1.0
-    norm = LogNorm(min(scale.low or high / 10, high * 0.999), high) if log else Normalize(0, high)
-    values = torch.where(scores > 0, scores, torch.nan) if log else scores
-    image = axis.imshow(values.numpy(), aspect="auto", cmap="Oranges", norm=norm, interpolation="nearest")
-    notes = [_title(shown)] + ["logarithmic"] * log + ["BOS is left out of the scale"] * scale.bos_left_out
-    title = "; ".join(notes)
-    axis.set_title(title, fontsize="medium", loc="left", parse_math=False)
-    return image
+def explained(result: Attribution) -> str:
+    """What a result explains, in the title of a figure."""
+    target = result.asked or f", target {result.prediction.target.str_token!r}"
+    return f"{result.scope} scope of the prediction after position {result.position}{visible(target)}"
 
 
 def label_positions(axis: "Axes", texts: Sequence[str]) -> None:
@@ -256,16 +181,19 @@ def label_positions(axis: "Axes", texts: Sequence[str]) -> None:
     axis.set_xticks(list(places), labels, rotation=90, fontsize="small", parse_math=False)
 
 
-def _label_rows(axis: "Axes", shown: Sequence[Any]) -> None:
-    if isinstance(shown[0], InfluencePattern):
-        labels = [f"{visible(shown[0].str_tokens[i]).strip()} {i}" for i in shown[0].positions]
-        axis.set_ylabel("explained position")
-    elif shown[0].hook_points:
-        labels = list(shown[0].hook_points)
-    else:
-        labels = _what_differs(shown)
-    step = -(-len(labels) // MOST_LABELS)
-    axis.set_yticks(range(0, len(labels), step), labels[::step], fontsize="small", parse_math=False)
+def set_title(axis: "Axes", text: str) -> None:
+    """A title, broken into lines that fit the axes."""
+    fit(axis, axis.set_title(text, fontsize="medium", loc="left", parse_math=False))
+
+
+def fit(axis: "Axes", line: "Text") -> None:
+    """Break a line of text into lines as long as its axes are wide."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what saving the figure says again
+        figure_of(axis).draw_without_rendering()  # the layout tells how wide they are
+    text = re.sub(r"(?<!\w)'( [^' ]*)'", lambda token: token[0].replace(" ", "\u00a0"), line.get_text())
+    per_line = len(text) * axis.bbox.width / max(line.get_window_extent().width, 1.0)
+    line.set_text("\n".join(wrap(text, max(20, int(0.93 * per_line)))))
 
 
 def figure_of(axis: "Axes") -> "Figure":

@@ -1,84 +1,63 @@
-"""A result as a light, escaped fragment of HTML for notebooks. No script, no network, no circuitsvis."""
+"""Light, escaped HTML for notebooks and reports: coloured tokens, tables, pictures. No script, no network, no circuitsvis."""
 
 import warnings
 from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jscope_tl.model.pieces import pieces
 from jscope_tl.results.attribution import Attribution
-from jscope_tl.results.base import Result
-from jscope_tl.results.pattern import InfluencePattern
-from jscope_tl.results.spectrum import Spectrum
 from jscope_tl.results.text import score_text, visible
-from jscope_tl.views.figures import heatmap
-from jscope_tl.views.scale import background, ink, scale_of
-from jscope_tl.views.spectra import spectrum
+from jscope_tl.views.scale import Scale, background, ink, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOKEN = 'style="background:rgb({rgb});color:{ink}{mark}" title="{title}"'
-CELL = 'style="text-align:left;padding:0 1em 0 0"'
+READABLE = 0.75
+"""Share of its size to which a picture may shrink."""
+CELL = 'style="text-align:left;padding:0 1em 0 0;white-space:nowrap"'
 
 
-def coloured(result: Attribution) -> str:
+def coloured(result: Attribution, scale: Scale | None = None) -> str:
     """The prompt with a background for every token; score and standard error on hovering."""
-    spans = []
-    scale = scale_of([result])
-    for i in range(len(result.str_tokens)):
-        token = result.scored(i)
-        intensity = scale(token.score)
-        mark = ";outline:2px solid #1f6feb" if i == result.position else ""
+    scale = scale or scale_of([result])
+    tokens = [result.scored(i) for i in range(len(result.str_tokens))]
+    said = [score_text(token.score, token.stderr) for token in tokens]
+    return spans(result.str_tokens, [scale(token.score) for token in tokens], said, result.position)
+
+
+def spans(str_tokens: Sequence[str], intensities: Sequence[float], said: Sequence[str], position: int) -> str:
+    """Tokens on backgrounds of an intensity from 0 to 1; what is said of each on hovering; the explained one outlined."""
+    parts = []
+    for i, (text, intensity) in enumerate(zip(pieces(str_tokens), intensities, strict=True)):
+        mark = ";outline:2px solid #1f6feb" if i == position else ""
         rgb = ",".join(map(str, background(intensity)))
-        title = f"{i}: {score_text(token.score, token.stderr)}"
-        style = TOKEN.format(rgb=rgb, ink=ink(intensity), mark=mark, title=title)
-        break_after = "\n" * token.str_token.count("\n")
-        spans.append(f"<span {style}>{escape(visible(token.str_token))}</span>{break_after}")
-    return f'<div style="white-space:pre-wrap;line-height:1.9">{"".join(spans)}</div>'
+        style = TOKEN.format(rgb=rgb, ink=ink(intensity), mark=mark, title=f"{i}: {said[i]}")
+        parts.append(f"<span {style}>{escape(visible(text))}</span>" + "\n" * text.count("\n"))
+    return f'<div style="white-space:pre-wrap;line-height:1.9">{"".join(parts)}</div>'
 
 
-def _table(result: Result, k: int) -> str:
-    pattern = isinstance(result, InfluencePattern)
-    layers = isinstance(result, Attribution) and bool(result.hook_points)
-    names = ("position", "token", f"score ({result.unit})", "explained position" if pattern else "at" if layers else "")
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Texts in rows and columns, in a box of its own that scrolls."""
     head = "".join(f"<th {CELL}>{escape(name)}</th>" for name in names)
-    rows = [
-        f"<tr><td {CELL}>{t.position}</td><td {CELL}>{escape(repr(t.str_token))}</td>"
-        f"<td {CELL}>{score_text(t.score, t.stderr)}</td><td>{t.explained if pattern else escape(t.hook_point or '')}</td></tr>"
-        for t in result.top(k)
+    body = "".join("<tr>" + "".join(f"<td {CELL}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div style="overflow-x:auto"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def layer_rows(result: Attribution) -> list[tuple[str, str]]:
+    """Each hook point of a layer map and its strongest tokens."""
+    said = [
+        ", ".join(f"{visible(t.str_token)!r} at {t.position}: {score_text(t.score, t.stderr)}" for t in row)
+        for row in result.by_row()
     ]
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def fragment(result: Result, k: int = 5) -> str:
-    """What a notebook shows: the coloured prompt (scores on hovering), map or spectrum, the strongest tokens, the doubts."""
-    small = '<p style="margin:.4em 0;font-size:90%">{}</p>'
-    prediction = result.prediction_line() if isinstance(result, Attribution) else ""
-    resolved = result.resolved_line() if isinstance(result, Attribution) else ""
-    parts = [
-        f"<p><b>{escape(result.headline())}</b></p>",
-        *_drawn(result, small),
-        f"<p>{escape(prediction)}</p>" if prediction else "",
-        _table(result, k),
-        small.format(escape(resolved)) if resolved else "",
-        *(small.format(f"⚠ {escape(warning)}") for warning in result.warnings),
-    ]
-    return f"<div>{''.join(parts)}</div>"
-
-
-def _drawn(result: Any, small: str) -> list[str]:
-    """The picture that goes with a result, and what its colours mean."""
-    if isinstance(result, Spectrum):
-        return [picture(spectrum(result), "spectrum of every position")]
-    note = scale_of([result]).note
-    if isinstance(result, Attribution) and not result.hook_points:
-        return [coloured(result), small.format(escape(f"{note}; outlined: the explained position"))]
-    return [picture(heatmap(result), f"map of {result.scope} scores"), small.format(escape(note))]
+    return list(zip(result.hook_points, said, strict=True))
 
 
 def picture(figure: "Figure", says: str) -> str:
-    """A figure as SVG with its text as text, in an image element: nothing in it can run."""
+    """A figure as SVG with its text as text, in an image element: nothing in it can run. On a narrow screen it scrolls in its box."""
     from matplotlib import rc_context
 
     content = BytesIO()
@@ -86,4 +65,6 @@ def picture(figure: "Figure", says: str) -> str:
         warnings.simplefilter("ignore")  # letters that matplotlib's font lacks: the browser has them
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     source = f"data:image/svg+xml;base64,{b64encode(content.getvalue()).decode()}"
-    return f'<img style="max-width:100%" alt="{escape(says)}" src="{source}">'
+    wide = 96 * figure.get_figwidth()  # in CSS pixels; shrunk to the page, but not so far that letters cannot be read
+    style = f"width:{wide:.0f}px;max-width:max(100%,{READABLE * wide:.0f}px)"
+    return f'<div style="overflow-x:auto"><img style="{style}" alt="{escape(says)}" src="{source}"></div>'

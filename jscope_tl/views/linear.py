@@ -43,7 +43,7 @@ def linearity(result: Linearity) -> "Figure":
         axis.set_xlabel("perturbation / norm of the vector")
         axis.legend(fontsize="x-small")
     figure.suptitle(
-        f"{result.scope} scope, moving {result.str_token!r} at position {result.source}",
+        f"{result.scope} scope{result.asked}, moving {result.str_token!r} at position {result.source}",
         fontsize="medium",
         parse_math=False,
     )

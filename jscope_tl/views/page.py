@@ -19,7 +19,6 @@ summary { cursor: pointer; padding: .4rem 0 } :focus-visible { outline: 3px soli
 .tokens { white-space: pre-wrap; line-height: 2.1 } .tokens span { padding: .15rem 0; border-radius: 2px }
 .explained { outline: 2px solid var(--mark) } .said { min-height: 1.6rem; font-weight: 600 }
 .bar { display: inline-block; height: .8rem; background: #bf5400; vertical-align: middle; min-width: 1px }
-.wide img { width: 100%; min-width: 36rem }
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -8,7 +8,9 @@ from torch import Tensor
 from jscope_tl.errors import InputError
 from jscope_tl.patching.comparison import Comparison
 from jscope_tl.results.text import visible
-from jscope_tl.views.figures import draw_map, figure_of, label_positions, make_axes
+from jscope_tl.views.figures import figure_of, label_positions, make_axes, set_title
+from jscope_tl.views.maps import draw_map
+from jscope_tl.views.scale import left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,22 +37,28 @@ def comparison(result: Comparison, *, ax: Any = None) -> "Figure":
         )
     layers, pos = result.effects.shape
     axes = make_axes(ax, 3, (min(14.0, 3 + 0.35 * pos), 2.4 + 0.75 * layers))
-    _draw(axes[0], result.effects, f"effect of patching ({result.direction})", result)
-    _draw(axes[1], result.predicted, f"effect that {result.scope.scope} scope predicts", result)
-    image = draw_map(axes[2], result.scope.scores, [result.scope], log=False)
-    left_out = "; BOS is left out of the scale" if result.scope.bos_positions else ""
-    axes[2].set_title(f"score{left_out}", fontsize="medium", loc="left")
-    axes[2].figure.colorbar(image, ax=axes[2]).set_label(result.scope.unit, fontsize="x-small", parse_math=False)
+    _draw(axes[0], result.effects, result)
+    _draw(axes[1], result.predicted, result)
+    draw_map(axes[2], result.scope.scores, [result.scope], "row")
     for axis in axes:
         axis.set_yticks(range(layers), result.scope.hook_points, fontsize="small")
         axis.set_xticks([])
     label_positions(
         axes[2], [_exchanged(a, b) for a, b in zip(result.str_tokens, result.source_str_tokens, strict=True)]
     )
+    titles = [f"effect of patching ({result.direction}){_most(result.effects)}",
+              f"effect that {result.scope.scope} scope{result.scope.asked} predicts{_most(result.predicted)}",
+              "; ".join(["score, each layer on its own scale", *left_out([result.scope])])]  # fmt: skip
+    for axis, title in zip(axes, titles, strict=True):
+        set_title(axis, title)
     return figure_of(axes[0])
 
 
-def _draw(axis: "Axes", values: Float[Tensor, "layer pos"], title: str, result: Comparison) -> None:
+def _most(values: Float[Tensor, "layer pos"]) -> str:
+    return f", at most {float(values.nan_to_num().abs().max()):.3g}"
+
+
+def _draw(axis: "Axes", values: Float[Tensor, "layer pos"], result: Comparison) -> None:
     from matplotlib import colormaps
 
     known = values.nan_to_num()
@@ -59,7 +67,6 @@ def _draw(axis: "Axes", values: Float[Tensor, "layer pos"], title: str, result: 
     colours = colormaps["PuOr_r" if signed else "Oranges"].with_extremes(bad="#d0d7de")
     low = -high if signed else 0.0
     image = axis.imshow(values.numpy(), aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-    axis.set_title(f"{title}, at most {high:.3g}", fontsize="medium", loc="left", parse_math=False)
     axis.figure.colorbar(image, ax=axis).set_label(result.effect_unit, fontsize="x-small", parse_math=False)
 
 

@@ -15,8 +15,9 @@ from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuitsvis_views import script
-from jscope_tl.views.figures import heatmap, series
-from jscope_tl.views.html import coloured, picture
+from jscope_tl.views.figures import series
+from jscope_tl.views.html import coloured, layer_rows, picture, table
+from jscope_tl.views.maps import heatmap
 from jscope_tl.views.page import write_page
 from jscope_tl.views.scale import scale_of
 from jscope_tl.views.together import Result, as_list, prompt_text
@@ -94,10 +95,15 @@ def report(
         beside = [result for result in same if isinstance(result, InfluencePattern)]
         if beside:
             view = attention(beside, cache_or_patterns, layers, heads)
-            parts += ["<h3>Scopes of every prediction, beside attention</h3>", f'<div class="wide">{view.body}</div>']
+            parts += [f"<h3>{_of_patterns(beside)}</h3>", f'<div class="wide">{view.body}</div>']
             parts += map(_pattern_table, beside)
             calls += view.calls
     return write_page(path, heading, "\n".join([*parts, READER, script(tuple(calls))]))
+
+
+def _of_patterns(patterns: list[InfluencePattern]) -> str:
+    several = any(len(pattern.positions) > 1 for pattern in patterns)
+    return f"Scopes of {'several predictions' if several else 'one prediction'}, as an attention pattern"
 
 
 def _provenance(results: list[Result]) -> str:
@@ -118,13 +124,14 @@ def _by_prompt(results: list[Result]) -> Iterator[list[Result]]:
 
 
 def _section(result: Attribution) -> str:
-    says = [f"{scale_of([result]).note}; outlined: the explained position", result.resolved_line()]
+    colours = "" if result.hook_points else f"{scale_of([result]).note}; outlined: the explained position"
+    says = [colours, result.resolved_line()]
     return "\n".join(
         [
             f"<h3>{escape(result.headline())}</h3>",
             f'<p class="quiet">{escape(result.provenance.model_name)}</p>',
             f"<p>{escape(result.prediction_line())}</p>",
-            _map(result) if result.hook_points else _line(result),
+            f"{_map(result)}{_layers(result)}" if result.hook_points else _line(result),
             *(f'<p class="quiet">{escape(line)}</p>' for line in says if line),
             *_warnings(result),
             _probabilities(result),
@@ -143,7 +150,11 @@ def _line(result: Attribution) -> str:
 
 def _map(result: Any) -> str:
     scope = as_list(result)[0].scope
-    return f'<div class="wide">{picture(heatmap(result), f"map of {scope} scores: position by hook point")}</div>'
+    return picture(heatmap(result), f"map of {scope} scores: position by hook point")
+
+
+def _layers(result: Attribution) -> str:
+    return table(("at", f"strongest tokens, their positions and scores ({result.unit})"), layer_rows(result))
 
 
 def _warnings(result: Result) -> list[str]:
@@ -189,7 +200,7 @@ def _pattern_table(pattern: InfluencePattern) -> str:
         rows.append([str(dest), *(escape(repr(visible(t))) for t in (pattern.str_tokens[dest], target.str_token)),
                      percent(target.probability), escape(strongest)])  # fmt: skip
     names = ["position", "token", "target", "probability", f"strongest sources ({escape(pattern.unit)})"]
-    summary = f"The strongest sources of every prediction ({pattern.scope}) as a table"
+    summary = f"The strongest sources of each explained prediction ({pattern.scope}) as a table"
     return "\n".join([*_warnings(pattern), _details(summary, _table(names, rows))])
 
 
@@ -223,4 +234,4 @@ def _series(results: list[Attribution], most: int = 4) -> list[str]:
     except InputError:
         return []
     left_out = f'<p class="quiet">The first {most} of {len(results)} results.</p>' if len(results) > most else ""
-    return [f'<div class="wide">{drawn}</div>{left_out}']
+    return [drawn + left_out]

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from jscope_tl.views.together import Result
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.results.base import Result
 
 LIGHT, DARK = (255, 240, 224), (191, 84, 0)
 DECADES = 3
@@ -18,7 +21,7 @@ class Scale:
     low: float
     high: float
     log: bool
-    bos_left_out: bool
+    left_out: tuple[str, ...] = ()
 
     def __call__(self, score: float) -> float:
         if score <= self.low or self.high <= 0:
@@ -33,21 +36,40 @@ class Scale:
     def note(self) -> str:
         """What the colours mean, and what was left out of their scale."""
         kind = "logarithmic" if self.log else "linear"
-        left_out = "; BOS is left out of the scale" if self.bos_left_out else ""
-        return f"colour: {kind} from {self.low:.4g} to the highest score, {self.high:.4g}{left_out}"
+        return "; ".join([f"colour: {kind} from {self.low:.4g} to the highest score, {self.high:.4g}", *self.left_out])
 
 
 def scale_of(results: Sequence[Result], log: bool = False) -> Scale:
     """One scale for all: up to the highest score outside BOS, from 0 or (``log``) from at most `DECADES` below that."""
-    scores = [s for result in results for s in _outside_bos(result) if s > 0]
+    scores = [s for result in results for s in _on_scale(result).flatten().tolist() if s > 0]
     high = max(scores, default=0.0)
     low = max(min(scores, default=0.0), high / 10**DECADES) if log else 0.0
-    return Scale(low * (1 - 1e-6), high, log, any(result.bos_positions for result in results))
+    return Scale(low * (1 - 1e-6), high, log, tuple(left_out(results)))
 
 
-def _outside_bos(result: Result) -> list[float]:
-    kept = [i for i in range(result.scores.shape[-1]) if i not in result.bos_positions]
-    return result.scores[..., kept].flatten().tolist()
+def row_scales(result: Result) -> list[Scale]:
+    """A scale for each row of a layer map or a pattern: from 0 to its own highest score outside BOS."""
+    return [Scale(0.0, top, False, tuple(left_out([result]))) for top in tops(result).tolist()]
+
+
+def tops(result: Result) -> Float[Tensor, "row"]:
+    """The highest score on the scale in each row."""
+    scores = result._rows()[0].clone()
+    scores[:, list(result.bos_positions)] = 0
+    scores[[size is not None for size in result.sinks()], 0] = 0
+    return scores.amax(-1)
+
+
+def left_out(results: Sequence[Result]) -> list[str]:
+    """What is left out of the scale, in words."""
+    names = ["BOS"] if any(result.bos_positions for result in results) else []
+    names += ["the first token"] if any({*result.off_scale} - {*result.bos_positions} for result in results) else []
+    return [f"{name} is left out of the scale" for name in names]
+
+
+def _on_scale(result: Result) -> Float[Tensor, "row kept"]:
+    kept = [i for i in range(len(result.str_tokens)) if i not in result.off_scale]
+    return result._rows()[0][:, kept]
 
 
 def background(intensity: float) -> tuple[int, int, int]:

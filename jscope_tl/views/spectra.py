@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from jscope_tl.errors import InputError
 from jscope_tl.results.spectrum import Spectrum
-from jscope_tl.views.figures import figure_of, label_positions, make_axes
+from jscope_tl.views.figures import figure_of, label_positions, make_axes, set_title
+from jscope_tl.views.scale import left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,13 +58,12 @@ def _draw_energy(axis: "Axes", result: Spectrum) -> None:
         bottom = bottom + part
     rest = (result.energy - bottom).clamp_min(0)
     axis.bar(places, rest.tolist(), bottom=bottom.tolist(), color=REST, width=0.8, label="all others")
-    heights = [energy for i, energy in enumerate(result.energy.tolist()) if i not in result.bos_positions]
+    heights = [energy for i, energy in enumerate(result.energy.tolist()) if i not in result.off_scale]
     highest = max(heights, default=0.0)
     if highest > 0:
         axis.set_ylim(0, 1.05 * highest)
     axis.set_ylabel(f"σ², ({result.unit})²", fontsize="small", parse_math=False)
     axis.legend(fontsize="small")
     what = "Jacobian" if result.of == "jacobian" else "pulled-back Fisher matrix"
-    note = "; BOS is left out of the scale" if result.bos_positions else ""
-    title = f"Spectrum of the {what} of the prediction after position {result.position}{note}"
-    axis.set_title(title, fontsize="medium", loc="left", parse_math=False)
+    title = f"Spectrum of the {what} of the prediction after position {result.position}{result.prepended}"
+    set_title(axis, "; ".join([title, *left_out([result])]))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
+from jscope_tl.model.pieces import text_of
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import visible
@@ -60,13 +61,42 @@ def need_one_unit(results: Sequence[Result]) -> None:
 
 
 def to_labels(labels: Any, results: Sequence[Result]) -> list[str]:
-    """One name for each result; its scope's by default."""
+    """One name for each result; by default its scope's, and what differs where several have the same scope."""
     if labels is None:
-        return [result.scope for result in results]
+        names = [result.scope for result in results]
+        said = [f"{name} ({', '.join(facts)})" if facts else name
+                for name, facts in zip(names, _facts_that_differ(results), strict=True)]  # fmt: skip
+        return [longer if names.count(name) > 1 else name for name, longer in zip(names, said, strict=True)]
     given = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else []
     if len(given) != len(results):
         raise InputError(f"labels are one name for each of the {len(results)} results; got {labels!r}.")
     return [str(label) for label in given]
+
+
+def what_differs(results: Sequence[Result]) -> list[str]:
+    """A name for each result out of hook point, position, target and baseline, as far as they differ; numbers where nothing does."""
+    names = [", ".join(facts) for facts in _facts_that_differ(results)]
+    if not all(names):
+        names = [result.provenance.hook_point for result in results]
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+
+
+def _facts_that_differ(results: Sequence[Result]) -> list[list[str]]:
+    facts = [[result.provenance.hook_point, _positions(result), _target(result)] for result in results]
+    kept = [i for i in range(3) if len({fact[i] for fact in facts}) > 1]
+    return [[fact[i] for i in kept if fact[i]] for fact in facts]
+
+
+def _positions(result: Result) -> str:
+    positions = result.positions if isinstance(result, InfluencePattern) else (result.position,)
+    return f"position {positions[0]}" if len(positions) == 1 else f"{len(positions)} positions"
+
+
+def _target(result: Result) -> str:
+    """The target also where the scope explains no single token: it is named with every result."""
+    if result.asked:
+        return visible(result.asked.removeprefix(", "))
+    return "" if isinstance(result, InfluencePattern) else f"target {visible(result.prediction.target.str_token)!r}"
 
 
 def unique(names: list[str]) -> list[str]:
@@ -76,7 +106,7 @@ def unique(names: list[str]) -> list[str]:
 
 def prompt_text(result: Result, most: int) -> str:
     """The beginning of the prompt, BOS left out."""
-    text = "".join(t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions).strip()
+    text = text_of([t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions]).strip()
     return visible(text if len(text) <= most else f"{text[:most]}...")
 
 

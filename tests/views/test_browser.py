@@ -129,6 +129,21 @@ def test_report(pocket: Any, result: js.Attribution, browse: Any, tmp_path: Path
     opened.keep(f"report_{width}")
 
 
+def test_layer_maps_scroll_in_their_own_box_on_a_phone(pocket: Any, browse: Any, tmp_path: Path) -> None:
+    layers = js.attribute(pocket, PROMPT, "contrastive", target=" liberal", baseline=" conservative", at="resid_pre")
+    page = f'<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width">{layers._repr_html_()}'
+    (tmp_path / "n.html").write_text(page, encoding="utf-8")
+    for path in (js.report(layers, tmp_path / "r.html"), tmp_path / "n.html"):
+        opened = browse(path, 375)
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        picture, box = (opened.page.locator(f"img{up}").first.bounding_box()["width"] for up in ("", " >> xpath=.."))
+        assert picture > 1.3 * box  # letters stay readable, and the box scrolls
+        assert opened.page.evaluate("(b => b.scrollWidth > b.clientWidth)(document.querySelector('img').parentElement)")
+        opened.keep(f"layers_375_{path.stem}")
+        wide = browse(path, 1400).page.locator("img").first.bounding_box()["width"]
+        assert picture < wide <= 1400
+
+
 def test_report_by_keyboard(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
     opened = browse(js.report(result, tmp_path / "r.html"))
     page = opened.page

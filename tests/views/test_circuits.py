@@ -68,10 +68,10 @@ def test_views_change_nothing(result: js.Attribution) -> None:
 
 def test_attention_says_what_is_shown(result: js.Attribution) -> None:
     view = js.views.attention([pattern_of(result), result], attention_of(len(result.tokens)), layers=1)
-    assert repr(view).startswith("View: semantic 1, semantic 2 beside 2 attention heads")
+    assert repr(view).startswith("View: semantic (17 positions), semantic (position 16) beside 2 attention heads")
     for part in ("at position 16", "target ' liberal'", "17 of 17 positions", result.provenance.model_name):
         assert escape(part) in view.body
-    for part in ("fraction of the highest of its row", "BOS left out", result.unit, "Spearman", "L1H0", "L1H1"):
+    for part in ("fraction of the highest of its row", "BOS is left out", result.unit, "Spearman", "L1H0", "L1H1"):
         assert part in view.body
     assert "L0H0" not in view.body
     assert "Shown:" not in view.body

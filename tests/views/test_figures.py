@@ -113,12 +113,64 @@ def test_heatmap_of_layers(pocket: Any) -> None:
     points = [f"blocks.{i}.hook_resid_pre" for i in range(4)]
     results = [js.attribute(pocket, PROMPT, "semantic", at=at) for at in points]
     axis, colours = js.views.heatmap(results).axes
-    image = axis.images[0]
-    assert np.allclose(image.get_array(), torch.stack([r.scores for r in results]))
+    scores = torch.stack([r.scores for r in results])
+    highest = scores[:, 1:].amax(1, keepdim=True)
+    assert np.allclose(axis.images[0].get_array(), scores / highest)
     assert [label.get_text() for label in axis.get_yticklabels()] == points
-    assert image.norm.vmax == pytest.approx(max(float(r.scores[1:].max()) for r in results))
-    assert colours.get_ylabel() == results[0].unit
-    assert "BOS is left out" in axis.get_title(loc="left")
+    assert axis.images[0].norm.vmax == 1
+    assert colours.get_ylabel() == "share of the highest"
+    assert results[0].unit in said(axis.get_xlabel())
+    assert [label.get_text() for label in axis.child_axes[0].get_yticklabels()] == [
+        f"{top:.3g}" for top in highest[:, 0]
+    ]
+    assert "BOS is left out" in said(axis.get_title(loc="left"))
+
+
+def said(text: str) -> str:
+    """Text without its line breaks."""
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_heatmap_on_one_scale(pocket: Any, scale: str) -> None:
+    layers = js.attribute(pocket, PROMPT, "semantic", at="resid_pre")
+    axis, colours = js.views.heatmap(layers, scale=scale).axes
+    assert np.allclose(axis.images[0].get_array(), layers.scores)
+    assert axis.images[0].norm.vmax == pytest.approx(float(layers.scores[:, 1:].max()))
+    assert colours.get_ylabel() == layers.unit + (", logarithmic" if scale == "log" else "")
+
+
+def test_heatmap_of_rows_on_logarithms(pocket: Any) -> None:
+    layers = js.attribute(pocket, PROMPT, "semantic", at="resid_pre")
+    image = js.views.heatmap(layers, scale="row_log").axes[0].images[0]
+    shares = layers.scores / layers.scores[:, 1:].amax(1, keepdim=True)
+    assert np.allclose(np.ma.filled(image.get_array(), 0), shares)
+    assert (image.norm.vmin, image.norm.vmax) == (pytest.approx(1e-3, rel=1e-3), 1)
+    with pytest.raises(js.InputError, match=r"scale is one of row, .*Did you mean 'linear'"):
+        js.views.heatmap(layers, scale="linearly")
+
+
+@pytest.mark.parametrize("words", [2, 6, 40])
+def test_titles_and_labels_are_not_cut_off(pocket: Any, words: int) -> None:
+    """All text lies inside the figure, and the title above its axes."""
+    prompt = " ".join(["the"] * words)
+    contrast = {"target": " liberal", "baseline": " conservative"}
+    figure = js.views.heatmap(js.attribute(pocket, prompt, "contrastive", at="resid_pre", **contrast))
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    title = axis._left_title
+    assert "target ' liberal' against ' conservative'" in said(title.get_text())
+    assert "'<bos>' was prepended" in said(title.get_text())
+    assert not any(
+        line.endswith("'") and line.count("'") % 2 for line in title.get_text().split("\n")
+    )  # no token is torn
+    for text in (title, axis.xaxis.label, figure.axes[1].yaxis.label, *axis.get_xticklabels(), *axis.get_yticklabels()):
+        box = text.get_window_extent()
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+    assert title.get_window_extent().x1 <= axis.bbox.x1
+    assert title.get_window_extent().y0 >= axis.bbox.y1
 
 
 def test_heatmap_names_what_differs(pocket: Any) -> None:
@@ -134,11 +186,14 @@ def test_heatmap_names_what_differs(pocket: Any) -> None:
 
 def test_heatmap_of_predictions(result: js.Attribution) -> None:
     pattern = pattern_of(result)
-    axis = js.views.heatmap(pattern, log=True).axes[0]
+    axis = js.views.heatmap(pattern, scale="log").axes[0]
     drawn = np.ma.filled(axis.images[0].get_array(), 0)
     assert np.allclose(np.nan_to_num(drawn), pattern.scores)
     with pytest.raises(js.InputError, match="picture of its own"):
         js.views.heatmap([pattern, result])
+    assert "the predictions at 17 positions" in said(axis.get_title(loc="left"))
+    one = dataclasses.replace(pattern, scores=pattern.scores[-1:], positions=(16,), targets=pattern.targets[-1:])
+    assert "scope of the prediction at position 16" in said(js.views.heatmap(one).axes[0].get_title(loc="left"))
 
 
 def test_own_axes(numbers: js.Attribution, result: js.Attribution) -> None:
@@ -167,8 +222,8 @@ def test_dollars_are_no_mathematics(result: js.Attribution) -> None:
 
 def test_zero_scores_can_be_drawn(result: js.Attribution) -> None:
     zero = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
-    for log in (False, True):
-        js.views.heatmap(zero, log=log).canvas.draw()
+    for scale in ("row", "row_log", "linear", "log"):
+        js.views.heatmap(zero, scale=scale).canvas.draw()
 
 
 def test_linearity_draws_changes_and_errors(pocket: Any) -> None:
@@ -213,10 +268,13 @@ def test_comparison_draws_effects_predictions_and_scores(pocket: Any) -> None:
     drawn = np.ma.filled(np.ma.masked_invalid(effect.images[0].get_array()), 7e7)
     assert np.allclose(drawn, result.effects.nan_to_num(7e7))
     assert np.allclose(predicted.images[0].get_array(), result.predicted)
-    assert np.allclose(score.images[0].get_array(), result.scope.scores)
+    assert np.allclose(
+        score.images[0].get_array(), result.scope.scores / result.scope.scores[:, 1:].amax(1, keepdim=True)
+    )
     assert effect.images[0].norm.vmin == -effect.images[0].norm.vmax
     assert "basket < baskets 3" in [label.get_text() for label in score.get_xticklabels()]
     labels = [axis.get_ylabel() for axis in figure.axes[3:]]
-    assert sorted(labels) == sorted([result.effect_unit, result.effect_unit, result.scope.unit])
+    assert sorted(labels) == sorted([result.effect_unit, result.effect_unit, "share of the highest"])
+    assert result.scope.unit in said(score.get_xlabel())
     with pytest.raises(js.InputError, match="takes the Comparison"):
         inspect.unwrap(js.views.comparison)(result.scope)

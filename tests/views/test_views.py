@@ -102,8 +102,11 @@ def test_bos_is_left_out_of_the_scale_and_it_is_said(nasty: js.Attribution) -> N
     assert scale(2.0) == pytest.approx(2 / len(NASTY))
     assert "BOS is left out" in nasty._repr_html_()
     without = dataclasses.replace(nasty, bos_positions=())
-    assert scale_of([without])(float(len(NASTY))) < 0.01
     assert "BOS is left out" not in without._repr_html_()
+    assert "the first token is left out" in without._repr_html_()  # an attention sink, if there is no BOS
+    late = dataclasses.replace(without, scores=without.scores.flip(0))
+    assert scale_of([late])(float(len(NASTY))) < 0.01
+    assert "left out" not in late._repr_html_()
 
 
 def test_one_scale_for_several_results(nasty: js.Attribution) -> None:
@@ -197,7 +200,7 @@ def drawn(page: Text) -> str:
     """All text in the one picture of a page."""
     (source,) = page.sources
     picture = b64decode(source.removeprefix("data:image/svg+xml;base64,"))
-    return "\n".join(ElementTree.fromstring(picture).itertext())
+    return " ".join(" ".join(ElementTree.fromstring(picture).itertext()).split())
 
 
 @pytest.mark.parametrize("name", ["pattern", "spectrum"])

@@ -1,0 +1,130 @@
+"""`heatmap`: scores over layers or predictions as a map in colours."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.pattern import InfluencePattern
+from jscope_tl.results.text import visible
+from jscope_tl.views.figures import MOST_LABELS, explained, figure_of, fit, label_positions, make_axes, set_title
+from jscope_tl.views.scale import DECADES, Scale, left_out, scale_of, tops
+from jscope_tl.views.together import as_list, need_one_prompt, need_one_unit, what_differs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SCALES = ("row", "row_log", "linear", "log")
+
+
+def heatmap(results: Any, *, scale: str | None = None, ax: Any = None) -> "Figure":
+    """Scores as a map: position by layer, or source by destination.
+
+    Colours end at the highest score outside BOS (whose cells may be off the scale), and the picture says what they mean. A
+    score is per unit of ``x``, and ``x`` grows from layer to layer, in some models a hundredfold after the first: on one scale
+    all rows but the first are blank. So each row of a layer map and of a pattern has its own scale, with its highest score
+    at the right.
+
+    Args:
+        results: a layer map (an `Attribution` taken with ``at="resid_pre"`` or at several hook points); several
+            `Attribution` of one prompt and unit, one row each; or one `InfluencePattern`, whose rows are predictions.
+        scale: ``"row"``, each row from 0 to its own highest score; ``"row_log"``, logarithmic over the three decades below
+            that; ``"linear"``, all rows from 0 to the highest of the map; ``"log"``, all on one logarithmic scale of at most
+            three decades. None: ``"row"`` where several rows are layers or predictions, ``"linear"`` elsewhere.
+        ax: matplotlib axes to draw in; a new figure without it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: results of different prompts or units, or no such scale.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> layers = js.attribute(js.load_pocket_model(), "the keys to the cabinet", "semantic", at="resid_pre")
+        >>> js.views.heatmap(layers).axes[1].get_ylabel()
+        'share of the highest'
+    """
+    shown = as_list(results, (Attribution, InfluencePattern))
+    need_one_prompt(shown)
+    need_one_unit(shown)
+    if len({result.scope for result in shown}) > 1:
+        raise InputError(
+            f"A map is of one scope; these are {', '.join(sorted({r.scope for r in shown}))}. Draw each by itself."
+        )
+    if len(shown) > 1 and any(_is_map(result) for result in shown):
+        raise InputError("Each map is a picture of its own; draw each in axes of its own (ax=).")
+    chosen = _scale(scale, shown)
+    scores = torch.cat([result._rows()[0] for result in shown])
+    (axis,) = make_axes(ax, 1, (min(14.0, max(7.0, 4 + 0.3 * scores.shape[1])), min(12.0, 2.2 + 0.3 * len(scores))))
+    label_positions(axis, shown[0].str_tokens)
+    _label_rows(axis, shown)
+    draw_map(axis, scores, shown, chosen)
+    set_title(axis, "; ".join([_title(shown), *left_out(shown)]))
+    return figure_of(axis)
+
+
+def _scale(scale: Any, shown: Sequence[Any]) -> str:
+    if scale is None:
+        layers = len({result.provenance.hook_point for result in shown})
+        return "row" if max(layers, len(shown[0]._rows()[0])) > 1 else "linear"
+    if scale not in SCALES:
+        raise InputError(f"scale is one of {', '.join(SCALES)}, or None; got {scale!r}.{nearest(scale, SCALES)}")
+    return str(scale)
+
+
+def _is_map(result: Any) -> bool:
+    return isinstance(result, InfluencePattern) or bool(result.hook_points)
+
+
+def _title(shown: Sequence[Any]) -> str:
+    first = shown[0]
+    if isinstance(first, InfluencePattern):
+        several = f"the predictions at {len(first.positions)} positions"
+        of = several if len(first.positions) > 1 else f"the prediction at position {first.positions[0]}"
+        return f"{first.scope} scope of {of}{first.asked}, at {first.provenance.hook_point}{first.prepended}"
+    one = len({(r.position, r.prediction.target.token, r.baseline) for r in shown}) == 1
+    return f"{explained(first) if one else f'{first.scope} scope'}{first.prepended}"
+
+
+def draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], scale: str) -> None:
+    """Rows of scores in colours, with a colour bar that says what they mean."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    log, by_row = scale.endswith("log"), scale.startswith("row")
+    highest = torch.cat([tops(result) for result in shown]).unsqueeze(1)
+    values = torch.where(highest > 0, scores / highest, 0.0) if by_row else scores
+    limits = Scale(10**-DECADES, 1.0, log) if by_row else scale_of(shown, log)
+    high = limits.high or 1.0
+    norm = LogNorm(min(limits.low or high / 10, high * 0.999), high) if log else Normalize(0, high)
+    values = torch.where(values > 0, values, torch.nan) if log else values
+    image = axis.imshow(values.numpy(), aspect="auto", cmap="Oranges", norm=norm, interpolation="nearest")
+    bar = axis.figure.colorbar(image, ax=axis, extend="max" if left_out(shown) else "neither", pad=0.02)
+    meaning = "share of the highest" if by_row else shown[0].unit
+    bar.set_label(f"{meaning}{', logarithmic' if log else ''}", fontsize="x-small", parse_math=False)
+    if by_row:
+        _write_tops(axis, highest.flatten().tolist(), shown[0].unit)
+
+
+def _write_tops(axis: "Axes", highest: Sequence[float], unit: str) -> None:
+    """The highest score of each row at its right end."""
+    right = axis.secondary_yaxis("right")
+    step = -(-len(highest) // MOST_LABELS)
+    right.set_yticks(range(0, len(highest), step), [f"{top:.3g}" for top in highest[::step]], fontsize="x-small")
+    right.tick_params(length=0)
+    says = f"each row is on its own scale, up to its highest score at the right, in {unit}"
+    fit(axis, axis.set_xlabel(says, fontsize="small", parse_math=False))
+
+
+def _label_rows(axis: "Axes", shown: Sequence[Any]) -> None:
+    if isinstance(shown[0], InfluencePattern):
+        labels = [f"{visible(shown[0].str_tokens[i]).strip()} {i}" for i in shown[0].positions]
+    else:
+        labels = list(shown[0].hook_points) or what_differs(shown)
+    step = -(-len(labels) // MOST_LABELS)
+    axis.set_yticks(range(0, len(labels), step), labels[::step], fontsize="small", parse_math=False)
