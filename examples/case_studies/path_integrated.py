@@ -69,7 +69,7 @@ study.keep(js.views.tokens(along), "path_integrated")
 path = [integrand(case, alpha) for alpha in ALPHAS]
 figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
 plt.close(figure)
-js.views.heatmap(path, log=True, ax=axis)
+js.views.heatmap(path, scale="log", ax=axis)
 axis.set_yticks(range(len(ALPHAS)), [f"α = {alpha}" for alpha in ALPHAS])
 study.keep(figure, "path_integrand")
 
