@@ -16,7 +16,7 @@ LIKELIEST = 2048
 """Tokens whose rows alone show where the leading directions are: on language models all but a few percent of the probability."""
 SPARE = 3
 """Directions beyond those that are wanted, to converge sooner; and products of four rows and more are precise, of one they are not."""
-CONVERGED = 1e-5
+CONVERGED = 1e-4
 """Residual of an eigenvector relative to the largest eigenvalue."""
 ROUNDS = 12
 """Before a matrix is built after all."""
