@@ -2,6 +2,7 @@
 
 `python examples/benchmarks` prints ratios, each measured within one run; it writes JSON and a figure where asked to.
 `python examples/benchmarks architectures` checks the decoder classes that TransformerLens loads, and writes the guide's table.
+`python examples/benchmarks costs MODEL` takes time and memory by prompt length.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import architecture_table
+import costs
 import engine
 import torch
 from estimators import BUDGETS, Measured, field, linear
@@ -136,5 +138,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["architectures"]:
         architecture_table.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["costs"]:
+        costs.main(sys.argv[2:])
     else:
         main()
