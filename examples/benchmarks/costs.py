@@ -140,9 +140,9 @@ def main(arguments: list[str]) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser("python examples/benchmarks costs", description=__doc__)
     parser.add_argument("model", help="a HuggingFace name or a local folder")
-    parser.add_argument("--pos", nargs="+", type=int, default=[128, 512, 1024, 2048])
+    parser.add_argument("--pos", nargs="+", type=int, default=[128, 512, 1024])
     parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS))
-    parser.add_argument("--max-rows", type=int, default=100, help="of Fisher Scope")
+    parser.add_argument("--max-rows", type=int, default=28, help="of Fisher Scope")
     parser.add_argument(
         "--write", type=Path, nargs="?", const=GUIDE, help="write the page there; without a path the guide's"
     )

@@ -119,7 +119,10 @@ class _Holding(TorchFunctionMode):
             if nothing and changes:
                 self.missed[kind].append(name)
 
-        handles = [module.register_forward_pre_hook(on_this_thread(enter)), module.register_forward_hook(on_this_thread(leave))]
+        handles = [
+            module.register_forward_pre_hook(on_this_thread(enter)),
+            module.register_forward_hook(on_this_thread(leave)),
+        ]
         try:
             yield
         finally:

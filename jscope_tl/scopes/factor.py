@@ -163,7 +163,9 @@ class FisherFactor(Factor):
     def _rows(
         self, tokens: Int[Tensor, "some"], centred: Float[Tensor, "some d_model"]
     ) -> Float[Tensor, "some d_model"]:
-        weights = self._weights[tokens].clamp_max(torch.finfo(self.dtype).max)  # of the top token, whose row is nearly 0
+        weights = self._weights[tokens].clamp_max(
+            torch.finfo(self.dtype).max
+        )  # of the top token, whose row is nearly 0
         return centred.mul_(rearrange(weights.to(self.dtype), "some -> some 1"))
 
     def _summing_to_zero(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:

@@ -226,7 +226,7 @@ class _Probes:
         ones = torch.ones(n_known, device="cpu")
         doubt = (
             f"Stopped by {stopped_by}, before rtol={enough.rtol:g} and atol={enough.atol:g} were met: the largest standard error "
-            f"is {worst:.1%} of its score or of {enough.atol / enough.rtol:.2g} times the largest one."
+            f"is {worst:.1%} of its score, or of {enough.atol / enough.rtol:.2g} times the largest score where that is more."
         )
         return Score(
             self.values(),
