@@ -1,9 +1,13 @@
 """How much memory a computation takes on its device, and when there is too little of it."""
 
 import weakref
+from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU_BUDGET = 24 * 2**20
@@ -62,6 +66,35 @@ def chunk_budget(device: torch.device) -> int:
     if device.type == "cuda":
         return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     return CPU_BUDGET
+
+
+def available_bytes(device: torch.device) -> float:
+    """Bytes that can still be allocated there, as far as the system tells; infinitely many where it does not."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return inf
+    return next((1024.0 * int(line.split()[1]) for line in meminfo.open() if line.startswith("MemAvailable")), inf)
+
+
+def graph_bytes(y: Float[Tensor, "*shape"]) -> int:
+    """Bytes of the activations that the graph behind ``y`` keeps for a backward pass; weights are not counted."""
+    seen, todo, sizes = set[Any](), [y.grad_fn], dict[int, int]()
+    names: dict[type, list[str]] = {}
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        if type(node) not in names:
+            names[type(node)] = [name for name in dir(node) if name.startswith("_saved_")]
+        for kept in (getattr(node, name, None) for name in names[type(node)]):
+            for tensor in kept if isinstance(kept, tuple | list) else (kept,):
+                if _has_storage(tensor) and not tensor.is_leaf:
+                    sizes[_storage(tensor)] = tensor.untyped_storage().nbytes()
+    return sum(sizes.values())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.engine.memory import graph_bytes
 from jscope_tl.scopes.factor import FisherFactor, principal_rows
 from tests import models, oracles
 from tests.conftest import dense
@@ -340,6 +341,25 @@ def test_models_without_second_derivatives(kind: str) -> None:
     assert any("Products with J were not available" in warning for warning in with_hook.warnings)
     assert with_hook.stderr is not None
     assert ((with_hook.scores - exact.scores).abs() < 5 * with_hook.stderr).all()
+
+
+def test_products_that_memory_does_not_allow_are_not_taken(pocket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jscope_tl.engine.vjp.available_bytes", lambda device: 1e4)
+    prompt = "the keys to the cabinet near the doors"
+    result = js.attribute(pocket, prompt, "fisher")
+    exact = js.attribute(pocket, prompt, "fisher", method="exact")
+    assert result.options["resolved"]["images"] == 0
+    assert any("Products with J were not taken: they need about" in warning for warning in result.warnings)
+    assert result.stderr is not None
+    assert ((result.scores - exact.scores).abs() < 5 * result.stderr).all()
+
+
+def test_bytes_of_a_graph() -> None:
+    """A tanh keeps its result and a product what it multiplies; the weight and the input are not the graph's own."""
+    x, W = torch.randn(1, 7, 30, requires_grad=True), torch.randn(30, 50, requires_grad=True)
+    hidden = (x @ W).tanh()
+    assert graph_bytes((hidden @ W.T).sum(-1)) == 4 * hidden.numel()
+    assert graph_bytes((hidden.exp() @ W.T).sum(-1)) == 4 * 2 * hidden.numel()
 
 
 @pytest.mark.parametrize(
