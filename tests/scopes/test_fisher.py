@@ -356,7 +356,7 @@ def test_products_that_memory_does_not_allow_are_not_taken(pocket: Any, monkeypa
 
 def test_bytes_of_a_graph() -> None:
     """A tanh keeps its result and a product what it multiplies; the weight and the input are not the graph's own."""
-    x, W = torch.randn(1, 7, 30, requires_grad=True), torch.randn(30, 50, requires_grad=True)
+    x, W = torch.randn(1, 7, 30, requires_grad=True), torch.randn(30, 50)
     hidden = (x @ W).tanh()
     assert graph_bytes((hidden @ W.T).sum(-1)) == 4 * hidden.numel()
     assert graph_bytes((hidden.exp() @ W.T).sum(-1)) == 4 * 2 * hidden.numel()
