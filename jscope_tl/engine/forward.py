@@ -164,6 +164,11 @@ def _run(
         raise InputError(
             f"The prediction does not depend on {at[-1]!r}: a hook between them replaces or detaches everything."
         )
+    if not output.requires_grad:
+        raise InputError(
+            "A hook at or behind the unembedding detaches the logits, or returns what cannot be differentiated; nothing can be "
+            "attributed through it. Return a float tensor computed from what the hook is given."
+        )
     explained = (0, slice(None)) if cuts.narrow else (list(cuts.rows), list(cuts.positions))
     logits = output[explained]
     slope = _slope(logits, cuts.unembedded[0])[explained]

@@ -250,7 +250,7 @@ def walk(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_a_librarys(hook: Any) -> bool:
-    return (getattr(hook, "__module__", None) or "").startswith(LIBRARIES)
+    return (getattr(hook, "__module__", None) or "").partition(".")[0] in LIBRARIES
 
 
 def is_residual(name: str) -> bool:

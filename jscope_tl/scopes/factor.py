@@ -16,8 +16,8 @@ LIKELIEST = 2048
 """Tokens whose rows alone show where the leading directions are: on language models all but a few percent of the probability."""
 SPARE = 3
 """Directions beyond those that are wanted, to converge sooner; and products of four rows and more are precise, of one they are not."""
-CONVERGED = 1e-4
-"""Residual of an eigenvector relative to the largest eigenvalue."""
+CONVERGED = {torch.float32: 1e-5, torch.float64: 1e-10}
+"""Residual of an eigenvector relative to the largest eigenvalue, by the precision of products."""
 ROUNDS = 12
 """Before a matrix is built after all."""
 
@@ -197,7 +197,7 @@ def leading_rows(S: Factor, rank: int) -> Float[Tensor, "rank d_model"]:
     for _ in range(ROUNDS):
         values, mixed = (found.flip(-1)[..., : rank + SPARE] for found in torch.linalg.eigh(basis @ images.T))
         rest = mixed.T @ images - rearrange(values, "m -> m 1") * (mixed.T @ basis)
-        if float(rest[:rank].norm(dim=1).max()) <= CONVERGED * float(values[0]):
+        if float(rest[:rank].norm(dim=1).max()) <= CONVERGED[basis.dtype] * float(values[0]):
             return rearrange(values[:rank].clamp_min(0).sqrt(), "m -> m 1") * (mixed.T @ basis)[:rank]
         new = orthonormal(without(orthonormal(without(rest, basis)), basis))
         basis, images = torch.cat([basis, new]), torch.cat([images, S.right(S.left(new))])

@@ -34,7 +34,8 @@ class FisherScope(Scope):
     Args:
         method:
             ``"exact"``: all directions; at most ``d_model`` backward passes, never a ``[pos, d, d]`` tensor.
-            ``"low_rank"``: ``Σ_{i≤rank} λ_i ‖u_i^T J_t‖²``, a lower bound; ``rank`` backward passes. The leading
+            ``"low_rank"``: ``Σ_{i≤rank} λ_i ‖u_i^T J_t‖²``, a lower bound; ``rank`` backward passes. The ``u_i`` are found by products
+            with ``F_u``, to 1e-5 of ``λ_1`` in float32. The leading
             direction alone (``rank=1``) is the paper's second version.
             ``"sampled"``: the ``rank`` leading directions exactly, and ``probes`` random sign combinations of the
             others: unbiased, with a standard error.
@@ -50,9 +51,11 @@ class FisherScope(Scope):
         probes: random probes of ``sampled`` and ``krylov``, at least 2; by default 16 and 8.
         rtol: relative standard error that ``auto`` stops at.
         atol: standard error that ``auto`` stops at, relative to the largest score (of the layer; the first token's aside), where that
-            is more: an error of one percent of the full scale is less than a picture shows. With 0 every position is held to ``rtol``.
-        max_rows: backward passes that ``auto`` may take; a result that they stop says so in its warnings.
-        max_seconds: time that ``auto`` may take after the forward pass, as far as the first row tells; at least three rows.
+            is more: by default 0.01, or a fifth of an ``rtol`` below 0.05. An error of one percent of the full scale is less than a
+            picture shows. With 0 every position is held to ``rtol``.
+        max_rows: backward passes that ``auto`` may take for an explained position; a result that they stop says so in its warnings.
+        max_seconds: time that ``auto`` may take for an explained position after the forward pass, as far as the first row tells; at
+            least three rows.
         seed: of the probes. The global random generator is not touched.
 
     Low rank changes with the weight processing: folding the final norm rescales ``y`` and so picks other directions. The
@@ -75,7 +78,7 @@ class FisherScope(Scope):
     images: int | None = None
     probes: int | None = None
     rtol: float = 0.05
-    atol: float = 0.01
+    atol: float | None = None
     max_rows: int | None = None
     max_seconds: float | None = None
     seed: int = 0
@@ -90,11 +93,16 @@ class FisherScope(Scope):
         object.__setattr__(self, "seed", count("seed", self.seed, 0))
         if not _is_number(self.rtol) or not 0 < self.rtol < 1:
             raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol!r}.")
-        if not _is_number(self.atol) or not 0 <= self.atol < 1:
+        if self.atol is not None and (not _is_number(self.atol) or not 0 <= self.atol < 1):
             raise InputError(
                 f"atol is the standard error to reach relative to the largest score, from 0 to below 1; got {self.atol!r}."
             )
-        if self.max_seconds is not None and (not _is_number(self.max_seconds) or not self.max_seconds > 0):
+        for name in ("max_rows", "max_seconds"):
+            if getattr(self, name) is not None and self.method != "auto":
+                raise InputError(
+                    f"{name} ends method='auto'; {self.method!r} takes a fixed number of passes. Leave {name} out, or the method."
+                )
+        if self.max_seconds is not None and (not _is_number(self.max_seconds) or not 0 < self.max_seconds < 1e9):
             raise InputError(
                 f"max_seconds is how long the backward passes may take, above 0; got {self.max_seconds!r}."
             )
@@ -129,6 +137,11 @@ class FisherScope(Scope):
         """Half of it: the second-order prediction of the KL divergence."""
         return score.times(0.5)
 
+    @property
+    def _tolerance(self) -> Tolerance:
+        """One percent of the largest score for an ``rtol`` of five, and as much less as ``rtol`` is."""
+        return Tolerance(float(self.rtol), min(0.01, self.rtol / 5) if self.atol is None else float(self.atol))
+
     def _scored(self, S: Factor, rank: int, vjp: VJP) -> Score:
         if self.method == "exact":
             return trace.exact(S, vjp)
@@ -140,7 +153,7 @@ class FisherScope(Scope):
         if self.method == "krylov":
             return trace.sampled(S, rank, images, self.probes or 8, self.seed, vjp)
         budget = Budget(vjp, self.max_rows, self.max_seconds)
-        return trace.adaptive(S, rank, images, Tolerance(self.rtol, self.atol), self.seed, vjp, budget)
+        return trace.adaptive(S, rank, images, self._tolerance, self.seed, vjp, budget)
 
     def effect_from(self, base: State) -> Effect:
         """``KL(p_base ‖ p)`` of the two next-token distributions."""

@@ -67,10 +67,11 @@ def adaptive(S: Factor, rank: int, images: int, enough: Tolerance, seed: int, vj
     least = cost(rank, images, BLOCK)
     if budget.max_rows is not None and budget.max_rows < min(least, S.n_directions):
         raise InputError(
-            f"max_rows={budget.max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Lower them, or "
-            "raise max_rows."
+            f"max_rows={budget.max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Give at least "
+            "so many, or lower rank and images."
         )
-    if S.n_directions <= min(budget.left(), least * 1.5):  # an estimate that falls short would cost more
+    affordable = budget.max_seconds is None and S.n_directions <= budget.left()
+    if affordable and S.n_directions <= 1.5 * least:  # an estimate that falls short would cost more
         return _all_rows(S, vjp)
     vjp.expect(least)
     found = _Probes(_known(S, rank, images, vjp, budget), torch.Generator("cpu").manual_seed(seed), vjp)
@@ -222,12 +223,15 @@ class _Probes:
         """``stopped_by``: what ended it before that."""
         n_known = len(self.known.directions)
         done = {"rank": self.known.rank, "images": n_known - self.known.rank, "probes": self.n}
-        worst = float(f"{self.worst(enough):.3g}")
         ones = torch.ones(n_known, device="cpu")
+        or_of_top = (
+            f", or of {enough.atol / enough.rtol:.2g} times the largest score where that is more" if enough.atol else ""
+        )
         doubt = (
             f"Stopped by {stopped_by}, before rtol={enough.rtol:g} and atol={enough.atol:g} were met: the largest standard error "
-            f"is {worst:.1%} of its score, or of {enough.atol / enough.rtol:.2g} times the largest score where that is more."
+            f"is {self.worst(enough):.1%} of its score{or_of_top}."
         )
+        worst = float(f"{self.worst(Tolerance(enough.rtol)):.3g}")
         return Score(
             self.values(),
             self.stderr(),
