@@ -90,6 +90,7 @@ def test_hooks_see_one_prompt_at_a_time(llama: Any) -> None:
         shapes.append(tuple(resid.shape[:2]))
         return 0.5 * resid
 
+    watch.__module__ = "torch_hooks"  # a user's, whatever it is called
     hooks = [("blocks.1.hook_resid_pre", watch)]
     given = list(js.attribute_batch(llama, PROMPTS, "semantic", fwd_hooks=hooks))
     with llama.hooks(fwd_hooks=hooks):

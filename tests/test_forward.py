@@ -139,6 +139,15 @@ def test_a_hook_that_cuts_the_model_is_named(llama: Any) -> None:
         js.attribute(llama, TOKENS, "semantic", fwd_hooks=[("blocks.1.hook_resid_pre", lambda a, hook: a.detach())])
 
 
+def test_a_hook_that_detaches_the_logits_is_named(llama: Any) -> None:
+    handle = llama.unembed.register_forward_hook(lambda module, args, output: output.detach())
+    try:
+        with pytest.raises(js.InputError, match="at or behind the unembedding detaches the logits"):
+            js.attribute(llama, TOKENS, "semantic")
+    finally:
+        handle.remove()
+
+
 def test_non_finite_activations_are_refused(llama: Any) -> None:
     hooks = [("blocks.0.hook_resid_post", lambda a, hook: a * float("inf"))]
     with pytest.raises(js.InputError, match="infinite or undefined"):

@@ -239,6 +239,16 @@ def test_time_that_is_long_changes_nothing(pocket: Any) -> None:
     assert limited.warnings == []
 
 
+def test_a_tight_rtol_holds_at_the_highest_score(pocket: Any) -> None:
+    """Unless it is given, ``atol`` is a fifth of ``rtol`` and at most a hundredth."""
+    prompt = "the keys to the cabinet near the doors"
+    result = js.attribute(pocket, prompt, "fisher", rank=6, images=3, rtol=4e-3)
+    assert result.stderr is not None
+    top = result.scores[1:].argmax() + 1
+    assert result.stderr[top] <= 4e-3 * result.scores[top]
+    assert (result.stderr <= torch.maximum(4e-3 * result.scores, 8e-4 * result.scores[top])).all()
+
+
 def test_small_scores_are_held_to_a_fraction_of_the_largest(pocket: Any) -> None:
     prompt = "the keys to the cabinet near the doors"
     exact = js.attribute(pocket, prompt, "fisher", method="exact").scores
@@ -375,6 +385,8 @@ def test_bytes_of_a_graph() -> None:
         ({"rtol": 1.5}, "rtol"),
         ({"atol": -0.1}, "atol is the standard error to reach relative to the largest score"),
         ({"atol": 1.0}, "atol"),
+        ({"method": "exact", "max_rows": 40}, "max_rows ends method='auto'; 'exact' takes a fixed number"),
+        ({"method": "sampled", "max_seconds": 1.0}, "max_seconds ends method='auto'"),
         ({"max_seconds": 0.0}, "max_seconds is how long the backward passes may take, above 0"),
         ({"seed": 2**70}, "seed"),
     ],
