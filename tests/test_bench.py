@@ -14,6 +14,8 @@ import torch
 from jaxtyping import install_import_hook
 
 import jscope_tl as js
+from jscope_tl.model.loading import has_bridge
+from jscope_tl.pocket.load import pocket_folder
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +96,16 @@ def test_random_models_have_falling_spectra(shapes: ModuleType) -> None:
 def test_the_folder_is_no_package() -> None:
     """`python FOLDER` makes its files top-level modules."""
     assert not (FOLDER / "__init__.py").exists()
+
+
+@pytest.mark.skipif(not has_bridge(), reason="TransformerLens before 3 loads no local folder")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
+def test_costs_of_each_call(modules: dict[str, ModuleType]) -> None:
+    costs = modules["costs"]
+    for call in costs.CALLS:
+        found = costs.measured(str(pocket_folder()), call, 24, 28)
+        assert found["seconds"] > 0
+        assert found["MB"] >= 0
+        n_forward, n_backward = map(float, found["passes"].split("+"))
+        assert n_forward >= 1
+        assert n_backward == {"fisher": 28, "pattern": 16}.get(call, 1)

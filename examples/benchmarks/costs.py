@@ -109,7 +109,7 @@ def _memory(what: str) -> float:
 
 def _passes(result: Any) -> str:
     costs = list(result.costs.values()) if hasattr(result, "costs") else [result.provenance]
-    return f"{sum(cost.n_forward for cost in costs):g} + {sum(cost.n_backward for cost in costs):g}"
+    return f"{sum(cost.n_forward for cost in costs):.3g} + {sum(cost.n_backward for cost in costs):g}"
 
 
 def in_a_process(name: str, call: str, pos: int, rows: int) -> dict[str, Any]:
