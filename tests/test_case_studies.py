@@ -10,8 +10,12 @@ import pytest
 
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.pocket.load import pocket_folder
+from tests.models import has_hooked
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(has_hooked(), reason="case studies do not depend on the TransformerLens line: they run on 4.x"),
+]
 
 FOLDER = Path(__file__).parents[1] / "examples" / "case_studies"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")

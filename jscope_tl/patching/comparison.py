@@ -104,6 +104,7 @@ class Comparison(Saved):
         need(len(self.str_tokens) == len(self.source_str_tokens) == shape[1], "both prompts have a text for each score")
         need(not self.effects.isinf().any() and math.isfinite(self.total), "effects are not infinite")
         need_finite("predicted effects", self.predicted)
+        need({"scope", "patching"} <= self.costs.keys(), "costs are those of the scope and of patching")
 
     @property
     def held(self) -> Float[Tensor, "layer"] | None:
