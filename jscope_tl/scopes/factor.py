@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from jscope_tl.model.turns import cached_property
 
 VOCAB_BLOCK = 2048
 """Tokens that are multiplied at once: longer sums of one row lose digits in float32, and half precision is copied block by block."""
