@@ -9,6 +9,7 @@ because the signs had no part in choosing the directions. Directions are orthono
 ``S [n, d_model]``, which is seen through products only (`jscope_tl.scopes.factor`), so that no ``d x d`` matrix is needed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -49,7 +50,7 @@ def sampled(S: Factor, rank: int, images: int, probes: int, seed: int, vjp: VJP)
     vjp.expect(cost(rank, images, probes))
     found = _Probes(_known(S, rank, images, vjp), torch.Generator("cpu").manual_seed(seed), vjp)
     found.draw(probes, retain_graph=False)
-    return found.score(seed, Tolerance(1.0))
+    return found.score(seed)
 
 
 def cost(rank: int, images: int, probes: int) -> int:
@@ -88,9 +89,19 @@ def _refined(found: "_Probes", enough: Tolerance, seed: int, vjp: VJP, budget: B
         vjp.expect(int(min(max(wanted, 2), left)))
         more = int(min(max(wanted, 2), found.n, left))
         if more < 2:
-            return found.score(seed, enough, stopped_by=budget.spent())
+            return found.score(seed, [_stopped(budget.spent(), enough, worst)])
         found.draw(more)
-    return found.score(seed, enough)
+    return found.score(seed)
+
+
+def _stopped(by: str, enough: Tolerance, worst: float) -> str:
+    or_of_top = (
+        f", or of {enough.atol / enough.rtol:.2g} times the largest score where that is more" if enough.atol else ""
+    )
+    return (
+        f"Stopped by {by}, before rtol={enough.rtol:g} and atol={enough.atol:g} were met: the largest standard error is {worst:.1%} "
+        f"of its score{or_of_top}."
+    )
 
 
 def _all_rows(S: Factor, vjp: VJP) -> Score:
@@ -219,26 +230,18 @@ class _Probes:
         """The largest standard error relative to its score, or to the size from which on scores count."""
         return enough.worst(self.values(), self.stderr())
 
-    def score(self, seed: int, enough: Tolerance, stopped_by: str | None = None) -> Score:
-        """``stopped_by``: what ended it before that."""
+    def score(self, seed: int, warnings: Sequence[str] = ()) -> Score:
         n_known = len(self.known.directions)
         done = {"rank": self.known.rank, "images": n_known - self.known.rank, "probes": self.n}
         ones = torch.ones(n_known, device="cpu")
-        or_of_top = (
-            f", or of {enough.atol / enough.rtol:.2g} times the largest score where that is more" if enough.atol else ""
-        )
-        doubt = (
-            f"Stopped by {stopped_by}, before rtol={enough.rtol:g} and atol={enough.atol:g} were met: the largest standard error "
-            f"is {self.worst(enough):.1%} of its score{or_of_top}."
-        )
-        worst = float(f"{self.worst(Tolerance(enough.rtol)):.3g}")
+        worst = float(f"{self.worst(Tolerance(1.0)):.3g}")
         return Score(
             self.values(),
             self.stderr(),
             resolved=done | {"largest_relative_stderr": worst},
             seed=seed,
             weights=torch.cat([ones, torch.full((self.n,), 1 / self.n, device="cpu")]),
-            warnings=[] if stopped_by is None else [doubt],
+            warnings=list(warnings),
         )
 
 
