@@ -9,6 +9,7 @@ from jscope_tl.attribution.paths import Line, Noise, Path, Point
 from jscope_tl.attribution.spectrum import spectrum
 from jscope_tl.diagnostics.heads import HeadAgreement, head_agreement
 from jscope_tl.engine.inputs import Reduction
+from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError
 from jscope_tl.model.basis import Basis
@@ -35,7 +36,7 @@ from jscope_tl.views.report import report
 __all__ = [
     "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "HeadAgreement",
     "InfluencePattern", "InputError", "Line", "LogProbScope", "LogitTemperatureScope", "Noise", "Path",
-    "PocketPrompt", "Point", "QuantityScope", "RandomDirectionScope", "Reduction", "Scope", "Score",
+    "PocketPrompt", "Point", "QuantityScope", "RandomDirectionScope", "Reduction", "Rules", "Scope", "Score",
     "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "attribute", "attribute_batch",
     "available_scopes", "diagnostics", "faithfulness", "get_scope", "head_agreement", "influence_pattern",
     "jacobian", "load_pocket_model", "patching", "pocket_prompts", "pocket_tasks", "register_scope", "report",

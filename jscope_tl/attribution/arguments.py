@@ -21,6 +21,9 @@ ARGUMENTS = {
             units of what is explained (Fisher: half of it, the second-order KL divergence). None: the scope's own.""",
     "path": """where the model is linearised, and the origin ``x0``: `js.Point` (the prompt itself; None), `js.Line`
             (integrated gradients), `js.Noise` (SmoothGrad), or ``"line"``, ``"noise"``.""",
+    "gradient": """how gradients go through norms, attention and MLPs: ``"plain"`` (the derivative itself, as in the paper), or rules that
+            say what inputs contribute where the derivative is small although they matter: ``"attnlrp"``, ``"relp"``, ``"gim"``, or
+            `js.Rules`. The forward pass is unchanged. Refused, with their names, where some layers have no rule.""",
     "frozen": """``"attn"`` holds attention patterns constant (linear attention has none), ``"norm"`` normalisation scales; or
             both. Refused, with their names, where some cannot be held.""",
     "chunk_size": """backward rows computed at once; by default what the memory that the first row took leaves room for. Where

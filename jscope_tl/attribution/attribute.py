@@ -12,6 +12,7 @@ from jscope_tl.attribution.paths import Path
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
+from jscope_tl.engine.rules import Rules
 from jscope_tl.model.prompts import Prompt
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope
@@ -29,6 +30,7 @@ def attribute(
     fwd_hooks: FwdHooks = (),
     reduction: str | Reduction | None = None,
     path: str | Path | None = None,
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -59,7 +61,7 @@ def attribute(
         [' columbia']
     """
     setup = set_up(
-        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, frozen=frozen,
+        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     return of_prompt(explain(setup, *setup.prompt(prompt, prepend_bos, position)), prompt)

@@ -18,6 +18,7 @@ from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar
+from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError, whole
@@ -41,6 +42,7 @@ def attribute_batch(
     fwd_hooks: FwdHooks = (),
     reduction: str | Reduction | None = None,
     path: str | Path | None = None,
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -81,7 +83,7 @@ def attribute_batch(
     if single or not isinstance(prompts, Iterable):
         raise InputError(f"prompts are several prompts; for one, use js.attribute. Got {prompts!r}.")
     setup = set_up(
-        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, frozen=frozen,
+        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=False,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from jscope_tl.attribution.setup import Setup, refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar
+from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.state import State
 from jscope_tl.engine.vjp import Backward
@@ -37,6 +38,7 @@ def influence_pattern(
     fwd_hooks: FwdHooks = (),
     reduction: str | Reduction | None = None,
     path: str | Path | None = None,
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -68,7 +70,7 @@ def influence_pattern(
     refuse("influence_pattern", options)
     setup = set_up(
         model, scope, options, at=at, one_point=True, fwd_hooks=fwd_hooks, reduction=reduction, path=path,
-        frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
+        gradient=gradient, frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     tokens = to_tokens(setup.view, prompt, prepend_bos)
     explained = _positions(positions, len(tokens))

@@ -12,6 +12,7 @@ from jscope_tl.attribution.describe import prepended
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.state import State
 from jscope_tl.model.prompts import Prompt, bos_positions, prompt_texts
 from jscope_tl.results.rows import JacobianRows
@@ -28,6 +29,7 @@ def jacobian(
     at: str = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -60,7 +62,7 @@ def jacobian(
         return torch.eye(len(state.y), dtype=state.dtype, device=state.y.device) if cotangents is None else cotangents
 
     setup = set_up(
-        model, FunctionScope(rows, called="your cotangents"), {}, at=at, one_point=True, fwd_hooks=fwd_hooks, frozen=frozen,
+        model, FunctionScope(rows, called="your cotangents"), {}, at=at, one_point=True, fwd_hooks=fwd_hooks, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     tokens, explained = setup.prompt(prompt, prepend_bos, position)

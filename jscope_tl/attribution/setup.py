@@ -13,11 +13,11 @@ from torch import Tensor
 
 from jscope_tl.attribution.averaging import averaged_score, to_origin
 from jscope_tl.attribution.paths import Path, Point, to_path
-from jscope_tl.engine.constant import check_frozen
 from jscope_tl.engine.forward import run, run_together
 from jscope_tl.engine.inputs import NORM, Inputs, Reduction, to_reduction
 from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.precision import check_matmul_precision
+from jscope_tl.engine.rules import PLAIN, Rules, to_rules
 from jscope_tl.engine.run import Run, Settings
 from jscope_tl.engine.vjp import Backward, check_chunk_size
 from jscope_tl.errors import InputError, nearest
@@ -28,7 +28,7 @@ from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.scopes.registry import resolve_scope
 
 SHARED = (
-    "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "frozen", "chunk_size", "matmul_precision", "progress"
+    "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "gradient", "frozen", "chunk_size", "matmul_precision", "progress"
 )  # fmt: skip
 """Keywords of every entry point."""
 NOT_TAKEN = {
@@ -176,8 +176,11 @@ class Setup:
         """The scope's name, and what is not the paper's about the settings."""
         reduction = [] if self.reduction.name == self.scope.reduction else [self.reduction.name]
         path = [] if isinstance(self.path, Point) else [type(self.path).__name__.lower()]
-        frozen = [f"frozen {kind}" for kind in self.settings.frozen]
-        return ", ".join([self.scope.label, *reduction, *path, *frozen])
+        rules = self.settings.rules
+        changed = [f"frozen {kind}" for kind in rules.frozen] or (
+            [] if rules == Rules() else [f"gradient {rules.name}"]
+        )
+        return ", ".join([self.scope.label, *reduction, *path, *changed])
 
     def options(self) -> dict[str, Any]:
         """Options of the scope, and what is not the paper's about the settings."""
@@ -185,8 +188,11 @@ class Setup:
         origin = self.path.origin
         if not (isinstance(self.path, Point) and isinstance(origin, str) and origin == "zero"):
             settings["path"] = self.path.describe()
-        frozen = {"frozen": list(self.settings.frozen)} if self.settings.frozen else {}
-        return {**self.scope.options, **settings, **frozen}
+        if self.settings.rules.frozen:
+            settings["frozen"] = self.settings.rules.frozen
+        elif self.settings.rules != Rules():
+            settings["gradient"] = self.settings.rules.name
+        return {**self.scope.options, **settings}
 
 
 def set_up(
@@ -199,6 +205,7 @@ def set_up(
     fwd_hooks: Any = (),
     reduction: Any = None,
     path: Any = None,
+    gradient: Any = PLAIN,
     frozen: Any = (),
     chunk_size: Any = None,
     matmul_precision: Any = None,
@@ -216,7 +223,7 @@ def set_up(
     return Setup(
         scope=resolved,
         at=at,
-        settings=Settings(view, points, list(fwd_hooks or ()), check_frozen(frozen)),
+        settings=Settings(view, points, list(fwd_hooks or ()), to_rules(gradient, frozen)),
         reduction=to_reduction(resolved.reduction if reduction is None else reduction),
         path=to_path(path),
         chunk_size=check_chunk_size(chunk_size),

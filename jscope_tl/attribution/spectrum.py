@@ -14,6 +14,7 @@ from jscope_tl.attribution.describe import about, doubted, finished, of_prompt
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.prompts import Prompt
@@ -37,6 +38,7 @@ def spectrum(
     at: str = "hook_embed",
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -77,7 +79,7 @@ def spectrum(
     refuse("spectrum", not_taken, more=["of", "k"])
     scope = SpectralScope(of)
     setup = set_up(
-        model, scope, {}, at=at, one_point=True, fwd_hooks=fwd_hooks, frozen=frozen, chunk_size=chunk_size,
+        model, scope, {}, at=at, one_point=True, fwd_hooks=fwd_hooks, gradient=gradient, frozen=frozen, chunk_size=chunk_size,
         matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     view, (tokens, explained) = setup.view, setup.prompt(prompt, prepend_bos, position)

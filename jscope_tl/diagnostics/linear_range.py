@@ -16,6 +16,7 @@ from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks, run_again
 from jscope_tl.engine.inputs import NORM, Inputs
 from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, bos_positions, prompt_texts, to_position
@@ -136,6 +137,7 @@ def linearity(
     seed: int = 0,
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -171,7 +173,7 @@ def linearity(
     grid = _sizes(sizes)
     n_random, seed = count("n_random", n_random, 1), count("seed", seed, 0)
     setup = set_up(
-        model, scope, options, at=at, one_point=True, fwd_hooks=fwd_hooks, reduction=NORM, frozen=frozen,
+        model, scope, options, at=at, one_point=True, fwd_hooks=fwd_hooks, reduction=NORM, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     tokens, explained = setup.prompt(prompt, prepend_bos, position)

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jscope_tl.engine.constant import HeldConstant
 from jscope_tl.engine.cuts import Cuts
 from jscope_tl.engine.inputs import NORM, Inputs
+from jscope_tl.engine.ruled_pass import HeldConstant
 from jscope_tl.engine.run import Run, Settings
+from jscope_tl.engine.under_rules import under_rules
 from jscope_tl.errors import InputError
 from jscope_tl.model.hooks import hooked
 from jscope_tl.model.running import ONE_AT_A_TIME, Passes, full_precision, logits_of
@@ -32,7 +33,7 @@ def run(
 
     Raises `InputError` where a hook point does not run, the prediction depends on none, or activations are not finite.
     """
-    held = HeldConstant(settings.frozen)
+    held = HeldConstant()
     return _forward(settings, [tokens], [0] * len(positions), positions, inputs, held, passes or Passes())
 
 
@@ -47,7 +48,7 @@ def run_together(
 
     Shorter prompts are filled up behind their end, where a causal model does not look.
     """
-    held = HeldConstant(settings.frozen)
+    held = HeldConstant()
     return _forward(settings, prompts, range(len(prompts)), positions, inputs, held, passes or Passes())
 
 
@@ -70,7 +71,7 @@ def _forward(
     held: HeldConstant,
     passes: Passes,
 ) -> Iterator[Run]:
-    """One forward pass under the cuts, the held constants and the user's hooks.
+    """One forward pass under the cuts, the gradient rules and the user's hooks.
 
     Everything that the model shares with the user (hooks, parameter flags, the hook level) is changed inside the inner block
     and given back there, before the `Run` is handed out: backward passes need the graph alone, and may take long.
@@ -89,9 +90,9 @@ def _forward(
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
-            stack.enter_context(held.during(view, tokens.shape[1]))
+            ruled = stack.enter_context(under_rules(view, settings.rules, held, tokens.shape[1], settings.patterns))
             output = logits_of(view, tokens.clone(), passes)
-        yield _run(settings, prompts, cuts, output, held, passes)
+        yield _run(settings, prompts, cuts, output, ruled.patterns, held, passes)
 
 
 def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:
@@ -146,6 +147,7 @@ def _run(
     prompts: Sequence[Int[Tensor, "_"]],
     cuts: Cuts,
     output: Float[Tensor, "rows seen d_vocab"],
+    patterns: list[Float[Tensor, "1 all_src head_dest"]] | None,
     held: HeldConstant,
     passes: Passes,
 ) -> Run:
@@ -173,7 +175,19 @@ def _run(
     logits = output[explained]
     slope = _slope(logits, cuts.unembedded[0])[explained]
     where = (prompts, cuts.rows, cuts.positions)
-    return Run(settings, *where, activations, xs, y, cuts.y_cuts[0], logits, slope, cuts.inputs, held, passes)
+    return Run(
+        settings,
+        *where,
+        activations,
+        xs if patterns is None else patterns,
+        y,
+        cuts.y_cuts[0],
+        logits,
+        slope,
+        cuts.inputs,
+        held,
+        passes,
+    )
 
 
 def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.engine.constant import HeldConstant
 from jscope_tl.engine.inputs import Inputs
+from jscope_tl.engine.ruled_pass import HeldConstant
+from jscope_tl.engine.rules import RULES, Rules
 from jscope_tl.engine.state import State
 from jscope_tl.model.prompts import to_id
 from jscope_tl.model.running import Passes
@@ -26,13 +27,15 @@ class Settings:
         view: the model.
         at: the names of the hook points.
         fwd_hooks: the user's.
-        frozen: what is held constant, of `jscope_tl.engine.constant.KINDS`.
+        rules: how gradients go through norms, attention and MLPs.
+        patterns: whether Jacobians are taken with respect to the entries of attention patterns, in place of the hook points.
     """
 
     view: ModelView
     at: Sequence[str]
     fwd_hooks: Sequence[Any] = ()
-    frozen: tuple[str, ...] = ()
+    rules: Rules = RULES["plain"]
+    patterns: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Run:
         positions: the explained positions, not negative.
         activations: at the hook points, ``[1, pos, d_in]`` each; several prompts one after the other, each filled up to the
             longest.
-        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
+        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them; or factors
+            of the entries of attention patterns, ``[1, src, (head dest)]`` layer by layer.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
         inputs: with respect to what Jacobians are taken, and where.
         held: what was held constant.

@@ -18,6 +18,7 @@ from jscope_tl.attribution.paths import Path
 from jscope_tl.attribution.setup import refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
+from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.state import divergence
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt
@@ -97,6 +98,7 @@ def ablate(
     fwd_hooks: FwdHooks = (),
     reduction: str | Reduction | None = None,
     path: str | Path | None = None,
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -130,7 +132,7 @@ def ablate(
     refuse("patching.ablate", options)
     batch_size = count("batch_size", batch_size, 1)
     setup = set_up(
-        model, scope, options, fwd_hooks=fwd_hooks, reduction=reduction, path=path, frozen=frozen, chunk_size=chunk_size,
+        model, scope, options, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen, chunk_size=chunk_size,
         matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     view, (tokens, explained) = setup.view, setup.prompt(prompt, prepend_bos, position)

@@ -14,6 +14,7 @@ from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.setup import Setup, refuse, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
+from jscope_tl.engine.rules import Rules
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
@@ -41,6 +42,7 @@ def compare(
     cache: Any = None,
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -85,7 +87,7 @@ def compare(
     """
     refuse("patching.compare", options)
     setup = set_up(
-        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=NORM, frozen=frozen, chunk_size=chunk_size,
+        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=NORM, gradient=gradient, frozen=frozen, chunk_size=chunk_size,
         matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     view, points = setup.view, setup.settings.at

@@ -16,6 +16,7 @@ from jscope_tl.attribution.paths import Path
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
+from jscope_tl.engine.rules import Rules
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, to_position
 from jscope_tl.model.running import Passes
@@ -78,6 +79,7 @@ def side_by_side(
     fwd_hooks: FwdHooks = (),
     reduction: str | Reduction | None = None,
     path: str | Path | None = None,
+    gradient: str | Rules = "plain",
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
@@ -106,7 +108,7 @@ def side_by_side(
         True
     """
     setup = set_up(
-        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, frozen=frozen,
+        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     view, hooks = setup.view, setup.settings.fwd_hooks

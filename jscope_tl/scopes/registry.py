@@ -23,7 +23,7 @@ class Entry:
 
 _ENTRIES: dict[str, Entry] = {}
 RESERVED = {
-    "model", "prompt", "prompts", "scope", "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "frozen",
+    "model", "prompt", "prompts", "scope", "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "gradient", "frozen",
     "chunk_size", "batch_size", "matmul_precision", "progress",
 }  # fmt: skip
 

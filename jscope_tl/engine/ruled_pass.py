@@ -1,0 +1,138 @@
+"""A forward pass under gradient rules: same values, other gradients.
+
+Rules act where norms, patterns and products are computed, among torch's functions: hook points show only some of them, some models
+compute beside those that they have, and TransformerLens computes a norm in another way once its scale is changed by a hook.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from jscope_tl.engine.rules import Rules
+from jscope_tl.errors import InputError
+
+WHAT = {"norm": "norm scales", "attn": "attention patterns", "mlp": "activations", "product": "products"}
+"""What rules are for."""
+
+
+def halved(f: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The same value with half of the gradient."""
+    return f / 2 + f.detach() / 2
+
+
+@dataclass
+class HeldConstant:
+    """Each pattern or scale at its value in the first run, in the order of computation.
+
+    Later runs, elsewhere on a path, get the same values.
+    """
+
+    values: list[Float[Tensor, "*shape"]] = field(default_factory=list)
+
+
+class RuledPass(TorchFunctionMode):
+    """Between torch's functions and their callers, in one forward pass over ``pos`` tokens.
+
+    Attributes:
+        functions: by torch function what is called in its place, with this pass and the function before its arguments.
+        found: how often something of each kind (`WHAT`) was found.
+        missed: for each kind the modules that compute it in a way that has no rule.
+        patterns: the entries of every pattern that a gradient is asked for, as factors of 1, ``[1, (batch src), (head dest)]``
+            layer by layer; None where none is.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        functions: Mapping[Any, Callable[..., Any]],
+        held: HeldConstant,
+        pos: int,
+        with_patterns: bool,
+    ) -> None:
+        super().__init__()
+        self.rules, self.functions, self.held, self.pos = rules, functions, held, pos
+        self.patterns: list[Float[Tensor, "1 all_src head_dest"]] | None = [] if with_patterns else None
+        self.found: Counter[str] = Counter()
+        self.missed: dict[str, list[str]] = {}
+        self._running: list[tuple[str, str]] = []
+        self._taken = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        rule = self.functions.get(func)
+        return func(*args, **(kwargs or {})) if rule is None else rule(self, func, *args, **(kwargs or {}))
+
+    @contextmanager
+    def running(self, kind: str, name: str) -> Iterator[None]:
+        """While a module of the kind runs."""
+        self.enter(kind, name)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self, kind: str, name: str) -> None:
+        """A module of the kind begins."""
+        self._running.append((kind, name))
+
+    def leave(self) -> None:
+        """The innermost module has ended."""
+        self._running.pop()
+
+    @property
+    def inside(self) -> str:
+        """The kind of the innermost module that runs: ``norm``, ``attn``, ``mlp``, ``act``, or empty."""
+        return self._running[-1][0] if self._running else ""
+
+    def count(self, kind: str, n: int = 1) -> None:
+        """Something of the kind was found; without gradients it is computed to be shown, beside what is used."""
+        self.found[kind] += n * torch.is_grad_enabled()
+
+    def miss(self, kind: str) -> None:
+        """The module that runs computes something of the kind in a way that has no rule."""
+        name = next((name for _, name in reversed(self._running) if name), "the model itself")
+        self.missed.setdefault(kind, []).append(name)
+
+    def product(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """A product of two activations: half of its gradient for each."""
+        self.count("product")
+        return halved(value)
+
+    def constant(self, kind: str, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The value that the first run had here; what does not depend on the hook points stays as it is."""
+        self.count(kind)
+        if not value.requires_grad:
+            return value
+        self._taken += 1
+        if self._taken > len(self.held.values):
+            self.held.values.append(value.detach())
+        kept = self.held.values[self._taken - 1]
+        if len(value) > len(kept) > 0:  # the prompt several times side by side
+            kept = kept.repeat(len(value) // len(kept), *[1] * (kept.ndim - 1))
+        if kept.shape != value.shape:
+            raise InputError(
+                f"{WHAT[kind].capitalize()} cannot be held constant along this path: the model computes one of shape "
+                f"{list(value.shape)} where the prompt has {list(kept.shape)}."
+            )
+        return kept
+
+    def pattern_input(self, pattern: Float[Tensor, "batch head dest src"]) -> Float[Tensor, "batch head dest src"]:
+        """The pattern, each entry times a factor of 1 with respect to which gradients are asked for."""
+        if self.patterns is None:
+            return pattern
+        if pattern.ndim != 4 or pattern.shape[-1] != self.pos:
+            raise InputError(
+                f"Gradients with respect to attention patterns need patterns [batch, head, dest, src]; this model computes "
+                f"{list(pattern.shape)} for {self.pos} tokens."
+            )
+        batch, head = pattern.shape[:2]
+        ones = pattern.new_ones(1, batch * self.pos, head * self.pos).requires_grad_()
+        self.patterns.append(ones)
+        return pattern * rearrange(ones, "1 (batch src) (head dest) -> batch head dest src", batch=batch, head=head)
