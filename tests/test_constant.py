@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional
 
 import jscope_tl as js
-from jscope_tl.engine.constant import HeldConstant
+from jscope_tl.engine.ruled_pass import HeldConstant
+from jscope_tl.engine.rules import Rules
+from jscope_tl.engine.under_rules import under_rules
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.model.view import ModelView
 from tests import models, oracles, real_model
@@ -96,7 +98,7 @@ def test_the_pattern_of_fused_attention(llama: Any, causal: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 6, 5, generator=generator, requires_grad=True) for heads in (4, 2, 2))
     mask = None if causal else torch.full((6, 6), -torch.inf).triu(1)
-    with HeldConstant(("attn",)).during(ModelView(llama), pos=6):
+    with under_rules(ModelView(llama), Rules(attn="constant"), HeldConstant(), pos=6):
         out = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
     expected = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
     torch.testing.assert_close(out, expected)

@@ -26,6 +26,7 @@ def attribute(
     *,
     position: int = -1,
     at: str | Sequence[str] = "hook_embed",
+    per: str | None = None,
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
     reduction: str | Reduction | None = None,
@@ -42,7 +43,10 @@ def attribute(
     Args:
         at: the residual-stream hook point whose activation ``x`` the scores refer to. A list of them, or
             ``"resid_pre"``, ``"resid_mid"`` or ``"resid_post"`` for those of all layers, gives a layer map
-            ``scores [layer, pos]`` at the cost of one hook point.
+            ``scores [layer, pos]`` at the cost of one hook point. ``"pattern"``: the entries of all attention patterns ``P`` instead;
+            the score of token ``s`` is ``Σ relu(P[l,h,d,s] · ∂q/∂P[l,h,d,s])`` over layers, heads and destinations, in units of what
+            is explained (for several cotangents, as Fisher's, half the sum of squares).
+        per: with ``at="pattern"``: ``"layer"`` or ``"head"`` keeps those apart, ``scores [layer, pos]`` or ``[layer, head, pos]``.
         {shared}
 
     Returns:
@@ -61,7 +65,7 @@ def attribute(
         [' columbia']
     """
     setup = set_up(
-        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
+        model, scope, options, at=at, per=per, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     return of_prompt(explain(setup, *setup.prompt(prompt, prepend_bos, position)), prompt)

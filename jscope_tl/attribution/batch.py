@@ -38,6 +38,7 @@ def attribute_batch(
     batch_size: int = 16,
     position: int = -1,
     at: str | Sequence[str] = "hook_embed",
+    per: str | None = None,
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
     reduction: str | Reduction | None = None,
@@ -60,7 +61,8 @@ def attribute_batch(
         batch_size: prompts in one forward pass. Prompts of similar length next to each other waste less.
         position: whose next-token prediction is explained; negative counts from the end of each prompt.
         at: the residual-stream hook point whose activation ``x`` the scores refer to; several, or ``"resid_pre"`` and its
-            like for all layers, give layer maps.
+            like for all layers, give layer maps; ``"pattern"`` the entries of attention patterns, as in `attribute`.
+        per: with ``at="pattern"``: ``"layer"`` or ``"head"`` keeps those apart.
         progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
         {shared}
 
@@ -83,7 +85,7 @@ def attribute_batch(
     if single or not isinstance(prompts, Iterable):
         raise InputError(f"prompts are several prompts; for one, use js.attribute. Got {prompts!r}.")
     setup = set_up(
-        model, scope, options, at=at, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
+        model, scope, options, at=at, per=per, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=False,
     )  # fmt: skip
 
@@ -152,7 +154,7 @@ def _together(setup: Setup, batch: list[_Numbered]) -> list[Attribution]:
                 setup.scope.target_id(forward.state(i))
                 rows.append(setup.scope.rows(forward.state(i)))
         backward = setup.backward(forward)
-        scores, passes = _scores(setup.scope, forward, backward, rows), forward.passes.each(len(batch))
+        scores, passes = _scores(setup, forward, backward, rows), forward.passes.each(len(batch))
         found = []
         for i, (prompt, score) in enumerate(zip(batch, scores, strict=True)):
             with _named(prompt.n):
@@ -161,16 +163,16 @@ def _together(setup: Setup, batch: list[_Numbered]) -> list[Attribution]:
         return found
 
 
-def _scores(scope: Scope, forward: Run, backward: Backward, rows: list[Float[Tensor, "_ d_model"]]) -> list[Score]:
+def _scores(setup: Setup, forward: Run, backward: Backward, rows: list[Float[Tensor, "_ d_model"]]) -> list[Score]:
     """One backward pass for the ``j``-th rows of all prompts: no prompt's ``y`` depends on another's ``x``."""
     sizes = [of_one.abs().max().clamp_min(torch.finfo(of_one.dtype).tiny) for of_one in rows]
     placed = rows[0].new_zeros(max(map(len, rows)), *forward.y.shape)
     for i, (of_one, size) in enumerate(zip(rows, sizes, strict=True)):
         placed[: len(of_one), i] = of_one / size  # alike in size, for half precision
-    squares = backward.squared_norms(placed)
+    numbers = setup.numbers(backward, placed)
     scores = []
     for i, size in enumerate(sizes):
-        own = scope.combined(squares[..., forward.part(i)]) * size
+        own = setup.combined(numbers[..., forward.part(i)]) * size
         own[..., forward.positions[i] + 1 :] = 0
         scores.append(Score(own))
     return scores

@@ -35,10 +35,10 @@ def attribution(
         warnings: doubts about the run and its backward passes; those of the score are added.
         passes: what it cost; None: all of the run's.
     """
-    state, view, at = forward.state(i), setup.view, setup.at
-    single = isinstance(at, str) and list(forward.at) == [at]
-    layers = () if single else tuple(forward.at)
-    shape = (*([len(layers)] if layers else []), len(state.tokens))
+    state, view = forward.state(i), setup.view
+    layers = setup.map_rows(forward)
+    n_layers = len(forward.layers) if setup.entries else len(layers)
+    shape = (*([n_layers, -1] if len(layers) > n_layers else [n_layers] if layers else []), len(state.tokens))
     target = setup.scope.target_id(state)
     options, resolved = setup.options(), dict(score.resolved)
     if setup.scope.needs_target:

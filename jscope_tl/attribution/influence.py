@@ -69,7 +69,7 @@ def influence_pattern(
     """
     refuse("influence_pattern", options)
     setup = set_up(
-        model, scope, options, at=at, one_point=True, fwd_hooks=fwd_hooks, reduction=reduction, path=path,
+        model, scope, options, at=at, one_point=True, per=None, fwd_hooks=fwd_hooks, reduction=reduction, path=path,
         gradient=gradient, frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
     tokens = to_tokens(setup.view, prompt, prepend_bos)
@@ -126,8 +126,8 @@ def _explained(setup: Setup, forward: Run, backward: Backward) -> tuple[list[Pre
 def _batched(setup: Setup, rows: list[Float[Tensor, "_ d_model"]], backward: Backward) -> list[Score]:
     n_rows = [len(of_one) for of_one in rows]
     starts = torch.tensor([i for i, n in enumerate(n_rows) for _ in range(n)], device="cpu")
-    squares = backward.squared_norms(torch.cat(rows), of=starts)
-    return [setup.in_units(Score(setup.scope.combined(of_one))) for of_one in squares.split(n_rows)]
+    numbers = setup.numbers(backward, torch.cat(rows), n_rows[0], of=starts)
+    return [setup.in_units(Score(setup.combined(of_one))) for of_one in numbers.split(n_rows)]
 
 
 @contextmanager

@@ -6,9 +6,11 @@ The keywords that all entry points take are those of `set_up`; what one of them 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from jaxtyping import Int
+from einops import reduce
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.averaging import averaged_score, to_origin
@@ -16,6 +18,7 @@ from jscope_tl.attribution.paths import Path, Point, to_path
 from jscope_tl.engine.forward import run, run_together
 from jscope_tl.engine.inputs import NORM, Inputs, Reduction, to_reduction
 from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.pattern_entries import PATTERN, PatternEntries
 from jscope_tl.engine.precision import check_matmul_precision
 from jscope_tl.engine.rules import PLAIN, Rules, to_rules
 from jscope_tl.engine.run import Run, Settings
@@ -31,6 +34,8 @@ SHARED = (
     "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "gradient", "frozen", "chunk_size", "matmul_precision", "progress"
 )  # fmt: skip
 """Keywords of every entry point."""
+NO_PATTERNS = object()
+"""As ``per``: the entry point moves hook points only."""
 NOT_TAKEN = {
     "influence_pattern": {"position": "it explains several; give them as positions"},
     "jacobian": {
@@ -85,6 +90,7 @@ class Setup:
         settings: how the model is run.
         reduction: from rows to a score.
         path: where the model is linearised.
+        entries: of attention patterns, where they are what is moved in place of a hook point.
         chunk_size, matmul_precision, progress: of the backward passes.
     """
 
@@ -96,6 +102,7 @@ class Setup:
     chunk_size: int | None
     matmul_precision: str | None
     progress: bool | None
+    entries: PatternEntries | None = None
 
     @property
     def view(self) -> ModelView:
@@ -131,24 +138,49 @@ class Setup:
 
     def backward(self, forward: Run) -> Backward:
         """The backward passes through a run."""
-        return Backward(
+        backward = Backward(
             forward.xs, forward.y, forward.positions, self.chunk_size, self.progress,
             matmul_precision=self.matmul_precision, passes=forward.passes,
         )  # fmt: skip
+        if self.entries is not None:
+            backward.arrange = partial(self.entries.arranged, dest=forward.xs[0].shape[1] // len(forward.prompts))
+        return backward
+
+    def map_rows(self, forward: Run) -> tuple[str, ...]:
+        """Names of the rows of a layer map; none where there is one score for each token."""
+        if self.entries is not None:
+            return self.entries.labels(forward.layers, int(self.view.cfg.n_heads))
+        single = isinstance(self.at, str) and list(forward.at) == [self.at]
+        return () if single else tuple(forward.at)
 
     def _inputs(self, pos: int, passes: Passes) -> Inputs:
-        if self.reduction is NORM and isinstance(self.path, Point):
+        if self.entries is not None or (self.reduction is NORM and isinstance(self.path, Point)):
             return Inputs()
         return Inputs(self.reduction, to_origin(self.view, self.path.origin, self.settings.at, pos, passes))
 
     def score(self, forward: Run, backward: Backward, i: int = 0) -> Score:
         """The score of the ``i``-th explained position, from rows at the prompt or averaged along the path."""
         if isinstance(self.path, Point):
-            state = forward.state(i)
-            return self.in_units(self._checked(self.scope.score(state, VJP(backward, i)), len(state.tokens)))
+            state, vjp = forward.state(i), VJP(backward, i)
+            if self.entries is not None and self.scope.additive:
+                return self.in_units(Score(self.combined(self.numbers(vjp, self.scope.rows(state)))))
+            return self.in_units(self._checked(self.scope.score(state, vjp), len(state.tokens)))
         if len(forward.at) > 1:
             raise InputError(f"A path starts at one hook point; {list(forward.at)} are {len(forward.at)}.")
         return self.in_units(averaged_score(self.path, self.scope, forward, backward, i))
+
+    def numbers(
+        self, vjp: VJP | Backward, rows: Float[Tensor, "k *n d_model"], each: int | None = None, **how: Any
+    ) -> Float[Tensor, "k *layer pos"]:
+        """One number per position from each row of an additive scope, to be `combined`; ``each`` rows make a score, or all."""
+        positive = self.entries is not None and (each or len(rows)) == 1
+        return vjp.positive_parts(rows, **how) if positive else vjp.squared_norms(rows, **how)
+
+    def combined(self, numbers: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
+        """The score of an additive scope."""
+        if self.entries is None:
+            return self.scope.combined(numbers)
+        return numbers[0] if len(numbers) == 1 else 0.5 * reduce(numbers, "k ... -> ...", "sum")
 
     def _checked(self, score: Any, pos: int) -> Score:
         if isinstance(score, Score) and isinstance(score.values, Tensor) and score.values.shape[-1:] == (pos,):
@@ -164,17 +196,20 @@ class Setup:
             raise InputError(
                 f"Scope {self.scope.label!r} gave negative scores or errors; scores are unsigned, norms or absolute values."
             )
-        return score if self.reduction is NORM else self.scope.at_input(score)
+        return score if self.reduction is NORM and self.entries is None else self.scope.at_input(score)
 
     @property
     def unit(self) -> str:
         """Of the score."""
+        if self.entries is not None:
+            return f"{self.scope.effect_unit}, {self.entries.unit}" if self.scope.additive else self.scope.effect_unit
         return self.reduction.unit(self.scope.unit, self.scope.effect_unit)
 
     @property
     def label(self) -> str:
         """The scope's name, and what is not the paper's about the settings."""
         reduction = [] if self.reduction.name == self.scope.reduction else [self.reduction.name]
+        reduction = reduction if self.entries is None else ["pattern x gradient"]
         path = [] if isinstance(self.path, Point) else [type(self.path).__name__.lower()]
         rules = self.settings.rules
         changed = [f"frozen {kind}" for kind in rules.frozen] or (
@@ -185,6 +220,8 @@ class Setup:
     def options(self) -> dict[str, Any]:
         """Options of the scope, and what is not the paper's about the settings."""
         settings: dict[str, Any] = {} if self.reduction is NORM else {"reduction": self.reduction.name}
+        if self.entries is not None and self.entries.per is not None:
+            settings["per"] = self.entries.per
         origin = self.path.origin
         if not (isinstance(self.path, Point) and isinstance(origin, str) and origin == "zero"):
             settings["path"] = self.path.describe()
@@ -202,6 +239,7 @@ def set_up(
     *,
     at: Any = "hook_embed",
     one_point: bool = False,
+    per: Any = NO_PATTERNS,
     fwd_hooks: Any = (),
     reduction: Any = None,
     path: Any = None,
@@ -211,7 +249,7 @@ def set_up(
     matmul_precision: Any = None,
     progress: bool | None = None,
 ) -> Setup:
-    """Resolve and check all keywords; ``one_point`` refuses several hook points.
+    """Resolve and check all keywords; ``one_point`` refuses several hook points, `NO_PATTERNS` attention patterns.
 
     Raises:
         InputError: what cannot be used; the message says what was given, what is needed, what to do.
@@ -219,14 +257,36 @@ def set_up(
     resolved, view = resolve_scope(scope, options), ModelView(model)
     if not isinstance(fwd_hooks, Iterable | None):
         raise InputError(f"fwd_hooks is a list of pairs of a hook point's name and a function; got {fwd_hooks!r}.")
-    points = [view.hook_point(at)] if one_point else view.hook_points(at)
+    entries = _entries(resolved, at, per, reduction, path)
+    where = at if entries is None else "hook_embed"
+    points = [view.hook_point(where)] if one_point else view.hook_points(where)
     return Setup(
         scope=resolved,
         at=at,
-        settings=Settings(view, points, list(fwd_hooks or ()), to_rules(gradient, frozen)),
-        reduction=to_reduction(resolved.reduction if reduction is None else reduction),
+        settings=Settings(view, points, list(fwd_hooks or ()), to_rules(gradient, frozen), entries is not None),
+        reduction=NORM if entries else to_reduction(resolved.reduction if reduction is None else reduction),
         path=to_path(path),
         chunk_size=check_chunk_size(chunk_size),
         matmul_precision=check_matmul_precision(matmul_precision),
         progress=progress,
+        entries=entries,
     )
+
+
+def _entries(scope: Scope, at: Any, per: Any, reduction: Any, path: Any) -> PatternEntries | None:
+    """Entries of attention patterns, where the entry point takes them and they are asked for."""
+    if per is NO_PATTERNS or at != PATTERN:
+        if per is not NO_PATTERNS and per is not None:
+            raise InputError(
+                f"per={per!r} keeps layers or heads of attention patterns apart; it goes with at='pattern'."
+            )
+        return None
+    if reduction is not None or not isinstance(to_path(path), Point):
+        raise InputError(
+            "at='pattern' takes neither reduction nor path: its score is pattern times gradient, at the prompt itself."
+        )
+    if scope.needs_vectors:
+        raise InputError(
+            f"{scope.label} needs one vector for each token, which an attention pattern is not. Use at='hook_embed'."
+        )
+    return PatternEntries(per)

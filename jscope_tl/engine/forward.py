@@ -147,7 +147,7 @@ def _run(
     prompts: Sequence[Int[Tensor, "_"]],
     cuts: Cuts,
     output: Float[Tensor, "rows seen d_vocab"],
-    patterns: list[Float[Tensor, "1 all_src head_dest"]] | None,
+    patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None,
     held: HeldConstant,
     passes: Passes,
 ) -> Run:
@@ -175,19 +175,9 @@ def _run(
     logits = output[explained]
     slope = _slope(logits, cuts.unembedded[0])[explained]
     where = (prompts, cuts.rows, cuts.positions)
-    return Run(
-        settings,
-        *where,
-        activations,
-        xs if patterns is None else patterns,
-        y,
-        cuts.y_cuts[0],
-        logits,
-        slope,
-        cuts.inputs,
-        held,
-        passes,
-    )
+    moved, layers = (xs, ()) if patterns is None else (list(patterns.values()), tuple(patterns))
+    kept = (cuts.y_cuts[0], logits, slope, cuts.inputs, layers, held, passes)
+    return Run(settings, *where, activations, moved, y, *kept)
 
 
 def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:

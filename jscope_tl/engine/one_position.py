@@ -45,6 +45,12 @@ class VJP:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``."""
         return self.backward.squared_norms(cotangents, self._retain(retain_graph), of=self.i)
 
+    def positive_parts(
+        self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
+    ) -> Float[Tensor, "k *layer pos"]:
+        """The sum of the positive numbers of every row ``C_i J_t``."""
+        return self.backward.positive_parts(cotangents, self._retain(retain_graph), of=self.i)
+
     def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_model"] | None:
         """``Σ_t J_t δ_t``, or None; see `Backward.jvp`."""
         return self.backward.jvp(tangents, self.i)

@@ -45,8 +45,8 @@ class RuledPass(TorchFunctionMode):
         functions: by torch function what is called in its place, with this pass and the function before its arguments.
         found: how often something of each kind (`WHAT`) was found.
         missed: for each kind the modules that compute it in a way that has no rule.
-        patterns: the entries of every pattern that a gradient is asked for, as factors of 1, ``[1, (batch src), (head dest)]``
-            layer by layer; None where none is.
+        patterns: by layer the entries of its pattern as factors of 1, ``[1, (batch src), (head dest)]``, where gradients with respect
+            to them are asked for; else None.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RuledPass(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.rules, self.functions, self.held, self.pos = rules, functions, held, pos
-        self.patterns: list[Float[Tensor, "1 all_src head_dest"]] | None = [] if with_patterns else None
+        self.patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None = {} if with_patterns else None
         self.found: Counter[str] = Counter()
         self.missed: dict[str, list[str]] = {}
         self._running: list[tuple[str, str]] = []
@@ -125,7 +125,7 @@ class RuledPass(TorchFunctionMode):
 
     def pattern_input(self, pattern: Float[Tensor, "batch head dest src"]) -> Float[Tensor, "batch head dest src"]:
         """The pattern, each entry times a factor of 1 with respect to which gradients are asked for."""
-        if self.patterns is None:
+        if self.patterns is None or not torch.is_grad_enabled():
             return pattern
         if pattern.ndim != 4 or pattern.shape[-1] != self.pos:
             raise InputError(
@@ -134,5 +134,15 @@ class RuledPass(TorchFunctionMode):
             )
         batch, head = pattern.shape[:2]
         ones = pattern.new_ones(1, batch * self.pos, head * self.pos).requires_grad_()
-        self.patterns.append(ones)
+        layer = self._layer()
+        if layer in self.patterns:
+            raise InputError(
+                f"Layer {layer} computes several attention patterns, where one is needed. Use at='hook_embed'."
+            )
+        self.patterns[layer] = ones
         return pattern * rearrange(ones, "1 (batch src) (head dest) -> batch head dest src", batch=batch, head=head)
+
+    def _layer(self) -> int:
+        """Of the module that runs, by the first number in its name; else patterns are counted."""
+        numbers = [int(part) for _, name in self._running for part in name.split(".") if part.isdecimal()]
+        return numbers[0] if numbers else len(self.patterns or ())

@@ -53,6 +53,7 @@ class Run:
             of the entries of attention patterns, ``[1, src, (head dest)]`` layer by layer.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
         inputs: with respect to what Jacobians are taken, and where.
+        layers: of the attention patterns in ``xs``.
         held: what was held constant.
         passes: where passes are counted.
     """
@@ -68,6 +69,7 @@ class Run:
     _logits: Float[Tensor, "n d_vocab"]
     _slope: Float[Tensor, "n d_vocab"]
     inputs: Inputs
+    layers: tuple[int, ...]
     held: HeldConstant
     passes: Passes
 

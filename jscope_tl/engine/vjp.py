@@ -47,6 +47,7 @@ class Backward:
         y: the final hidden state at the ``n`` explained ``positions``, ``[n, d_model]``.
         chunk_size: rows at once; None: as many as the memory of the first one allows.
         progress: a bar always (True), never (False), or where the wait is over a second (None).
+        arrange: from the rows of every hook point (or layer) to those of every row of a map; None leaves them.
         capture: called with the rows of every chunk, one tensor for each hook point.
         matmul_precision: see `jscope_tl.engine.precision`; the ``rounding`` that it causes is measured on the first row.
         passes: where passes are counted.
@@ -59,6 +60,7 @@ class Backward:
     positions: Sequence[int]
     chunk_size: int | None = None
     progress: bool | None = None
+    arrange: Callable[[list[Tensor]], list[Tensor]] | None = None
     capture: Callable[[list[Tensor]], None] | None = None
     matmul_precision: str | None = None
     passes: Passes = field(default_factory=Passes)
@@ -120,7 +122,7 @@ class Backward:
             self._proven = max(self._proven, size)
             if self.capture is not None:
                 self.capture(rows)
-            yield rows
+            yield rows if self.arrange is None else self.arrange(rows)
             self._count(size, cotangents)
             rest, starts = rest[size:], starts[size:]
             self.bar.update(size)
@@ -173,20 +175,37 @@ class Backward:
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``, in float32 at least; 0 after the explained position."""
+        return self._each(lambda row: row.square().sum(-1), cotangents, retain_graph, of)
+
+    def positive_parts(
+        self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False, *, of: int | Int[Tensor, "k"] = 0
+    ) -> Float[Tensor, "k *layer pos"]:
+        """The sum of the positive numbers in every row ``C_i J_t``; else as `squared_norms`."""
+        return self._each(lambda row: row.relu().sum(-1), cotangents, retain_graph, of)
+
+    def _each(
+        self,
+        number: Callable[[Float[Tensor, "chunk pos d_in"]], Float[Tensor, "chunk pos"]],
+        cotangents: Float[Tensor, "k *n d_model"],
+        retain_graph: bool,
+        of: int | Int[Tensor, "k"],
+    ) -> Float[Tensor, "k *layer pos"]:
         # x lives elsewhere than y where a model is spread over devices.
         chunks = [
-            torch.stack([row.square().sum(-1).to(self.y.device) for row in rows], 1)
+            torch.stack([number(row).to(self.y.device) for row in rows], 1)
             for rows in self._rows(cotangents, of, retain_graph)
         ]
-        squares = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        values = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         if cotangents.ndim == 2:  # rows that start at several positions: the caller knows what comes after
             last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
-            later = torch.arange(squares.shape[-1], device="cpu") > rearrange(last, "k -> k 1")
-            squares = squares.masked_fill(rearrange(later, "k pos -> k 1 pos").to(squares.device), 0)
-        return squares[:, 0] if len(self.xs) == 1 else squares
+            later = torch.arange(values.shape[-1], device="cpu") > rearrange(last, "k -> k 1")
+            values = values.masked_fill(rearrange(later, "k pos -> k 1 pos").to(values.device), 0)
+        return values[:, 0] if values.shape[1] == 1 else values
 
     def jvp(self, tangents: Float[Tensor, "m pos d_in"], of: int = 0) -> Float[Tensor, "m d_model"] | None:
-        """``Σ_t J_t δ_t`` for each tangent ``δ`` of the first hook point; None where the model cannot be differentiated twice.
+        """``Σ_t J_t δ_t`` for each tangent ``δ``; None where the model cannot be differentiated twice.
+
+        Tangents are of the first hook point; with attention patterns of all layers together, or of none.
 
         The derivative of a backward pass by its cotangent: no second forward pass, so no hook of the user's runs again.
         One product costs about as much as one row, and the pass that they all share as much as two; they are not taken where they
@@ -194,6 +213,8 @@ class Backward:
         """
         if self._graph_freed:
             raise RuntimeError("The graph of this run is freed: take products with J before the last rows.")
+        if tangents.shape[-1] not in (self.xs[0].shape[-1], sum(x.shape[-1] for x in self.xs)):
+            return None
         needed, there = PRODUCTS * graph_bytes(self.y), available_bytes(self.y.device)
         if needed > there / 2:  # a system that runs out of memory may end the process without a word
             self.notes.append(
@@ -218,7 +239,8 @@ class Backward:
 
     def _products(self, tangents: Float[Tensor, "m 1 pos d_in"], of: int) -> list[Float[Tensor, "chunk d_model"]]:
         cotangent = torch.zeros_like(self.y[of]).requires_grad_()
-        (row,) = torch.autograd.grad(self.y[of], self.xs[0], cotangent, create_graph=True)
+        xs = self.xs if tangents.shape[-1] > self.xs[0].shape[-1] else self.xs[:1]
+        row = torch.cat(torch.autograd.grad(self.y[of], xs, cotangent, create_graph=True), -1)
         found: list[Tensor] = []
         while len(tangents):
             size = min(len(tangents), self._chunk_size())

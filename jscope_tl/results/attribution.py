@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,8 +34,8 @@ class Attribution(Result):
     positions do not add up, and scores of two units do not compare.
 
     Attributes:
-        scores: ``[pos]``, or ``[layer, pos]`` in a layer map, float32 on the CPU; 0 after the explained position. BOS is
-            scored like any other token.
+        scores: ``[pos]``, or ``[layer, pos]`` in a layer map, ``[layer, head, pos]`` where heads are kept apart; float32 on the
+            CPU; 0 after the explained position. BOS is scored like any other token.
         stderr: standard error of estimated scores, in their shape; None for exact ones.
         prediction: the distribution that is explained.
         hook_points: the hook point of each row of a layer map; empty where scores are ``[pos]``.
@@ -55,7 +56,8 @@ class Attribution(Result):
         scores, stderr = self.scores, self.stderr
         if not self.hook_points:
             return scores.unsqueeze(0), None if stderr is None else stderr.unsqueeze(0)
-        return scores, stderr
+        rows = rearrange(scores, "... pos -> (...) pos")
+        return rows, None if stderr is None else rearrange(stderr, "... pos -> (...) pos")
 
     def _labels(self) -> list[tuple[str | None, int]]:
         return [(hook_point, self.position) for hook_point in self.hook_points or (None,)]
@@ -77,9 +79,10 @@ class Attribution(Result):
         if index is None or not -n <= index < n:
             rows = f"0 to {n - 1} or a hook point" if n else "none: this is no layer map"
             raise InputError(f"There is no layer {which!r} in this result; it has {rows}.")
-        stderr = None if self.stderr is None else self.stderr[index]
+        scores, errors = self._rows()
+        stderr = None if errors is None else errors[index]
         at = replace(self.provenance, hook_point=self.hook_points[index])
-        return replace(self, scores=self.scores[index], stderr=stderr, provenance=at, hook_points=())
+        return replace(self, scores=scores[index], stderr=stderr, provenance=at, hook_points=())
 
     def headline(self) -> str:
         """Scope, explained position, target and baseline, hook point, and what was prepended, in one line."""

@@ -63,6 +63,7 @@ class Scope(ABC):
             is kept.
         exact_effect: whether `effect_from` gives the change of the quantity whose gradient the cotangent is, and not only its
             first order.
+        needs_vectors: whether `score` looks at the rows of single tokens' vectors, which attention patterns do not have.
     """
 
     unit: ClassVar[str] = "unit of the cotangents, per unit of x"
@@ -71,6 +72,7 @@ class Scope(ABC):
     additive: ClassVar[bool] = True
     moves_along: ClassVar[bool] = False
     exact_effect: ClassVar[bool] = False
+    needs_vectors: ClassVar[bool] = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

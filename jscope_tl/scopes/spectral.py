@@ -71,6 +71,7 @@ class SpectralScope(Scope):
     """
 
     of: str = "jacobian"
+    needs_vectors = True
 
     def __post_init__(self) -> None:
         check_of(self.of)
