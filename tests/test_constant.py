@@ -178,7 +178,7 @@ def test_what_is_no_pattern_and_no_scale_is_left_alone(llama: Any) -> None:
     """Routers see all experts; a root of each number is no norm's; what is computed without a graph is only shown."""
     x = torch.rand(2, 6, 6, requires_grad=True)
     later = torch.ones(6, 6).triu(1).bool()
-    with HeldConstant(("attn", "norm")).during(ModelView(llama), pos=6):
+    with under_rules(ModelView(llama), Rules(norm="constant", attn="constant"), HeldConstant(), pos=6):
         assert not x.masked_fill(later, -torch.inf).softmax(-1).requires_grad
         assert not x.square().mean(-1, keepdim=True).sqrt().requires_grad
         assert not (x.square().mean(-1, keepdim=True) ** -0.5).requires_grad
@@ -193,7 +193,7 @@ def test_what_is_no_pattern_and_no_scale_is_left_alone(llama: Any) -> None:
             assert free.requires_grad
     with (
         pytest.raises(js.InputError, match="computes no norm scales"),
-        HeldConstant(("norm",)).during(ModelView(llama), pos=6),
+        under_rules(ModelView(llama), Rules(norm="constant"), HeldConstant(), pos=6),
         torch.no_grad(),
     ):
         x.square().mean(-1, keepdim=True).rsqrt()
@@ -214,7 +214,7 @@ def test_functions_of_torch_with_a_scale_inside(llama: Any, function: Any, how: 
         pytest.skip("rms_norm is in torch from 2.4 on")
     x = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     how = tuple(given.double() if isinstance(given, torch.Tensor) else given for given in how)
-    with HeldConstant(("norm",)).during(ModelView(llama), pos=6):
+    with under_rules(ModelView(llama), Rules(norm="constant"), HeldConstant(), pos=6):
         out = function(x, *how)
     torch.testing.assert_close(out, function(x, *how))
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -176,8 +176,9 @@ def _run(
     slope = _slope(logits, cuts.unembedded[0])[explained]
     where = (prompts, cuts.rows, cuts.positions)
     moved, layers = (xs, ()) if patterns is None else (list(patterns.values()), tuple(patterns))
-    kept = (cuts.y_cuts[0], logits, slope, cuts.inputs, layers, held, passes)
-    return Run(settings, *where, activations, moved, y, *kept)
+    return Run(
+        settings, *where, activations, moved, y, cuts.y_cuts[0], logits, slope, cuts.inputs, layers, held, passes
+    )  # fmt: skip
 
 
 def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:
