@@ -1,6 +1,8 @@
 """`python examples/benchmarks architectures`: what its table says, and that it would say so if something were wrong."""
 
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,21 @@ def test_patterns_behind_a_normed_embedding_and_beside_sinks(architectures: Any,
     _, cache = case.bridge.run_with_cache(architectures.OTHER.unsqueeze(0))
     with pytest.raises(js.InputError, match="another prompt"):
         to_heads(cache, architectures.TOKENS)
+
+
+def test_loading_a_model_with_images_installs_nothing(architectures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransformerLens would install torchvision, which may bring another torch."""
+    import subprocess
+
+    from tiny_models import bridge_of, tiny
+
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delenv("PIP_DRY_RUN")
+    monkeypatch.setattr(
+        subprocess, "check_call", lambda command, **how: asked.append((command, os.environ.get("PIP_DRY_RUN")))
+    )
+    bridge_of(tiny("Qwen2_5_VLForConditionalGeneration"))
+    assert asked
+    assert all("torchvision" in command and dry == "1" for command, dry in asked)
+    assert "PIP_DRY_RUN" not in os.environ

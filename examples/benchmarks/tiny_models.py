@@ -1,14 +1,13 @@
 """Tiny random models of every decoder class that TransformerLens' bridge lists, from their own configurations."""
 
-import contextlib
 import copy
-import io
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
+from jscope_tl.model.loading import no_installs, quiet
 from jscope_tl.pocket.load import pocket_folder
 
 D_VOCAB = 96
@@ -87,7 +86,7 @@ def bridge_of(hf: Any) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(pocket_folder())
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), no_installs():
         return TransformerBridge.boot_transformers(
             f"tiny-{type(hf).__name__}",
             hf_model=copy.deepcopy(hf),

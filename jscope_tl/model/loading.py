@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,22 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def no_installs() -> Iterator[None]:
+    """TransformerLens installs torchvision while it loads a model with images, and with it may replace torch: not inside."""
+    blocked = {"PIP_NO_INDEX": "1", "PIP_DRY_RUN": "1", "UV_OFFLINE": "1"}
+    before = {name: os.environ.get(name) for name in blocked}
+    os.environ.update(blocked)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
     """The named model in evaluation mode with unprocessed weights (nothing folded, nothing centred).
 
@@ -47,7 +64,7 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
     if not has_bridge() and Path(name).is_dir():
         raise LoadingError("TransformerLens before 3 loads no local folders; upgrade it, or give a HuggingFace name.")
     try:
-        with quiet():
+        with quiet(), no_installs():
             return _boot(name, where, precision).eval()
     except Exception as error:  # whatever a hub client, a configuration or a checkpoint may raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
