@@ -1,7 +1,9 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["PIP_DRY_RUN"] = "1"  # TransformerLens installs torchvision, and with it another torch, for models with images
+os.environ["PIP_DRY_RUN"] = (
+    "1"  # TransformerLens installs torchvision, and with it another torch, for models with images
+)
 
 import functools
 import importlib

@@ -37,7 +37,7 @@ def attribution(
     """
     state, view = forward.state(i), setup.view
     layers = setup.map_rows(forward)
-    n_layers = len(forward.layers) if setup.entries else len(layers)
+    n_layers = len(forward.patterns or ()) or len(layers)
     shape = (*([n_layers, -1] if len(layers) > n_layers else [n_layers] if layers else []), len(state.tokens))
     target = setup.scope.target_id(state)
     options, resolved = setup.options(), dict(score.resolved)

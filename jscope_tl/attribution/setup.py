@@ -138,18 +138,19 @@ class Setup:
 
     def backward(self, forward: Run) -> Backward:
         """The backward passes through a run."""
-        backward = Backward(
-            forward.xs, forward.y, forward.positions, self.chunk_size, self.progress,
+        xs, arrange = forward.xs, None
+        if self.entries is not None:
+            xs = list((forward.patterns or {}).values())
+            arrange = partial(self.entries.arranged, dest=xs[0].shape[1] // len(forward.prompts))
+        return Backward(
+            xs, forward.y, forward.positions, self.chunk_size, self.progress, arrange=arrange,
             matmul_precision=self.matmul_precision, passes=forward.passes,
         )  # fmt: skip
-        if self.entries is not None:
-            backward.arrange = partial(self.entries.arranged, dest=forward.xs[0].shape[1] // len(forward.prompts))
-        return backward
 
     def map_rows(self, forward: Run) -> tuple[str, ...]:
         """Names of the rows of a layer map; none where there is one score for each token."""
         if self.entries is not None:
-            return self.entries.labels(forward.layers, int(self.view.cfg.n_heads))
+            return self.entries.labels(list(forward.patterns or ()), int(self.view.cfg.n_heads))
         single = isinstance(self.at, str) and list(forward.at) == [self.at]
         return () if single else tuple(forward.at)
 

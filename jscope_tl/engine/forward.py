@@ -175,9 +175,8 @@ def _run(
     logits = output[explained]
     slope = _slope(logits, cuts.unembedded[0])[explained]
     where = (prompts, cuts.rows, cuts.positions)
-    moved, layers = (xs, ()) if patterns is None else (list(patterns.values()), tuple(patterns))
     return Run(
-        settings, *where, activations, moved, y, cuts.y_cuts[0], logits, slope, cuts.inputs, layers, held, passes
+        settings, *where, activations, xs, y, cuts.y_cuts[0], logits, slope, cuts.inputs, patterns, held, passes
     )  # fmt: skip
 
 

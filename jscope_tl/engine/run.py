@@ -28,7 +28,7 @@ class Settings:
         at: the names of the hook points.
         fwd_hooks: the user's.
         rules: how gradients go through norms, attention and MLPs.
-        patterns: whether Jacobians are taken with respect to the entries of attention patterns, in place of the hook points.
+        patterns: whether Jacobians are taken with respect to the entries of attention patterns too.
     """
 
     view: ModelView
@@ -49,11 +49,10 @@ class Run:
         positions: the explained positions, not negative.
         activations: at the hook points, ``[1, pos, d_in]`` each; several prompts one after the other, each filled up to the
             longest.
-        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them; or factors
-            of the entries of attention patterns, ``[1, src, (head dest)]`` layer by layer.
+        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
+        patterns: by layer the factors of the entries of its attention pattern, ``[1, src, (head dest)]``; None where they were not asked for.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
         inputs: with respect to what Jacobians are taken, and where.
-        layers: of the attention patterns in ``xs``.
         held: what was held constant.
         passes: where passes are counted.
     """
@@ -69,7 +68,7 @@ class Run:
     _logits: Float[Tensor, "n d_vocab"]
     _slope: Float[Tensor, "n d_vocab"]
     inputs: Inputs
-    layers: tuple[int, ...]
+    patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None
     held: HeldConstant
     passes: Passes
 
