@@ -3,6 +3,7 @@
 from jscope_tl import diagnostics, faithfulness, patching, views
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.batch import attribute_batch
+from jscope_tl.attribution.explain import explain
 from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.attribution.jacobian import jacobian
 from jscope_tl.attribution.paths import Line, Noise, Path, Point
@@ -17,6 +18,7 @@ from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, po
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.spectrum import Spectrum
+from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.scopes.directions import (
     ContrastiveScope,
@@ -34,11 +36,11 @@ from jscope_tl.scopes.spectral import SpectralScope
 from jscope_tl.views.report import report
 
 __all__ = [
-    "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "HeadAgreement",
+    "AlternativesScope", "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "HeadAgreement",
     "InfluencePattern", "InputError", "Line", "LogProbScope", "LogitTemperatureScope", "Noise", "Path",
     "PocketPrompt", "Point", "QuantityScope", "RandomDirectionScope", "Reduction", "Rules", "Scope", "Score",
     "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "attribute", "attribute_batch",
-    "available_scopes", "diagnostics", "faithfulness", "get_scope", "head_agreement", "influence_pattern",
+    "available_scopes", "diagnostics", "explain", "faithfulness", "get_scope", "head_agreement", "influence_pattern",
     "jacobian", "load_pocket_model", "patching", "pocket_prompts", "pocket_tasks", "register_scope", "report",
     "series", "spectrum", "views",
 ]  # fmt: skip

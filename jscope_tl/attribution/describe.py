@@ -43,6 +43,8 @@ def attribution(
     options, resolved = setup.options(), dict(score.resolved)
     if setup.scope.needs_target:
         resolved["target"] = to_str_tokens(view, [target])[0]
+    if others := setup.scope.alternatives(state):
+        resolved["alternatives"] = to_str_tokens(view, others)
     result = Attribution(
         **about(setup, state.tokens, state.x, passes or forward.passes, score.seed),
         position=state.position,

@@ -30,6 +30,6 @@ computed from the logits, subclass `QuantityScope` and return that function from
     'probability per unit of x'
 """
 
-from jscope_tl.scopes import directions, fisher, spectral
+from jscope_tl.scopes import alternatives, directions, fisher, spectral
 
-__all__ = ["directions", "fisher", "spectral"]
+__all__ = ["alternatives", "directions", "fisher", "spectral"]

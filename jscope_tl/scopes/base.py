@@ -160,6 +160,10 @@ class Scope(ABC):
         target = self.options.get("target")
         return state.to_id(target if isinstance(target, str) or whole(target) is not None else None)
 
+    def alternatives(self, state: State) -> list[int]:
+        """Ids of the tokens that the scope chose to hold its target against, for the result; none where it chose none."""
+        return []
+
     def with_target(self, token: str | int) -> "Scope":
         """The same scope of another token; a scope that explains no single token stays as it is."""
         return replace(self, target=token) if "target" in self.options else self  # type: ignore[type-var]
@@ -218,6 +222,10 @@ class FunctionScope(Scope):
     def cotangents(self, state: State) -> Any:
         """What the function returns; `rows` checks it, as it checks every scope's."""
         return self.function(state, **self.given)
+
+    def alternatives(self, state: State) -> list[int]:
+        """Ids of the tokens that the scope chose to hold its target against, for the result; none where it chose none."""
+        return []
 
     def with_target(self, token: str | int) -> "FunctionScope":
         """The same function of another token."""
