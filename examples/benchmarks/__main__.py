@@ -3,6 +3,8 @@
 `python examples/benchmarks` prints ratios, each measured within one run; it writes JSON and a figure where asked to.
 `python examples/benchmarks architectures` checks the decoder classes that TransformerLens loads, and writes the guide's table.
 `python examples/benchmarks costs MODEL` takes time and memory by prompt length.
+`python examples/benchmarks causes MODEL ...` says which methods put a validated cause on top.
+`python examples/benchmarks claims MODEL ...` takes the paper's own prompts by its scopes and by `js.explain`.
 """
 
 import argparse
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import architecture_table
+import causes
+import claims
 import costs
 import engine
 import torch
@@ -140,5 +144,9 @@ if __name__ == "__main__":
         architecture_table.main(sys.argv[2:])
     elif sys.argv[1:2] == ["costs"]:
         costs.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["causes"]:
+        causes.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["claims"]:
+        claims.main(sys.argv[2:])
     else:
         main()

@@ -1,0 +1,131 @@
+"""The command `python examples/benchmarks causes MODEL ...`: which methods put a validated cause on top, as a Markdown table.
+
+Every scope with a fixed number of rows, under all gradient rules, by norm, by dot with the input and by pattern x gradient; `js.explain`;
+and the controls: random directions, attention, leave-one-out, chance. All scopes share the forward and the backward pass of their rules.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from table_of_causes import Measured, table
+from torch import Tensor
+from tqdm import tqdm
+
+import jscope_tl as js
+from jscope_tl.attribution.setup import set_up
+from jscope_tl.engine.rules import RULES
+from jscope_tl.faithfulness.attention import last_layer, mean_of_all
+from jscope_tl.faithfulness.cases import Case, to_cases
+from jscope_tl.faithfulness.measures import MEASURES, Question, Scores
+from jscope_tl.faithfulness.protocol import CORRECTED
+from jscope_tl.model.loading import load_model
+from jscope_tl.model.view import ModelView
+from jscope_tl.scopes.factor import leading_rows
+from jscope_tl.scopes.fisher import fisher_factor
+
+MEASURED = ("known_cause", "swap", "leave_one_out")
+
+
+def scopes(prompt: Any) -> dict[str, js.Scope]:
+    """Scopes with one cotangent, by the name in the table."""
+    target = prompt.target
+    return {
+        "semantic": js.SemanticScope(target),
+        "log_prob": js.LogProbScope(target),
+        "contrastive, known alternative": js.ContrastiveScope(target, prompt.baseline),
+        "alternatives": js.AlternativesScope(target),
+        "temperature": js.TemperatureScope(),
+        "logit_temperature": js.LogitTemperatureScope(),
+        "entropy": js.EntropyScope(),
+        "random direction": js.RandomDirectionScope(seed=0),
+        "random direction, another": js.RandomDirectionScope(seed=1),
+    }
+
+
+def by_rule(model: Any, case: Case, prompt: Any, rule: str) -> Iterator[tuple[str, Float[Tensor, "pos"]]]:
+    """Scores of all scopes under one rule, from one forward pass and one chunk of rows."""
+    setup = set_up(model, js.SemanticScope(case.target), {}, at="pattern", per=None, gradient=rule, progress=False)
+    with setup.run(case.tokens, [case.position]) as (forward, backward):
+        state, d_in = forward.state(), forward.xs[0].shape[-1]
+        named = {name: scope.rows(state) for name, scope in scopes(prompt).items()}
+        factor = fisher_factor(state)
+        named["fisher, rank 4"] = leading_rows(factor, 4) * factor.size
+        both = backward.elsewhere([*forward.xs, *forward.patterns.values()], forward.y, forward.positions)
+        both.arrange = lambda rows: [torch.cat(rows, -1)]
+        rows = torch.cat(list(both.rows(torch.cat(list(named.values())))))
+    for name, own in zip(named, rows.split([len(of_one) for of_one in named.values()]), strict=True):
+        yield from _reduced(f"{name} · {rule}", own[..., :d_in], own[..., d_in:], state.x.detach())
+
+
+def _reduced(
+    name: str, gradient: Float[Tensor, "k pos d_in"], entries: Float[Tensor, "k pos entries"], x: Float[Tensor, "pos d_in"]
+) -> Iterator[tuple[str, Float[Tensor, "pos"]]]:
+    yield f"{name} · norm", gradient.square().sum((0, 2)).sqrt()
+    yield f"{name} · dot", (gradient * x).sum(-1).square().sum(0).sqrt()
+    yield f"{name} · pattern", entries[0].relu().sum(-1) if len(entries) == 1 else 0.5 * entries.square().sum((0, 2))
+
+
+def scored(model: Any, case: Case, prompt: Any, question: Question) -> Scores:
+    """Every method's scores of one prompt."""
+    left_out = torch.zeros(len(case.tokens))
+    left_out[case.candidates(False)] = torch.tensor(question.leave_one_out).float()
+    found: Scores = {
+        "explain": js.explain(model, case.tokens, case.target).scores,
+        "explain, known alternative": js.explain(model, case.tokens, case.target, prompt.baseline).scores,
+        "leave-one-out": left_out,
+        "attention, all heads": mean_of_all(model, case.tokens, case.target),
+        "attention, last layer": last_layer(model, case.tokens, case.target),
+    }
+    for rule in RULES:
+        found |= dict(by_rule(model, case, prompt, rule))
+    return {name: values.double() for name, values in found.items()}
+
+
+def measured(model: Any, truth: js.faithfulness.GroundTruth, name: str) -> Measured:
+    """All methods and measures on the prompts of one model."""
+    view, rows = ModelView(model), []
+    for prompt, case in zip(tqdm(truth, desc=name), to_cases(view, truth), strict=True):
+        question = Question(view, case, CORRECTED, case.target)
+        scores = scored(model, case, prompt, question)
+        kept = case.candidates(False)
+        chance = len({*case.causes} & {*kept}) / len(kept)
+        of_each: dict[str, dict[str, float]] = {method: {} for method in scores}
+        for measure in MEASURED:
+            for method, numbers in MEASURES[measure].function(question, scores).items():
+                of_each[method] |= {f"{measure}.{number}": value for number, value in numbers.items()}
+        rows.append({"family": prompt.family, "methods": of_each | {"chance": {"known_cause.top_1": chance}}})
+    return Measured(name, rows)
+
+
+def truth_of(model: Any, path: Path, n: int) -> js.faithfulness.GroundTruth:
+    """The validated prompts of a model, made once and kept in a file."""
+    if not path.exists():
+        families = "pocket" if path.stem == "pocket" else None
+        js.ground_truth(model, families, n).save(path)
+    return js.faithfulness.GroundTruth.load(path)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser("python examples/benchmarks causes", description=__doc__)
+    parser.add_argument("models", nargs="+", help="'pocket', HuggingFace names or local folders")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where prompts and numbers are kept")
+    parser.add_argument("--n", type=int, default=40, help="validated prompts of each family")
+    parser.add_argument("--half", choices=["tune", "report"], default="report")
+    parser.add_argument("--write", type=Path, help="write the table there, as a page of the guide")
+    given = parser.parse_args(arguments)
+    found = []
+    for name in given.models:
+        model = js.load_pocket_model() if name == "pocket" else load_model(name)
+        stem = Path(name).name
+        truth = truth_of(model, given.folder / f"{stem}.json", given.n)
+        found.append(measured(model, getattr(truth, given.half), stem))
+        found[-1].save(given.folder / f"{stem}.{given.half}.numbers.json")
+    text = table(found)
+    print(text)
+    if given.write:
+        given.write.write_text(text + "\n", encoding="utf-8")
