@@ -62,7 +62,10 @@ def by_rule(model: Any, case: Case, prompt: Any, rule: str) -> Iterator[tuple[st
 
 
 def _reduced(
-    name: str, gradient: Float[Tensor, "k pos d_in"], entries: Float[Tensor, "k pos entries"], x: Float[Tensor, "pos d_in"]
+    name: str,
+    gradient: Float[Tensor, "k pos d_in"],
+    entries: Float[Tensor, "k pos entries"],
+    x: Float[Tensor, "pos d_in"],
 ) -> Iterator[tuple[str, Float[Tensor, "pos"]]]:
     yield f"{name} · norm", gradient.square().sum((0, 2)).sqrt()
     yield f"{name} · dot", (gradient * x).sum(-1).square().sum(0).sqrt()

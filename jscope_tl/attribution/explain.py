@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from jscope_tl.engine.pattern_entries import PATTERN
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.vjp import Backward
-from jscope_tl.model.prompts import Prompt
+from jscope_tl.model.prompts import Prompt, bos_positions, to_str_tokens
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Score
 
-UNIT = "logit (a geometric mean of three; unsigned, does not add up)"
+UNIT = "share of the map (unsigned, does not add up)"
+N = 8
+"""Alternatives that are chosen."""
 
 
 @documented
@@ -34,25 +37,30 @@ def explain(
     prepend_bos: bool | None = None,
     fwd_hooks: FwdHooks = (),
     gradient: str | Rules = "attnlrp",
-    n: int = 5,
+    n: int = N,
 ) -> Attribution:
     """Which tokens of the prompt caused the model to say ``target``: gradient, and gradient times attention, under AttnLRP's rules.
 
-    Scopes say how *sensitive* a prediction is to each token's vector. On real models that is largest at tokens that the model reads at
-    all, whatever they say. Causes are found where three numbers are large together, of the quantity ``q = z_target - mean z_baseline``:
+    Scopes say how *sensitive* a prediction is to each token's vector. On real models that is large at the tokens that the model reads
+    at all, whatever they say. Causes are found where three numbers are large together, for a contrast ``q = z_target - z_a`` with a
+    token ``a`` that the model might have said instead:
 
-    ``score_s = (A_s · E_s · B_s)^(1/3)``, with ``e = P[l,h,d,s] · ∂q/∂P[l,h,d,s]`` for every entry of every attention pattern,
-    ``A_s = Σ relu(e)`` over layers, heads and destinations, ``E_s = (Σ e²)^(1/2)``, and ``B_s = ‖∂q/∂x_s‖`` at ``hook_embed`` times
-    the mean length of the prompt's embeddings. One forward and one backward pass.
+    ``m_s = (A_s² · E_s · B_s)^(1/4)``, with ``e = P[l,h,d,s] · ∂q/∂P[l,h,d,s]`` for every entry of every attention pattern,
+    ``A_s = Σ relu(e)`` and ``E_s = (Σ e²)^(1/2)`` over layers, heads and destinations, and ``B_s = ‖∂q/∂x_s‖`` at ``hook_embed``.
 
-    The number is in logits and is *not*: a norm of ``J_t`` (gradients are those of the rules), signed, or complete: scores of
-    several tokens do not add up to anything.
+    Each map is divided by its sum over the tokens other than BOS; the score is the largest over the alternatives ``a``:
+    ``score_s = max_a m_s(a) / Σ_t m_t(a)``. One forward pass, and one backward row for each alternative, all at once.
+
+    The number is a share of a map. It is *not* a norm of ``J_t`` (gradients are those of the rules), signed, or complete: scores of
+    several tokens do not add up to anything, and those of two prompts do not compare.
 
     Args:
         target: the token to explain; None: the prompt's own next token where there is one, else the most probable one.
-        baseline: what the model might have said instead, a token or several: *why this and not that*. None: the ``n`` most probable
-            others, named in ``result.options["resolved"]["alternatives"]``. A baseline of one's own finds more, above all where
-            the question is which of two (he or she, is or are).
+        baseline: what the model might have said instead, a token or several: *why this and not that*. None: ``n`` tokens like the target
+            among the most probable ones, by their columns of ``W_U`` (`AlternativesScope`, ``choice="similar"``); they are in
+            ``result.options["resolved"]["alternatives"]``. A baseline of one's own finds more, above all where the question is
+            which of two (he or she, is or are).
+        gradient: the rules, or ``"plain"``.
         n: how many alternatives are chosen.
         {shared}
 
@@ -70,29 +78,42 @@ def explain(
         [' columbia']
     """
     setup = set_up(
-        model, "alternatives", {"target": target, "baseline": baseline, "n": n}, at=PATTERN, per=None, fwd_hooks=fwd_hooks,
+        model, "alternatives", {"target": target, "baseline": baseline, "n": n, "choice": "similar"}, at=PATTERN, per=None, fwd_hooks=fwd_hooks,
         gradient=gradient, progress=False,
     )  # fmt: skip
     tokens, at = setup.prompt(prompt, prepend_bos, position)
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [at]) as (forward, backward):
-        score = Score(_causes(setup, forward, backward))
+        shares, others = _shares(setup, forward, backward), setup.scope.alternatives(forward.state())
+        values, decisive = shares.max(0)
+        against = to_str_tokens(setup.view, [others[decisive[values.argmax()]]])[0]
+        score = Score(values, resolved={"strongest_against": against})
         result = attribution(setup, forward, score, [*warnings, *backward.notes])
     where = replace(result.provenance, hook_point="hook_embed, pattern")
-    return of_prompt(
-        replace(result, scope=f"explain, gradient {setup.settings.rules.name}", unit=UNIT, provenance=where), prompt
-    )
+    name = f"explain, gradient {setup.settings.rules.name}"
+    return of_prompt(replace(result, scope=name, unit=UNIT, provenance=where), prompt)
 
 
-def _causes(setup: Setup, forward: Run, backward: Backward) -> Float[Tensor, "pos"]:
-    """The three numbers of each token, and their geometric mean."""
+def _shares(setup: Setup, forward: Run, backward: Backward) -> Float[Tensor, "alternative pos"]:
+    """A map for each alternative, divided by its sum over the tokens other than BOS."""
     state = forward.state()
+    target, others = setup.scope.target_id(state), setup.scope.alternatives(state)
+    contrasts = torch.stack([state.gradient(partial(_difference, target, other)) for other in others])
     both = backward.elsewhere([*forward.xs, *(forward.patterns or {}).values()], forward.y, forward.positions)
     both.arrange = lambda rows: [torch.cat([row.to(rows[0].device) for row in rows], -1)]
-    (rows,) = both.rows(setup.scope.rows(state))
     d_in = forward.xs[0].shape[-1]
-    gradient, entries = rows[0, :, :d_in], rows[0, :, d_in:]
-    length = state.x.detach().norm(dim=-1).mean().to(rows)
-    causes = entries.relu().sum(-1) * entries.norm(dim=-1) * gradient.norm(dim=-1) * length
-    causes[state.position + 1 :] = 0
-    return causes.pow(1 / 3)
+    maps = torch.cat([_map(rows[..., :d_in], rows[..., d_in:]) for rows in both.rows(contrasts)])
+    maps[:, state.position + 1 :] = 0
+    counted = torch.ones_like(maps[0])
+    counted[list(bos_positions(setup.view, state.tokens))] = 0
+    return maps / (maps @ counted).clamp_min(torch.finfo(maps.dtype).tiny).unsqueeze(1)
+
+
+def _difference(target: int, other: int, logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
+    return logits[target] - logits[other]
+
+
+def _map(
+    gradient: Float[Tensor, "chunk pos d_in"], entries: Float[Tensor, "chunk pos entries"]
+) -> Float[Tensor, "chunk pos"]:
+    return (entries.relu().sum(-1).square() * entries.norm(dim=-1) * gradient.norm(dim=-1)).pow(1 / 4)

@@ -4,13 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.engine.state import State
-from jscope_tl.errors import InputError, count
+from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.scopes.directions import Quantity, TargetScope
 from jscope_tl.scopes.registry import register_scope
+
+CHOICES = ("probable", "similar")
+AMONG = 100
+"""Most probable tokens that similar ones are chosen among."""
 
 
 @register_scope("alternatives")
@@ -24,9 +29,12 @@ class AlternativesScope(TargetScope):
     Args:
         target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
             most probable one.
-        baseline: the alternatives: a token or several; None: the ``n`` most probable tokens other than the target, which
+        baseline: the alternatives: a token or several; None: ``n`` are chosen, which
             ``result.options["resolved"]["alternatives"]`` names.
         n: how many are chosen.
+        choice: ``"probable"``: the most probable tokens other than the target. ``"similar"``: of the `AMONG` most probable those whose
+            columns of ``W_U``, less their mean, have the largest cosine with the target's: tokens of its kind, as other names are
+            for a name and " are" is for " is".
 
     Raises:
         InputError: a token that is not exactly one, or the target among the alternatives.
@@ -42,27 +50,42 @@ class AlternativesScope(TargetScope):
 
     baseline: str | int | Sequence[str | int] | None = None
     n: int = 5
+    choice: str = "probable"
     unit = "logit per unit of x"
     moves_along = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", count("n", self.n, 1))
+        if not isinstance(self.choice, str) or self.choice not in CHOICES:
+            raise InputError(
+                f"choice is one of {', '.join(CHOICES)}; got {self.choice!r}.{nearest(str(self.choice), CHOICES)}"
+            )
         if isinstance(self.baseline, list | tuple):
             if not self.baseline:
-                raise InputError("baseline is a token, several, or None for the most probable others; got none at all.")
+                raise InputError("baseline is a token, several, or None to have some chosen; got none at all.")
             object.__setattr__(self, "baseline", tuple(self.baseline))
 
     def alternatives(self, state: State) -> list[int]:
         """Ids of what the target is held against."""
         target = self.target_id(state)
         if self.baseline is None:
-            best = state.logits.detach().topk(min(self.n + 1, len(state.logits))).indices.tolist()
-            return [token for token in best if token != target][: self.n]
+            return self._chosen(state, target)
         given: Any = self.baseline if isinstance(self.baseline, tuple) else (self.baseline,)
         ids = list(dict.fromkeys(state.to_id(token) for token in given))
         if target in ids:
             raise InputError(f"target and baseline are the same token (id {target}); their difference is always 0.")
         return ids
+
+    def _chosen(self, state: State, target: int) -> list[int]:
+        logits = state.logits.detach()
+        among = self.n if self.choice == "probable" else max(AMONG, self.n)
+        best = logits.topk(min(among + 1, len(logits))).indices
+        best = best[best != target][:among]
+        if self.choice == "similar":
+            columns = state.W_U.detach()[:, torch.cat([best.new_tensor([target]), best])].float()
+            columns = columns - state.W_U.detach().float().mean(1, keepdim=True)
+            best = best[torch.cosine_similarity(columns[:, :1], columns[:, 1:], dim=0).argsort(descending=True)]
+        return [int(token) for token in best[: self.n]]
 
     def quantity(self, state: State) -> Quantity:
         """The target's logit less the mean of the alternatives'."""
