@@ -55,7 +55,7 @@ class Backward:
         notes: what happened, for the result's warnings.
     """
 
-    xs: Sequence[Float[Tensor, "1 pos d_in"]]
+    xs: Sequence[Float[Tensor, "1 pos _"]]
     y: Float[Tensor, "n d_model"]
     positions: Sequence[int]
     chunk_size: int | None = None
@@ -73,7 +73,7 @@ class Backward:
     _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
 
     def elsewhere(
-        self, xs: Sequence[Float[Tensor, "1 pos d_in"]], y: Float[Tensor, "n d_model"], positions: Sequence[int]
+        self, xs: Sequence[Float[Tensor, "1 pos _"]], y: Float[Tensor, "n d_model"], positions: Sequence[int]
     ) -> "Backward":
         """The backward passes through another forward pass: the same settings, counted together, no bar of their own."""
         return Backward(

@@ -1,0 +1,132 @@
+"""`js.explain` and the alternatives that it chooses, against what other calls say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jscope_tl as js
+from tests import models
+from tests.models import TOKENS
+
+PROMPT = "tom loves korean food . he grew up in the south and goes to columbia . at school he is a"
+
+
+def share(model: Any, prompt: Any, target: Any, baseline: Any, gradient: Any = "attnlrp") -> torch.Tensor:
+    """The map of one contrast, from four calls of `js.attribute`."""
+
+    def twice(state: js.State) -> torch.Tensor:
+        """Two cotangents, one of them nothing, are scored by half the sum of squares."""
+        (row,) = js.ContrastiveScope(target, baseline).rows(state)
+        return torch.stack([row, torch.zeros_like(row)])
+
+    options = {"target": target, "baseline": baseline, "gradient": gradient}
+    positive = js.attribute(model, prompt, "contrastive", at="pattern", **options).scores
+    energy = (2 * js.attribute(model, prompt, twice, at="pattern", gradient=gradient).scores).sqrt()
+    norm = js.attribute(model, prompt, "contrastive", **options)
+    found = (positive**2 * energy * norm.scores) ** 0.25
+    return found / (found.sum() - found[list(norm.bos_positions)].sum())
+
+
+def test_one_alternative_is_one_map(llama: Any) -> None:
+    result = js.explain(llama, TOKENS, 5, 7)
+    torch.testing.assert_close(result.scores, share(llama, TOKENS, 5, 7), rtol=2e-5, atol=1e-7)
+    assert result.options["resolved"]["alternatives"] == [result.options["resolved"]["strongest_against"]]
+    assert (result.provenance.n_forward, result.provenance.n_backward) == (1, 1)
+
+
+@pytest.mark.parametrize("gradient", ["plain", "relp", js.Rules(mlp="secant")])
+def test_several_give_the_largest_share(llama: Any, gradient: Any) -> None:
+    result = js.explain(llama, TOKENS, 5, [7, 8, 9], gradient=gradient)
+    maps = torch.stack([share(llama, TOKENS, 5, other, gradient) for other in (7, 8, 9)])
+    torch.testing.assert_close(result.scores, maps.amax(0), rtol=2e-5, atol=1e-7)
+    assert result.provenance.n_backward == 3
+
+
+def test_alternatives_are_chosen_and_named(pocket: Any) -> None:
+    result = js.explain(pocket, PROMPT, " liberal")
+    chosen = result.options["resolved"]["alternatives"]
+    assert len(chosen) == 8
+    assert " conservative" in chosen
+    assert result.options["resolved"]["strongest_against"] in chosen
+    assert result.top(1)[0].str_token == " columbia"
+
+
+def test_similar_and_probable_alternatives_by_hand(llama: Any) -> None:
+    logits = js.attribute(llama, TOKENS, lambda state: state.gradient(lambda z: z[0])).prediction
+    probable = js.attribute(llama, TOKENS, "alternatives", target=5, n=4).options["resolved"]["alternatives"]
+    assert probable == [token.str_token for token in logits.top if token.token != 5][:4]
+
+    W = llama.W_U.detach().double()
+    W = W - W.mean(1, keepdim=True)
+    cosines = (W[:, 5] @ W) / W.norm(dim=0)
+    cosines[5] = -2
+    view_ids: list[int] = []
+    js.attribute(
+        llama, TOKENS, lambda state: view_ids.extend(state.logits.topk(101).indices.tolist()) or state.y * 0 + 1
+    )
+    among = [token for token in view_ids if token != 5][:100]
+    expected = sorted(among, key=lambda token: -float(cosines[token]))[:3]
+    scope = js.AlternativesScope(5, n=3, choice="similar")
+    chosen: list[int] = []
+    js.attribute(llama, TOKENS, lambda state: chosen.extend(scope.alternatives(state)) or state.y * 0 + 1)
+    assert chosen == expected
+
+
+def test_the_mean_of_alternatives_is_the_scopes_quantity(llama: Any) -> None:
+    """With one it is the contrast; the effect of a change is that of the logits."""
+    one = js.attribute(llama, TOKENS, "alternatives", target=5, baseline=7)
+    torch.testing.assert_close(one.scores, js.attribute(llama, TOKENS, "contrastive", target=5, baseline=7).scores)
+
+    def mean(state: js.State) -> torch.Tensor:
+        return state.gradient(lambda z: z[5] - (z[7] + z[8]) / 2)
+
+    two = js.attribute(llama, TOKENS, "alternatives", target=5, baseline=[7, 8])
+    torch.testing.assert_close(two.scores, js.attribute(llama, TOKENS, mean).scores)
+
+
+def test_only_what_lies_before_counts(llama: Any) -> None:
+    result = js.explain(llama, TOKENS, 5, position=3)
+    assert result.position == 3
+    assert not result.scores[4:].any()
+    torch.testing.assert_close(result.scores[:4], js.explain(llama, TOKENS[:4], 5).scores)
+
+
+def test_it_explains_a_patched_model(llama: Any) -> None:
+    hooks = [("blocks.0.hook_resid_post", lambda x, hook: 2 * x)]
+    assert not torch.allclose(
+        js.explain(llama, TOKENS, 5, 7, fwd_hooks=hooks).scores, js.explain(llama, TOKENS, 5, 7).scores
+    )
+
+
+def test_a_result_says_what_it_is_and_is_kept(llama: Any, tmp_path: Path) -> None:
+    result = js.explain(llama, TOKENS, 5)
+    assert "attnlrp" in repr(result)
+    assert "does not add up" in result.unit
+    again = js.Attribution.load(result.save(tmp_path / "map.safetensors"))
+    torch.testing.assert_close(again.scores, result.scores)
+    assert again.options == result.options
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"target": 5, "baseline": 5}, "same token"),
+        ({"target": 5, "baseline": []}, "none at all"),
+        ({"target": 5, "baseline": [7, 10**6]}, "1000000"),
+        ({"target": 5, "n": 0}, "n is"),
+        ({"target": 5, "gradient": "lrp"}, "There are no gradient rules 'lrp'"),
+    ],
+)
+def test_what_cannot_be_explained_changes_nothing(llama: Any, given: dict[str, Any], message: str) -> None:
+    js.attribute(llama, TOKENS)
+    before = models.snapshot(llama)
+    with pytest.raises(js.InputError, match=message):
+        js.explain(llama, TOKENS, **given)
+    assert models.snapshot(llama) == before
+
+
+def test_choices_have_names(llama: Any) -> None:
+    with pytest.raises(js.InputError, match="choice is one of probable, similar"):
+        js.attribute(llama, TOKENS, "alternatives", choice="similiar")
