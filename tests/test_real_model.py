@@ -52,7 +52,11 @@ PROMPTS = {
 
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_gradients_are_those_of_float64(smollm2: Any, name: str) -> None:
-    """Gradient x input and norms; float32 leaves up to 8e-6 after 30 layers, and 3e-5 in small products of large terms."""
+    """Norms to 2e-5, gradient x input to 5e-5.
+
+    Float32 leaves up to 8e-6 in norms after 30 layers, and 3e-5 in products, whose terms are larger than their sum; each
+    bound has room for CPUs that add in another order.
+    """
     hf, wrong = in_float64(), {}
     for prompt, word in PROMPTS.items():
         tokens, target = smollm2.to_tokens(prompt)[0], smollm2.to_single_token(word)
@@ -66,7 +70,7 @@ def test_gradients_are_those_of_float64(smollm2: Any, name: str) -> None:
         for reduction, scores in expected.items():
             found = js.attribute(smollm2, tokens, name, reduction=reduction, **options).scores
             difference = relative_difference(found, scores)
-            if difference > (1e-5 if reduction == "row_norm" or options else 5e-5):
+            if difference > (2e-5 if reduction == "row_norm" else 5e-5):
                 wrong[prompt, reduction] = difference
     assert not wrong
 
