@@ -17,7 +17,7 @@ import jscope_tl as js
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.pocket.load import pocket_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__main__")

@@ -10,12 +10,8 @@ import pytest
 
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.pocket.load import pocket_folder
-from tests.models import has_hooked
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(has_hooked(), reason="case studies do not depend on the TransformerLens line: they run on 4.x"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 
 FOLDER = Path(__file__).parents[1] / "examples" / "case_studies"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
@@ -28,7 +24,6 @@ def run(*command: str, cwd: Path | None = None) -> str:
         "PYTHONPATH": str(FOLDER.parents[1]),
         "MPLBACKEND": "Agg",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=env, encoding="utf-8", cwd=cwd

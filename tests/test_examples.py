@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -19,7 +19,6 @@ def run(name: str, *arguments: str) -> str:
         "PYTHONPATH": str(EXAMPLES.parent),
         "MPLBACKEND": "Agg",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=env, encoding="utf-8")

@@ -12,6 +12,8 @@ import pytest
 import jscope_tl as js
 from jscope_tl.cli.command import parser
 
+pytestmark = pytest.mark.newest_line
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -28,7 +30,7 @@ def test_python_blocks_run_and_print_what_they_show() -> None:
 def test_the_two_commands_are_the_first_two() -> None:
     run_it, test_it = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:2]
     assert run_it.startswith("pip install . && jscope ")
-    assert test_it == 'pip install ".[dev]" && pytest\n'
+    assert test_it == 'pip install ".[dev]" && pytest -n auto\n'
     assert "readme_command 1" in (ROOT / ".ci" / "run").read_text()
     parser().parse_args(re.findall(r'"[^"]*"|\S+', run_it.partition("jscope ")[2]))
 

@@ -23,6 +23,8 @@ from jscope_tl.results import files as storage
 from jscope_tl.results.files import SCHEMA, Saved
 from tests.models import TOKENS
 
+pytestmark = pytest.mark.newest_line
+
 PROMPT = "the keys to the cabinet near the doors"
 PAIR = ("the keys near the door", "the key near the door")
 SAMPLED = {"method": "sampled", "rank": 2, "probes": 4, "seed": 3}

@@ -11,6 +11,8 @@ import pytest
 
 import jscope_tl
 
+pytestmark = pytest.mark.newest_line
+
 ROOT = Path(jscope_tl.__file__).parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "jscope_tl.") if not name.endswith("__main__")]
 FLOW = [

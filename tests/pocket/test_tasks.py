@@ -11,6 +11,8 @@ from jscope_tl.pocket import words as w
 from jscope_tl.pocket.corpus import Document
 from jscope_tl.pocket.tasks import TASKS, documents
 
+pytestmark = pytest.mark.newest_line
+
 PLURAL_TO_SINGULAR = {many: one for one, many in w.SINGULAR_TO_PLURAL.items()}
 NOUNS = set(w.NOUN_FORMS)
 KINDS: list[Sequence[str]] = [

@@ -12,7 +12,7 @@ from jscope_tl.scopes import trace
 from jscope_tl.scopes.budget import Budget, Tolerance
 from jscope_tl.scopes.factor import Matrix, leading_directions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 
 
 def linear(J: torch.Tensor) -> VJP:

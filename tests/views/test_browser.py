@@ -11,7 +11,7 @@ import jscope_tl as js
 from jscope_tl.results.text import visible
 from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 
 TOKEN = ".colored-tokens > span"
 

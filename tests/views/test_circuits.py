@@ -13,6 +13,8 @@ import jscope_tl as js
 from jscope_tl.views import circuitsvis_views as circuits
 from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
 
+pytestmark = pytest.mark.newest_line
+
 tokens, attention = inspect.unwrap(js.views.tokens), inspect.unwrap(js.views.attention)
 
 

@@ -16,6 +16,8 @@ from tests.views.results import PROMPT, pattern_of, with_tokens
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+pytestmark = pytest.mark.newest_line
+
 NUMBERS = [29, 35, 41, 47, 53, 59, 53, 47]
 
 

@@ -13,6 +13,8 @@ from jscope_tl.results.rows import JacobianRows
 from tests.views.results import NASTY
 from tests.views.test_views import EVIL, Text
 
+pytestmark = pytest.mark.newest_line
+
 PAIR = ("the keys near the door", "the key near the door")
 
 

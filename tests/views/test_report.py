@@ -12,6 +12,8 @@ import torch
 import jscope_tl as js
 from tests.views.results import NASTY, PROMPT, attention_of, pattern_of, with_tokens
 
+pytestmark = pytest.mark.newest_line
+
 report = inspect.unwrap(js.report)
 
 

@@ -9,6 +9,8 @@ import pytest
 import jscope_tl as js
 from tests.models import TOKENS
 
+pytestmark = pytest.mark.newest_line
+
 
 @pytest.mark.parametrize("k", [2, 6])
 def test_bars_add_up_to_the_energy(pocket: Any, k: int) -> None:

@@ -13,6 +13,8 @@ from rich.text import Text
 import jscope_tl as js
 from jscope_tl.views.terminal import STEPS, coloured_prompt, show
 
+pytestmark = pytest.mark.newest_line
+
 SYSTEMS = ["truecolor", "256", "standard", "no colour"]
 
 

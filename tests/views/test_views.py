@@ -15,6 +15,8 @@ from jscope_tl.results.text import percent, score_text
 from jscope_tl.views.scale import scale_of
 from jscope_tl.views.terminal import show
 
+pytestmark = pytest.mark.newest_line
+
 NASTY = ["<bos>", " <s>", " </script>", " \"quoted\" & 'single'", "\n", " 🙂", "\t", " [bold]rich[/bold]"]
 
 
