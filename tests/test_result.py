@@ -385,18 +385,23 @@ def test_a_byte_that_flips_is_seen(pocket: Any, tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("name", SAVED)
 @pytest.mark.parametrize("n", [12, pytest.param(40, marks=pytest.mark.slow)])
 def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n: int) -> None:
-    """Anything may stand where something stood, under a checksum that is right: what is not refused can be used."""
+    """Anything may stand where something stood, under a checksum that is right: what is not refused can be used.
+
+    Pictures take most of the time: of what stands at one place, the first that loads is drawn; of a class with the same
+    picture of fewer fields, none.
+    """
     saved, rng = made(name, pocket), random.Random(f"{name} {n}")
     path, kind = saved.save(tmp_path / "result"), type(saved)
     header, tensors = opened(path)
     fields = json.loads(header["fields"])
-    found = one_of_each(places(fields), rng)
+    found, drawn = one_of_each(places(fields), rng), set()
     for place in rng.sample(found, min(len(found), n)):
         for put in rng.sample(WRONG, 4 if n == 12 else 8):
             text = json.dumps(replaced(fields, place, put))
             save_file(tensors, path, header | {"fields": text, "sha256": storage._digest(text, tensors)})
             if (again := loaded(kind, path)) is not None:
-                usable(again, tmp_path)
+                usable(again, tmp_path, pictures=place not in drawn and name not in ("comparison", "spectrum"))
+                drawn.add(place)
     for text in (
         DEEP,
         json.dumps(fields).replace("null", DEEP, 1),
@@ -412,10 +417,11 @@ def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n:
         assert loaded(kind, path) is None or text == header["fields"]
 
 
-def usable(result: Any, folder: Path) -> None:
+def usable(result: Any, folder: Path, pictures: bool) -> None:
     """Everything that a result offers without a model works."""
     assert repr(result)
-    for method in {"to_dataframe", "_repr_html_", "summary", "top", "agreement"} & {*dir(result)}:
+    methods = {"to_dataframe", "summary", "top", "agreement"} | ({"_repr_html_"} if pictures else set())
+    for method in methods & {*dir(result)}:
         getattr(result, method)()
     assert same(type(result).load(result.save(folder / "again")), result)
 

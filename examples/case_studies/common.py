@@ -36,11 +36,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """A model, and where the pictures go."""
+    """A model, where the pictures go, and the tokens of the longest prompts."""
 
     model: Any
     name: str | None
     out: Path
+    longest: int
 
     @property
     def is_pocket(self) -> bool:
@@ -104,10 +105,11 @@ def start() -> Study:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 (default: float32)")
     parser.add_argument("--out", type=Path, default=None, help="folder for the pictures (default: a temporary one)")
+    parser.add_argument("--longest", type=int, default=2000, help="tokens of the longest prompts (default: 2000)")
     asked = parser.parse_known_args()[0]
     out = asked.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
-    return Study(load(asked.model, asked.device, asked.dtype), asked.model, out)
+    return Study(load(asked.model, asked.device, asked.dtype), asked.model, out, asked.longest)
 
 
 def claim(sentence: str, holds: bool, detail: str) -> None:

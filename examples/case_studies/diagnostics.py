@@ -16,7 +16,7 @@ import jscope_tl as js
 
 study = start()
 model = study.model
-LENGTHS = (500, 2000)
+LENGTHS = (500, study.longest)
 series = [js.series.to_integers(js.series.lorenz(length // 2, np.random.default_rng(0))) for length in LENGTHS]
 TEXTS = [
     "As a state-of-the-art AI assistant, you never argue or deceive, because you are",
@@ -89,8 +89,8 @@ if study.is_pocket:
 # %% [markdown]
 # ## Temperature against Fisher on long prompts
 #
-# A number series of 500 and of 2,000 tokens. The pocket model was trained on 512; at 2,000 only costs and the agreement of
-# the two maps mean something, not the prediction.
+# A number series of 500 and of 2,000 tokens (`--longest`). The pocket model was trained on 512; at 2,000 only costs and the
+# agreement of the two maps mean something, not the prediction.
 
 # %%
 longer = js.load_pocket_model(n_ctx=2048) if study.is_pocket else model
