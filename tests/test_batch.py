@@ -31,11 +31,11 @@ def same(one: js.Attribution, other: js.Attribution, rtol: float = 1e-5) -> None
 @pytest.mark.parametrize("scope", oracles.SCOPES)
 def test_results_are_those_of_one_by_one(tiny: Tiny, scope: str) -> None:
     options = NEED.get(scope, {})
+    alone = [js.attribute(tiny.model, prompt, scope, **options) for prompt in PROMPTS]
     for batch_size in (2, 16):
-        many = list(js.attribute_batch(tiny.model, PROMPTS, scope, batch_size=batch_size, **options))
-        assert len(many) == len(PROMPTS)
-        for prompt, result in zip(PROMPTS, many, strict=True):
-            same(js.attribute(tiny.model, prompt, scope, **options), result, rtol=3e-5)
+        many = js.attribute_batch(tiny.model, PROMPTS, scope, batch_size=batch_size, **options)
+        for one, result in zip(alone, many, strict=True):
+            same(one, result, rtol=3e-5)
 
 
 def test_double_precision_agrees_to_the_last_digits(kind: str) -> None:

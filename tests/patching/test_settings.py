@@ -63,6 +63,7 @@ def test_bos_is_never_chosen(pocket: Any) -> None:
         assert result.effects[:, 1:].isfinite().all()
 
 
+@pytest.mark.newest_line
 @pytest.mark.parametrize("method", [{"method": "sampled", "rank": 4, "probes": 6}, {"method": "auto", "rtol": 0.3}])
 def test_estimated_fisher(llama: Any, method: dict[str, Any]) -> None:
     """Scores are those of `attribute`; predictions come near those of the exact rows."""

@@ -88,11 +88,13 @@ def test_classes_that_are_not_there() -> None:
         js.load_pocket_model.__wrapped__("brige")
 
 
+@pytest.mark.newest_line
 @pytest.mark.parametrize("task", [task for task in js.pocket_tasks() if task != "series"])
 def test_held_out_accuracy(hf: Any, training: ModuleType, ids: dict[str, int], task: str) -> None:
     assert training.accuracy(hf, ids, task, 200) >= 0.95
 
 
+@pytest.mark.newest_line
 def test_series_beat_repeating_the_last_value(hf: Any, training: ModuleType, ids: dict[str, int]) -> None:
     errors = training.series_errors(hf, ids, 40)
     for kind in ("lorenz", "logistic", "sine"):
@@ -101,6 +103,7 @@ def test_series_beat_repeating_the_last_value(hf: Any, training: ModuleType, ids
     assert errors["brownian"]["model"] < 1.2 * errors["brownian"]["last_value"]
 
 
+@pytest.mark.newest_line
 def test_the_training_script_runs(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--steps", "2", "--eval-documents", "8", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])})

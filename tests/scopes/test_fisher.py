@@ -147,6 +147,7 @@ def test_certain_predictions_score_zero() -> None:
     assert (fisher_factor(torch.randn(9, 5), p) == 0).all()
 
 
+@pytest.mark.newest_line
 @pytest.mark.parametrize("method", [{"method": "sampled", "rank": 2}, {"method": "krylov", "rank": 4, "images": 2}])
 def test_estimates_over_many_seeds(llama: Any, method: dict[str, Any]) -> None:
     """The mean over seeds is the exact score, and the stated standard error is the spread that is seen or somewhat more:
