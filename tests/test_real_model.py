@@ -76,6 +76,7 @@ def test_gradients_are_those_of_float64(smollm2: Any, prompt: str) -> None:
     assert not wrong
 
 
+@pytest.mark.newest_line
 def test_fisher_is_as_near_to_the_whole_trace_as_it_says(smollm2: Any) -> None:
     """On the positions that make up 95 % of the total, and in the order of the ten highest."""
     exact = js.attribute(smollm2, PROMPT, "fisher", method="exact", progress=False).scores

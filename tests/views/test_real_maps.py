@@ -7,7 +7,7 @@ import pytest
 
 import jscope_tl as js
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.newest_line]
 
 PROMPT = "Tom loves Korean food. He grew up in the South and goes to Columbia. He is a"
 PAIR = "When Mary and John went to the store, John gave a drink to"
