@@ -59,15 +59,20 @@ def hf_config(family: str) -> Any:
     )  # fmt: skip
 
 
-@functools.cache
 def hf_model(family: str, dtype: torch.dtype = torch.float32, spread: float = 0.15) -> Any:
-    """Random weights, norm gains and biases, so that nothing is 0 or 1 by initialisation."""
+    """Random weights, norm gains and biases, so that nothing is 0 or 1 by initialisation. Shared: not to be changed."""
+    return _hf_model(family, dtype, spread)
+
+
+@functools.cache
+def _hf_model(family: str, dtype: torch.dtype, spread: float) -> Any:
     classes = {
         "gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "pythia": GPTNeoXForCausalLM, "gemma2": Gemma2ForCausalLM
     }  # fmt: skip
     config = hf_config(family)
     config._attn_implementation = "eager"
-    model = classes[family](config)
+    with torch.random.fork_rng():  # whichever test comes first finds the random state as it was
+        model = classes[family](config)
     generator = torch.Generator().manual_seed(FAMILIES.index(family))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
