@@ -30,6 +30,7 @@ def cells(text: str, name: str) -> dict[str, str]:
     return dict(zip(rows[0], next(row for row in rows if row[0] == name), strict=True))
 
 
+@pytest.mark.slow
 def test_two_architectures(table: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One with everything, one without attention."""
     path = tmp_path / "guide" / "table.md"

@@ -215,6 +215,7 @@ def slower(monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int] | None = No
     return seen
 
 
+@pytest.mark.slow
 def test_cheap_methods_come_first_and_dear_ones_are_announced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +239,7 @@ def test_cheap_methods_come_first_and_dear_ones_are_announced(
         assert sorted(same, key=str) == sorted(expected, key=str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop_at", "kept", "n", "message"),
     [

@@ -388,19 +388,20 @@ def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n:
     """Anything may stand where something stood, under a checksum that is right: what is not refused can be used.
 
     Pictures take most of the time: of what stands at one place, the first that loads is drawn; of a class with the same
-    picture of fewer fields, none.
+    picture of fewer fields, and in the short run, none.
     """
     saved, rng = made(name, pocket), random.Random(f"{name} {n}")
     path, kind = saved.save(tmp_path / "result"), type(saved)
     header, tensors = opened(path)
     fields = json.loads(header["fields"])
     found, drawn = one_of_each(places(fields), rng), set()
+    drawing = n == 40 and name not in ("comparison", "spectrum")
     for place in rng.sample(found, min(len(found), n)):
         for put in rng.sample(WRONG, 4 if n == 12 else 8):
             text = json.dumps(replaced(fields, place, put))
             save_file(tensors, path, header | {"fields": text, "sha256": storage._digest(text, tensors)})
             if (again := loaded(kind, path)) is not None:
-                usable(again, tmp_path, pictures=place not in drawn and name not in ("comparison", "spectrum"))
+                usable(again, tmp_path, pictures=drawing and place not in drawn)
                 drawn.add(place)
     for text in (
         DEEP,
