@@ -51,7 +51,10 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @functools.cache
 def shared_tiny(kind: str, family: str, dtype: torch.dtype = torch.float32) -> models.Tiny:
-    return models.tiny(kind, family, dtype)
+    tiny = models.tiny(kind, family, dtype)
+    with torch.no_grad():
+        tiny.model.run_with_cache(models.TOKENS[None])  # TransformerLens puts hooks of its own on a model the first time
+    return tiny
 
 
 @functools.cache
