@@ -143,10 +143,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-documents", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     random.seed(args.seed)
     torch.manual_seed(args.seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=build_tokenizer(), bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNK,
         model_max_length=512, clean_up_tokenization_spaces=False, add_bos_token=True,

@@ -53,7 +53,9 @@ def family(request: pytest.FixtureRequest) -> str:
 def shared_tiny(kind: str, family: str, dtype: torch.dtype = torch.float32) -> models.Tiny:
     tiny = models.tiny(kind, family, dtype)
     with torch.no_grad():
-        tiny.model.run_with_cache(models.TOKENS[None])  # TransformerLens puts hooks of its own on a model the first time
+        tiny.model.run_with_cache(
+            models.TOKENS[None]
+        )  # TransformerLens puts hooks of its own on a model the first time
     return tiny
 
 
