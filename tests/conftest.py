@@ -52,10 +52,8 @@ def family(request: pytest.FixtureRequest) -> str:
 @functools.cache
 def shared_tiny(kind: str, family: str, dtype: torch.dtype = torch.float32) -> models.Tiny:
     tiny = models.tiny(kind, family, dtype)
-    with torch.no_grad():
-        tiny.model.run_with_cache(
-            models.TOKENS[None]
-        )  # TransformerLens puts hooks of its own on a model the first time
+    with torch.no_grad():  # TransformerLens puts hooks of its own on a model the first time
+        tiny.model.run_with_cache(models.TOKENS[None])
     return tiny
 
 

@@ -105,18 +105,8 @@ def test_series_beat_repeating_the_last_value(hf: Any, training: ModuleType, ids
 
 @pytest.mark.newest_line
 def test_the_training_script_runs(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--steps",
-        "2",
-        "--eval-documents",
-        "8",
-        "--threads",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
+    options = "--steps 2 --eval-documents 8 --threads 1 --out".split()
+    command = [sys.executable, str(SCRIPT), *options, str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])})
     card = json.loads((tmp_path / "card.json").read_text())
     assert set(card["accuracy"]) == set(js.pocket_tasks()) - {"series"}
