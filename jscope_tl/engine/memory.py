@@ -3,7 +3,7 @@
 import weakref
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ GPU_SHARE = 0.25
 """Of an accelerator's free memory."""
 
 
+@no_type_check  # its methods and the two functions below run at every operation of torch
 class LiveBytes(TorchDispatchMode):
     """The largest sum of tensors that were made inside and alive at one time, in bytes.
 
@@ -53,10 +54,12 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+@no_type_check
 def _has_storage(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.layout == torch.strided
 
 
+@no_type_check
 def _storage(x: torch.Tensor) -> int:
     return x.untyped_storage()._cdata
 
