@@ -5,7 +5,8 @@ and the controls: random directions, attention, leave-one-out, chance. All scope
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def _reduced(
     yield f"{name} · pattern", entries[0].relu().sum(-1) if len(entries) == 1 else 0.5 * entries.square().sum((0, 2))
 
 
-def scored(model: Any, case: Case, prompt: Any, question: Question) -> Scores:
-    """Every method's scores of one prompt."""
+def scored(model: Any, case: Case, prompt: Any, question: Question, rules: Sequence[str]) -> Scores:
+    """Every method's scores of one prompt; scopes under these rules."""
     left_out = torch.zeros(len(case.tokens))
     left_out[case.candidates(False)] = torch.tensor(question.leave_one_out).float()
     found: Scores = {
@@ -83,17 +84,17 @@ def scored(model: Any, case: Case, prompt: Any, question: Question) -> Scores:
         "attention, all heads": mean_of_all(model, case.tokens, case.target),
         "attention, last layer": last_layer(model, case.tokens, case.target),
     }
-    for rule in RULES:
+    for rule in rules:
         found |= dict(by_rule(model, case, prompt, rule))
     return {name: values.double() for name, values in found.items()}
 
 
-def measured(model: Any, truth: js.faithfulness.GroundTruth, name: str) -> Measured:
+def measured(model: Any, truth: js.faithfulness.GroundTruth, name: str, rules: Sequence[str]) -> Measured:
     """All methods and measures on the prompts of one model."""
     view, rows = ModelView(model), []
     for prompt, case in zip(tqdm(truth, desc=name), to_cases(view, truth), strict=True):
         question = Question(view, case, CORRECTED, case.target)
-        scores = scored(model, case, prompt, question)
+        scores = scored(model, case, prompt, question, rules)
         kept = case.candidates(False)
         chance = len({*case.causes} & {*kept}) / len(kept)
         of_each: dict[str, dict[str, float]] = {method: {} for method in scores}
@@ -112,12 +113,27 @@ def truth_of(model: Any, path: Path, n: int) -> js.faithfulness.GroundTruth:
     return js.faithfulness.GroundTruth.load(path)
 
 
+def few(truth: js.faithfulness.GroundTruth, most: int) -> js.faithfulness.GroundTruth:
+    """The first prompts of each family, spread over its templates."""
+    kept = [prompt for name in truth.yields for prompt in _spread(truth.family(name).prompts, most)]
+    return replace(truth, prompts=tuple(kept))
+
+
+def _spread(prompts: Sequence[Any], most: int) -> list[Any]:
+    step = max(1.0, len(prompts) / most)
+    return [prompts[int(i * step)] for i in range(min(most, len(prompts)))]
+
+
 def main(arguments: list[str]) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser("python examples/benchmarks causes", description=__doc__)
     parser.add_argument("models", nargs="+", help="'pocket', HuggingFace names or local folders")
     parser.add_argument("--folder", type=Path, default=Path(), help="where prompts and numbers are kept")
     parser.add_argument("--n", type=int, default=40, help="validated prompts of each family")
+    parser.add_argument("--most", type=int, default=40, help="prompts of each family that are measured on")
+    parser.add_argument(
+        "--rules", nargs="*", choices=[*RULES], default=[*RULES], help="of scopes; none leaves scopes out"
+    )
     parser.add_argument("--half", choices=["tune", "report"], default="report")
     parser.add_argument("--write", type=Path, help="write the table there, as a page of the guide")
     given = parser.parse_args(arguments)
@@ -126,7 +142,7 @@ def main(arguments: list[str]) -> None:
         model = js.load_pocket_model() if name == "pocket" else load_model(name)
         stem = Path(name).name
         truth = truth_of(model, given.folder / f"{stem}.json", given.n)
-        found.append(measured(model, getattr(truth, given.half), stem))
+        found.append(measured(model, few(getattr(truth, given.half), given.most), stem, given.rules))
         found[-1].save(given.folder / f"{stem}.{given.half}.numbers.json")
     text = table(found)
     print(text)
