@@ -96,7 +96,7 @@ def smollm2(kind: str) -> Any:
 @pytest.fixture(scope="module")
 def architectures() -> Iterator[Any]:
     """The benchmark's module of that name; its folder makes the files top-level modules."""
-    names = ("architectures", "architecture_table", "oracle", "tiny_models")
+    names = ("architectures", "architecture_table", "oracle", "rules_oracle", "tiny_models")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
         for name in names:

@@ -31,7 +31,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 VALUES: dict[str, Any] = {
     "position": -2, "at": "blocks.1.hook_resid_pre", "prepend_bos": None, "fwd_hooks": [("hook_embed", lambda x, hook: 2 * x)],
-    "reduction": "dot", "path": js.Line(steps=2), "frozen": ("attn", "norm"), "chunk_size": 2, "matmul_precision": "highest",
+    "reduction": "dot", "path": js.Line(steps=2), "gradient": "attnlrp", "frozen": ("attn", "norm"), "chunk_size": 2, "matmul_precision": "highest",
     "progress": False,
 }  # fmt: skip
 

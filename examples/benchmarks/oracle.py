@@ -7,13 +7,14 @@ model's dtype are computed in float64 too.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from jaxtyping import Float, Int
+from rules_oracle import Patterns, ruled
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -29,6 +30,7 @@ class Forward:
     layers: list[list[Float[Tensor, "pos d_model"]]]
     y: Float[Tensor, "pos d_model"]
     logits: Float[Tensor, "pos d_vocab"]
+    patterns: Patterns = field(default_factory=list)
 
 
 def in_float64(hf: Any) -> Any:
@@ -41,12 +43,14 @@ def forward(
     tokens: Int[Tensor, "pos"],
     frozen: tuple[str, ...] = (),
     replaced: tuple[int, int, Float[Tensor, "d_model"]] | None = None,
+    rules: tuple[str, str] | None = None,
 ) -> Forward:
     """Run the model once.
 
     Args:
         frozen: ``"attn"`` takes attention patterns off the graph, ``"norm"`` norm scales.
         replaced: a decoder layer, a position, and what the layer reads there instead.
+        rules: for attention and MLPs, with patterns kept; see `rules_oracle`.
     """
     kept: dict[str, Any] = {"layers": [[] for _ in decoder_layers(hf)]}
     with ExitStack() as stack:
@@ -55,10 +59,11 @@ def forward(
             stack.enter_context(_patterns_detached())
         if "norm" in frozen:
             stack.enter_context(_scales_detached(hf))
+        patterns = [] if rules is None else stack.enter_context(ruled(hf, *rules))
         for handle in _watchers(hf, kept, replaced):
             stack.callback(handle.remove)
         logits = hf(tokens.unsqueeze(0), use_cache=False).logits[0]
-    return Forward(kept["embeddings"], kept["layers"], kept["y"], logits)
+    return Forward(kept["embeddings"], kept["layers"], kept["y"], logits, patterns)
 
 
 def attention_patterns(hf: Any, tokens: Int[Tensor, "pos"]) -> list[Float[Tensor, "head dest src"]]:

@@ -170,9 +170,10 @@ def _scores(setup: Setup, forward: Run, backward: Backward, rows: list[Float[Ten
     for i, (of_one, size) in enumerate(zip(rows, sizes, strict=True)):
         placed[: len(of_one), i] = of_one / size  # alike in size, for half precision
     numbers = setup.numbers(backward, placed)
+    degree = 2 if setup.entries is not None and len(placed) > 1 else 1  # of the score in the rows
     scores = []
     for i, size in enumerate(sizes):
-        own = setup.combined(numbers[..., forward.part(i)]) * size
+        own = setup.combined(numbers[..., forward.part(i)]) * size**degree
         own[..., forward.positions[i] + 1 :] = 0
         scores.append(Score(own))
     return scores

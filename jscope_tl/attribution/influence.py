@@ -126,7 +126,7 @@ def _explained(setup: Setup, forward: Run, backward: Backward) -> tuple[list[Pre
 def _batched(setup: Setup, rows: list[Float[Tensor, "_ d_model"]], backward: Backward) -> list[Score]:
     n_rows = [len(of_one) for of_one in rows]
     starts = torch.tensor([i for i, n in enumerate(n_rows) for _ in range(n)], device="cpu")
-    numbers = setup.numbers(backward, torch.cat(rows), n_rows[0], of=starts)
+    numbers = setup.numbers(backward, torch.cat(rows), max(n_rows), of=starts)
     return [setup.in_units(Score(setup.combined(of_one))) for of_one in numbers.split(n_rows)]
 
 

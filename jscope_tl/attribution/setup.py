@@ -17,12 +17,13 @@ from jscope_tl.attribution.averaging import averaged_score, to_origin
 from jscope_tl.attribution.paths import Path, Point, to_path
 from jscope_tl.engine.forward import run, run_together
 from jscope_tl.engine.inputs import NORM, Inputs, Reduction, to_reduction
+from jscope_tl.engine.memory import check_chunk_size
 from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.pattern_entries import PATTERN, PatternEntries
 from jscope_tl.engine.precision import check_matmul_precision
 from jscope_tl.engine.rules import PLAIN, Rules, to_rules
 from jscope_tl.engine.run import Run, Settings
-from jscope_tl.engine.vjp import Backward, check_chunk_size
+from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.prompts import prompt_warnings, to_position, to_tokens
 from jscope_tl.model.running import Passes

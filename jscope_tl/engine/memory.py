@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jscope_tl.errors import InputError, whole
+
 CPU_BUDGET = 24 * 2**20
 """For one chunk of backward rows on a CPU: what its caches and memory bus like; larger chunks are slower, not faster."""
 GPU_SHARE = 0.25
@@ -105,3 +107,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = str(error).lower()
     sentences = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sentence in said for sentence in sentences)
+
+
+def check_chunk_size(chunk_size: Any) -> int | None:
+    """A chunk size that can be used, or a refusal."""
+    size = whole(chunk_size)
+    if chunk_size is not None and (size is None or size < 1):
+        raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")
+    return size

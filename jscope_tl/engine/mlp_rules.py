@@ -1,4 +1,4 @@
-"""Rules for MLPs, an activation as a constant factor, and for products of two activations, wherever they are."""
+"""Rules for activations: as a constant factor on their input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +10,19 @@ from torch.nn import functional
 
 from jscope_tl.engine.ruled_pass import RuledPass
 
+AT_ZERO = 1e-5
+"""An activation that is no more than this at 0 is taken to be 0 there (xIELU is 1e-6)."""
+
 
 def activated(ruled: RuledPass, func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Any) -> Any:
     """``func(x)`` as ``x ⊙ c`` with ``c = func(x) / x`` held constant: the same value, the slope of the secant through 0."""
     same_shape = isinstance(value, Tensor) and value.shape == x.shape
-    if not same_shape or func(torch.zeros_like(x[..., :1])).any():
+    if not same_shape or value is x or not func(torch.zeros_like(x[..., :1])).abs().max() <= AT_ZERO:
         ruled.miss("mlp")
         return value
     ruled.count("mlp")
-    return _secant(func, x, value) if x.requires_grad else value
+    ruled.last_activated = _secant(func, x, value) if x.requires_grad else value
+    return ruled.last_activated
 
 
 def _secant(func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"]) -> Tensor:
@@ -50,84 +54,27 @@ def _within_mlp(ruled: RuledPass, func: Callable[..., Tensor], x: Any, *args: An
     return func(x, *args, **kwargs)
 
 
-def _power(ruled: RuledPass, func: Callable[..., Tensor], x: Any, exponent: Any) -> Tensor:
-    return _within_mlp(ruled, func, x, exponent)
+def _named(names: str, *where: Any) -> list[Any]:
+    """Functions of these names, where there are such."""
+    return [getattr(module, name) for module in where for name in names.split() if hasattr(module, name)]
 
 
 SECANT: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys(
-        (
-            functional.silu, functional.gelu, functional.relu, torch.relu, Tensor.relu, functional.relu6,
-            functional.leaky_relu, functional.elu, functional.selu, functional.mish, functional.hardswish,
+        _named(
+            "silu gelu relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu mish hardswish rrelu prelu glu",
+            functional, torch, Tensor,
         ),
         _activation,
     ),
     **dict.fromkeys(
-        (
-            torch.tanh, Tensor.tanh, functional.tanh, torch.sigmoid, Tensor.sigmoid, functional.sigmoid, torch.square,
-            Tensor.square, torch.exp, Tensor.exp, functional.softplus, torch.pow, Tensor.pow, Tensor.__pow__, torch.clamp,
-            Tensor.clamp,
+        _named(
+            "tanh sigmoid softplus softsign hardtanh hardsigmoid logsigmoid tanhshrink hardshrink softshrink threshold softmax "
+            "square exp exp2 expm1 erf sin cos log log2 log1p abs atan sinh asinh reciprocal pow __pow__ clamp clip "
+            "tanh_ sigmoid_ square_ exp_ pow_ clamp_ abs_ __rpow__ __rdiv__ __rtruediv__",
+            functional, torch, Tensor,
         ),
         _within_mlp,
     ),
 }  # fmt: skip
-"""Activations; those that are not 0 at 0 have no secant through it and are named as not covered."""
-
-
-def _factors(args: Any) -> list[Tensor]:
-    """The tensors among the arguments (also in a list, as einsum takes them) that a gradient goes to."""
-    flat = [x for arg in args for x in (arg if isinstance(arg, list | tuple) else [arg])]
-    return [x for x in flat if isinstance(x, Tensor) and x.requires_grad]
-
-
-def _contraction(ruled: RuledPass, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """A matrix product; of two activations it belongs to attention."""
-    product = func(*args, **kwargs)
-    if len(_factors(args)) < 2 or ruled.inside in ("norm", "act"):
-        return product
-    if ruled.inside != "attn":
-        ruled.miss("product")
-        return product
-    return ruled.product(product) if ruled.rules.attn in ("halved", "tempered") else product
-
-
-def _sum_and_contraction(
-    ruled: RuledPass, func: Callable[..., Tensor], added: Any, *args: Any, **kwargs: Any
-) -> Tensor:
-    """``baddbmm`` and its like: what is added to the product, a bias by position, keeps its own gradient (it has none)."""
-    if len(_factors(args)) > 1 and _factors([added]):
-        ruled.miss("product")
-        return func(added, *args, **kwargs)
-    return _contraction(ruled, lambda *factors, **how: func(added, *factors, **how), *args, **kwargs)
-
-
-def _elementwise(ruled: RuledPass, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """Of two activations it is a gated MLP's."""
-    product = func(*args, **kwargs)
-    if len(_factors(args)) < 2 or ruled.inside in ("norm", "act"):
-        return product
-    if ruled.inside == "mlp":
-        return ruled.product(product) if ruled.rules.mlp == "secant" else product
-    ruled.miss("product")
-    return product
-
-
-def _refused(ruled: RuledPass, func: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Quotients, and products that overwrite a factor, have no rule."""
-    if len(_factors([x, *args])) > 1 and ruled.inside not in ("norm", "act"):
-        ruled.miss("product")
-    return func(x, *args, **kwargs)
-
-
-PRODUCTS: dict[Any, Callable[..., Tensor]] = {
-    **dict.fromkeys(
-        (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.einsum), _contraction
-    ),
-    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _sum_and_contraction),
-    **dict.fromkeys(
-        (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply), _elementwise
-    ),
-    **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide, Tensor.true_divide), _refused),
-    **dict.fromkeys((Tensor.mul_, Tensor.__imul__, Tensor.div_, Tensor.__itruediv__, Tensor.baddbmm_), _refused),
-}  # fmt: skip
-"""Products (and quotients) of two activations, which are all known or refused."""
+"""Activations; those that are not 0 at 0 have no secant through it and are named as not covered, as are those in place."""

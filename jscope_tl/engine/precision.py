@@ -1,10 +1,12 @@
-"""The precision of float32 matrix products in backward rows."""
+"""The precision of backward rows: of float32 matrix products, and the size that rows are scaled to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.turns import Turns
@@ -43,3 +45,14 @@ def matmul_precision(name: str | None) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+def power_of_two(rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k"]:
+    """The size of each row, to be taken out and put back without rounding: half precision would lose small rows."""
+    largest = rows.abs().flatten(1).amax(1)
+    return torch.where(largest > 0, torch.exp2(largest.log2().floor()), torch.ones_like(largest))
+
+
+def beside(scale: Float[Tensor, "k"], rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k *ones"]:
+    """One factor for each row, on its device."""
+    return scale.to(rows.device).view(-1, *[1] * (rows.ndim - 1))

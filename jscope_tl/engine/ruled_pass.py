@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jscope_tl.engine.rules import Rules
@@ -43,8 +44,10 @@ class RuledPass(TorchFunctionMode):
 
     Attributes:
         functions: by torch function what is called in its place, with this pass and the function before its arguments.
+        check: what is called after each of the others, with its arguments and what it returned; or None.
         found: how often something of each kind (`WHAT`) was found.
         missed: for each kind the modules that compute it in a way that has no rule.
+        last_activated: what the last activation with a rule returned, by which gated products are known.
         patterns: by layer the entries of its pattern as factors of 1, ``[1, (batch src), (head dest)]``, where gradients with respect
             to them are asked for; else None.
     """
@@ -53,21 +56,28 @@ class RuledPass(TorchFunctionMode):
         self,
         rules: Rules,
         functions: Mapping[Any, Callable[..., Any]],
+        check: Callable[..., None] | None,
         held: HeldConstant,
         pos: int,
         with_patterns: bool,
     ) -> None:
         super().__init__()
-        self.rules, self.functions, self.held, self.pos = rules, functions, held, pos
+        self.rules, self.functions, self.check, self.held, self.pos = rules, functions, check, held, pos
         self.patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None = {} if with_patterns else None
         self.found: Counter[str] = Counter()
         self.missed: dict[str, list[str]] = {}
+        self.last_activated: Tensor | None = None
         self._running: list[tuple[str, str]] = []
         self._taken = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        rule = self.functions.get(func)
-        return func(*args, **(kwargs or {})) if rule is None else rule(self, func, *args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in self.functions:
+            return self.functions[func](self, func, *args, **kwargs)
+        found = func(*args, **kwargs)
+        if self.check is not None:
+            self.check(self, func, [*args, *kwargs.values()], found)
+        return found
 
     @contextmanager
     def running(self, kind: str, name: str) -> Iterator[None]:
@@ -123,14 +133,15 @@ class RuledPass(TorchFunctionMode):
             )
         return kept
 
-    def pattern_input(self, pattern: Float[Tensor, "batch head dest src"]) -> Float[Tensor, "batch head dest src"]:
+    def pattern_input(self, pattern: Float[Tensor, "*heads dest src"]) -> Float[Tensor, "*heads dest src"]:
         """The pattern, each entry times a factor of 1 with respect to which gradients are asked for."""
         if self.patterns is None or not torch.is_grad_enabled():
             return pattern
-        if pattern.ndim != 4 or pattern.shape[-1] != self.pos:
+        beside = pattern[..., self.pos :].shape[-1]  # a sink takes a share of its own at every position
+        if pattern.ndim != 4 or beside > 1 or (beside and not pattern[..., 0, self.pos].all()):
             raise InputError(
                 f"Gradients with respect to attention patterns need patterns [batch, head, dest, src]; this model computes "
-                f"{list(pattern.shape)} for {self.pos} tokens."
+                f"{list(pattern.shape)} for {self.pos} tokens. Use at='hook_embed'."
             )
         batch, head = pattern.shape[:2]
         ones = pattern.new_ones(1, batch * self.pos, head * self.pos).requires_grad_()
@@ -140,7 +151,8 @@ class RuledPass(TorchFunctionMode):
                 f"Layer {layer} computes several attention patterns, where one is needed. Use at='hook_embed'."
             )
         self.patterns[layer] = ones
-        return pattern * rearrange(ones, "1 (batch src) (head dest) -> batch head dest src", batch=batch, head=head)
+        factors = rearrange(ones, "1 (batch src) (head dest) -> batch head dest src", batch=batch, head=head)
+        return pattern * functional.pad(factors, (0, beside), value=1.0)
 
     def _layer(self) -> int:
         """Of the module that runs, by the first number in its name; else patterns are counted."""

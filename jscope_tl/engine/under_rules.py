@@ -1,5 +1,6 @@
 """A forward pass of a model under gradient rules: which functions and modules they act on, and what they do not cover."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jscope_tl.engine import attention_rules, mlp_rules, norm_rules
+from jscope_tl.engine import attention_rules, mlp_rules, norm_rules, product_rules
 from jscope_tl.engine.ruled_pass import WHAT, HeldConstant, RuledPass
 from jscope_tl.engine.rules import PLAIN, Rules
 from jscope_tl.errors import InputError
@@ -23,6 +24,8 @@ CALLED = {
     "act": ("gelu", "silu", "relu", "swish", "activation"),
 }
 """What classes of modules that compute them have in their names, on TransformerLens, transformers and torch."""
+PART = re.compile(r"blocks\.\d+\.\w+")
+"""Names of what a block is made of."""
 NAMED = 6
 """Modules named in a refusal."""
 
@@ -36,7 +39,8 @@ def under_rules(
     Raises:
         InputError: there is nothing that a rule is for, or something is computed in a way that has none.
     """
-    ruled = RuledPass(rules, _functions(rules, with_patterns), held, pos, with_patterns)
+    check = product_rules.check_unknown if rules.splits_products else None
+    ruled = RuledPass(rules, _functions(rules, with_patterns), check, held, pos, with_patterns)
     if not ruled.functions:
         yield ruled
         return
@@ -60,7 +64,7 @@ def _functions(rules: Rules, with_patterns: bool) -> Mapping[Any, Callable[..., 
         norm_rules.CONSTANT if rules.norm != PLAIN else {},
         attention_rules.PATTERN if rules.attn != PLAIN or with_patterns else {},
         mlp_rules.SECANT if rules.mlp != PLAIN else {},
-        mlp_rules.PRODUCTS if rules.splits_products else {},
+        product_rules.PRODUCTS if rules.splits_products else {},
     ]
     functions: dict[Any, Callable[..., Any]] = {}
     for table in tables:
@@ -92,12 +96,16 @@ def _needed(rules: Rules, with_patterns: bool) -> dict[str, dict[str, int]]:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Those whose class is called so, a bridge's wrappers and what they wrap each; linear attention has no pattern."""
+    """Those whose class is called so, a bridge's wrappers and what they wrap each; linear attention has no pattern.
+
+    Other parts of a block are of no kind: they are there to be named.
+    """
     for name, module in model.named_modules():
         called = type(module).__name__.lower()
         kinds = [kind for kind, words in CALLED.items() if any(word in called for word in words)]
-        if kinds and "linear" not in called:
-            yield kinds[0], name.replace("._original_component", ""), module
+        kind = kinds[0] if kinds and "linear" not in called else ""
+        if kind or PART.fullmatch(name):
+            yield kind, name.replace("._original_component", ""), module
 
 
 @contextmanager

@@ -7,7 +7,6 @@ they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may st
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -15,23 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.engine.memory import LiveBytes, available_bytes, chunk_budget, graph_bytes, is_out_of_memory
-from jscope_tl.engine.precision import matmul_precision
+from jscope_tl.engine.precision import beside, matmul_precision, power_of_two
 from jscope_tl.engine.progress import Bar
-from jscope_tl.errors import InputError, whole
+from jscope_tl.errors import InputError
 from jscope_tl.model.running import Passes
 
 MOST_ROWS = 64
 """In one chunk, however small they are."""
 PRODUCTS = 4
 """Memory of products with ``J``, in graphs of the forward pass; 3.9 as measured on a Llama at 256 tokens."""
-
-
-def check_chunk_size(chunk_size: Any) -> int | None:
-    """A chunk size that can be used, or a refusal."""
-    size = whole(chunk_size)
-    if chunk_size is not None and (size is None or size < 1):
-        raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")
-    return size
 
 
 @dataclass
@@ -131,14 +122,14 @@ class Backward:
         self, chunk: Float[Tensor, "chunk *n d_model"], starts: Int[Tensor, "chunk"], keep: bool
     ) -> list[Float[Tensor, "chunk pos d_in"]]:
         """One chunk; where more follow, the first tells how much memory a row takes."""
-        scale = _power_of_two(chunk)
-        placed = self._placed((chunk / _beside(scale, chunk)).to(self.y.dtype), starts)
+        scale = power_of_two(chunk)
+        placed = self._placed((chunk / beside(scale, chunk)).to(self.y.dtype), starts)
         measured = not keep or self._row_bytes or self.chunk_size is not None
         with nullcontext() if measured else LiveBytes() as meter, matmul_precision(self.matmul_precision):
             found = self._unscaled_rows(placed, keep)
         if meter is not None:
             self._row_bytes = max(1, meter.peak // len(chunk))
-        return [rows[:, 0].to(self.dtype) * _beside(scale, rows[:, 0]) for rows in found]
+        return [rows[:, 0].to(self.dtype) * beside(scale, rows[:, 0]) for rows in found]
 
     def _state_rounding(self, row: Float[Tensor, "1 *n d_model"], start: Int[Tensor, "1"]) -> None:
         """Pull the first row in full precision too, and say how far the faster one is from it."""
@@ -222,8 +213,8 @@ class Backward:
                 "alone did the work."
             )
             return None
-        scale = _power_of_two(tangents)
-        scaled = rearrange((tangents / _beside(scale, tangents)).to(self.xs[0]), "m pos d -> m 1 pos d")
+        scale = power_of_two(tangents)
+        scaled = rearrange((tangents / beside(scale, tangents)).to(self.xs[0]), "m pos d -> m 1 pos d")
         try:
             products = self._products(scaled, of)
         except RuntimeError as error:
@@ -235,7 +226,7 @@ class Backward:
         self.passes.n_backward += len(tangents) + 2
         self.bar.update(len(tangents) + 2)
         moved = torch.cat(products).to(self.dtype)
-        return (moved * _beside(scale, moved)).detach()
+        return (moved * beside(scale, moved)).detach()
 
     def _products(self, tangents: Float[Tensor, "m 1 pos d_in"], of: int) -> list[Float[Tensor, "chunk d_model"]]:
         cotangent = torch.zeros_like(self.y[of]).requires_grad_()
@@ -300,14 +291,3 @@ class Backward:
             )
         chunk = cotangents.shape[:-2]
         return [x.new_zeros(*chunk, *x.shape) if row is None else row for row, x in zip(rows, self.xs, strict=True)]
-
-
-def _power_of_two(rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k"]:
-    """The size of each row, to be taken out and put back without rounding: half precision would lose small rows."""
-    largest = rows.abs().flatten(1).amax(1)
-    return torch.where(largest > 0, torch.exp2(largest.log2().floor()), torch.ones_like(largest))
-
-
-def _beside(scale: Float[Tensor, "k"], rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k *ones"]:
-    """One factor for each row, on its device."""
-    return scale.to(rows.device).view(-1, *[1] * (rows.ndim - 1))
