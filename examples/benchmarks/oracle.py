@@ -34,8 +34,8 @@ class Forward:
 
 
 def in_float64(hf: Any) -> Any:
-    """A copy of the model."""
-    return copy.deepcopy(hf).double()
+    """A copy of the model, whose weights ask for no gradient."""
+    return copy.deepcopy(hf).double().requires_grad_(False)
 
 
 def forward(

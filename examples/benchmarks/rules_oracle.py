@@ -5,7 +5,7 @@ are changed from outside; what the model computes stays the same, which whoever 
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -98,20 +98,33 @@ def _is_gated(module: nn.Module) -> bool:
     return {"down_proj", "gate_proj"} <= inside or {"down_proj", "gate_up_proj"} <= inside or {"Wi", "Wo"} <= inside
 
 
+def _function(called: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function, which becomes a method where it is put into a class."""
+    return lambda *args, **kwargs: called(*args, **kwargs)
+
+
 @contextmanager
 def _by_function(hf: nn.Module, rule: str, patterns: Patterns) -> Iterator[None]:
     """Attention that a model writes out itself: the functions that it is made of, while its modules run."""
     running: list[nn.Module] = []
+    busy: list[str] = []
 
-    def product(original: Any, *args: Any, **kwargs: Any) -> Tensor:
-        value = original(*args, **kwargs)
+    def once(rule: Callable[..., Tensor], original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        if not running or busy:  # torch's functions may call each other by the names that are replaced here
+            return original(*args, **kwargs)
+        busy.append("")
+        try:
+            value = original(*args, **kwargs)
+        finally:
+            busy.pop()
+        return rule(value, *args, **kwargs)
+
+    def product(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         factors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad]
-        return half(value) if running and len(factors) == 2 and rule in ("halved", "tempered") else value
+        return half(value) if len(factors) == 2 and rule in ("halved", "tempered") else value
 
-    def softmax(original: Any, scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not running:
-            return original(scores, *args, **kwargs)
-        P = TemperedSoftmax.apply(scores) if rule == "tempered" else original(scores, *args, **kwargs)
+    def softmax(P: Tensor, scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        P = TemperedSoftmax.apply(scores) if rule == "tempered" else P
         patterns.append(P.detach().requires_grad_() if rule == "constant" else P)
         return patterns[-1]
 
@@ -120,12 +133,10 @@ def _by_function(hf: nn.Module, rule: str, patterns: Patterns) -> Iterator[None]
             if "Attention" in type(module).__name__:
                 stack.callback(module.register_forward_pre_hook(lambda m, args: running.append(m)).remove)
                 stack.callback(module.register_forward_hook(lambda m, args, out: running.pop() and None).remove)
-        places = [(torch, "matmul"), (torch, "bmm"), (torch, "baddbmm"), (Tensor, "baddbmm"), (Tensor, "__matmul__")]
-        for where, name in places:
+        replaced = [(torch, "matmul"), (torch, "bmm"), (torch, "baddbmm"), (Tensor, "baddbmm"), (Tensor, "__matmul__")]
+        for where, name, own in [*((*place, product) for place in replaced), (functional, "softmax", softmax)]:
             original = getattr(where, name)
-            patched = lambda *args, _original=original, **kwargs: product(_original, *args, **kwargs)
-            stack.enter_context(mock.patch.object(where, name, patched))
-        stack.enter_context(mock.patch.object(functional, "softmax", partial(softmax, functional.softmax)))
+            stack.enter_context(mock.patch.object(where, name, _function(partial(once, own, original))))
         yield
 
 

@@ -90,7 +90,8 @@ def _forward(
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
-            ruled = stack.enter_context(under_rules(view, settings.rules, held, tokens.shape[1], settings.patterns))
+            batch, pos = tokens.shape
+            ruled = stack.enter_context(under_rules(view, settings.rules, held, pos, batch, settings.patterns))
             output = logits_of(view, tokens.clone(), passes)
         yield _run(settings, prompts, cuts, output, ruled.patterns, held, passes)
 

@@ -40,7 +40,7 @@ class HeldConstant:
 
 
 class RuledPass(TorchFunctionMode):
-    """Between torch's functions and their callers, in one forward pass over ``pos`` tokens.
+    """Between torch's functions and their callers, in one forward pass over ``batch`` prompts of ``pos`` tokens.
 
     Attributes:
         functions: by torch function what is called in its place, with this pass and the function before its arguments.
@@ -59,10 +59,18 @@ class RuledPass(TorchFunctionMode):
         check: Callable[..., None] | None,
         held: HeldConstant,
         pos: int,
+        batch: int,
         with_patterns: bool,
     ) -> None:
         super().__init__()
-        self.rules, self.functions, self.check, self.held, self.pos = rules, functions, check, held, pos
+        self.rules, self.functions, self.check, self.held, self.pos, self.batch = (
+            rules,
+            functions,
+            check,
+            held,
+            pos,
+            batch,
+        )
         self.patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None = {} if with_patterns else None
         self.found: Counter[str] = Counter()
         self.missed: dict[str, list[str]] = {}
@@ -137,22 +145,26 @@ class RuledPass(TorchFunctionMode):
         """The pattern, each entry times a factor of 1 with respect to which gradients are asked for."""
         if self.patterns is None or not torch.is_grad_enabled():
             return pattern
+        if pattern.ndim == 3 and len(pattern) % self.batch == 0:
+            return self.pattern_input(pattern.unflatten(0, (self.batch, -1))).flatten(0, 1)
         beside = pattern[..., self.pos :].shape[-1]  # a sink takes a share of its own at every position
         if pattern.ndim != 4 or beside > 1 or (beside and not pattern[..., 0, self.pos].all()):
             raise InputError(
                 f"Gradients with respect to attention patterns need patterns [batch, head, dest, src]; this model computes "
                 f"{list(pattern.shape)} for {self.pos} tokens. Use at='hook_embed'."
             )
-        batch, head = pattern.shape[:2]
-        ones = pattern.new_ones(1, batch * self.pos, head * self.pos).requires_grad_()
+        factors = rearrange(self._factors(pattern), "1 (b src) (h dest) -> b h dest src", b=self.batch, dest=self.pos)
+        return pattern * functional.pad(factors, (0, beside), value=1.0)
+
+    def _factors(self, pattern: Float[Tensor, "batch head dest src"]) -> Float[Tensor, "1 all_src head_dest"]:
         layer = self._layer()
-        if layer in self.patterns:
+        if self.patterns is None or layer in self.patterns:
             raise InputError(
                 f"Layer {layer} computes several attention patterns, where one is needed. Use at='hook_embed'."
             )
-        self.patterns[layer] = ones
-        factors = rearrange(ones, "1 (batch src) (head dest) -> batch head dest src", batch=batch, head=head)
-        return pattern * functional.pad(factors, (0, beside), value=1.0)
+        batch, head, dest, _ = pattern.shape
+        self.patterns[layer] = pattern.new_ones(1, batch * self.pos, head * dest).requires_grad_()
+        return self.patterns[layer]
 
     def _layer(self) -> int:
         """Of the module that runs, by the first number in its name; else patterns are counted."""

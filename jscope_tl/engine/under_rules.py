@@ -18,12 +18,12 @@ from jscope_tl.model.hooks import on_this_thread
 from jscope_tl.model.view import ModelView
 
 CALLED = {
-    "norm": ("norm",),
-    "attn": ("attention",),
-    "mlp": ("mlp",),
-    "act": ("gelu", "silu", "relu", "swish", "activation"),
+    "norm": "norm",
+    "attn": "attention",
+    "mlp": "mlp|experts|moe(block|bridge|$)",
+    "act": "gelu|silu|relu|swish|activation",
 }
-"""What classes of modules that compute them have in their names, on TransformerLens, transformers and torch."""
+"""What classes of modules that compute them have in their names (in small letters), on TransformerLens, transformers and torch."""
 PART = re.compile(r"blocks\.\d+\.\w+")
 """Names of what a block is made of."""
 NAMED = 6
@@ -32,15 +32,15 @@ NAMED = 6
 
 @contextmanager
 def under_rules(
-    view: ModelView, rules: Rules, held: HeldConstant, pos: int, with_patterns: bool = False
+    view: ModelView, rules: Rules, held: HeldConstant, pos: int, batch: int = 1, with_patterns: bool = False
 ) -> Iterator[RuledPass]:
-    """One forward pass over ``pos`` tokens, with the same values and the gradients that the rules say.
+    """One forward pass over ``batch`` prompts of ``pos`` tokens, with the same values and the gradients that the rules say.
 
     Raises:
         InputError: there is nothing that a rule is for, or something is computed in a way that has none.
     """
     check = product_rules.check_unknown if rules.splits_products else None
-    ruled = RuledPass(rules, _functions(rules, with_patterns), check, held, pos, with_patterns)
+    ruled = RuledPass(rules, _functions(rules, with_patterns), check, held, pos, batch, with_patterns)
     if not ruled.functions:
         yield ruled
         return
@@ -102,10 +102,10 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """
     for name, module in model.named_modules():
         called = type(module).__name__.lower()
-        kinds = [kind for kind, words in CALLED.items() if any(word in called for word in words)]
-        kind = kinds[0] if kinds and "linear" not in called else ""
-        if kind or PART.fullmatch(name):
-            yield kind, name.replace("._original_component", ""), module
+        kinds = [kind for kind, words in CALLED.items() if re.search(words, called)]
+        kind, plain = kinds[0] if kinds and "linear" not in called else "", name.replace("._original_component", "")
+        if kind or PART.fullmatch(plain):
+            yield kind, plain, module
 
 
 @contextmanager
