@@ -277,6 +277,11 @@ def set_up(
 
 def _entries(scope: Scope, at: Any, per: Any, reduction: Any, path: Any) -> PatternEntries | None:
     """Entries of attention patterns, where the entry point takes them and they are asked for."""
+    if per is NO_PATTERNS and at == PATTERN:
+        raise InputError(
+            "at='pattern' is taken by js.attribute, js.attribute_batch and js.influence_pattern; what moves here is one vector for "
+            "each token. Use a hook point of the residual stream, such as 'hook_embed'."
+        )
     if per is NO_PATTERNS or at != PATTERN:
         if per is not NO_PATTERNS and per is not None:
             raise InputError(

@@ -16,13 +16,19 @@ AT_ZERO = 1e-5
 
 def activated(ruled: RuledPass, func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Any) -> Any:
     """``func(x)`` as ``x ⊙ c`` with ``c = func(x) / x`` held constant: the same value, the slope of the secant through 0."""
-    same_shape = isinstance(value, Tensor) and value.shape == x.shape
-    if not same_shape or value is x or not func(torch.zeros_like(x[..., :1])).abs().max() <= AT_ZERO:
+    if not (isinstance(value, Tensor) and value.shape == x.shape and _has_secant(func, x, value)):
         ruled.miss("mlp")
         return value
     ruled.count("mlp")
     ruled.last_activated = _secant(func, x, value) if x.requires_grad else value
     return ruled.last_activated
+
+
+def _has_secant(func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"]) -> bool:
+    """A function that overwrites ``x`` has none but where it is homogeneous, so that its own derivative is the slope."""
+    twice = 2 * x.detach()
+    homogeneous = value is not x or torch.equal(func(twice.clone()), twice)
+    return homogeneous and bool(func(torch.zeros_like(x[..., :1])).abs().max() <= AT_ZERO)
 
 
 def _secant(func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"]) -> Tensor:
@@ -36,7 +42,7 @@ def _secant(func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Floa
 def _derivative_at_zero(func: Callable[..., Tensor], like: Tensor) -> Tensor:
     with torch.enable_grad():
         zero = like.new_zeros(1, requires_grad=True)
-        return torch.autograd.grad(func(zero).sum(), zero)[0]
+        return torch.autograd.grad(func(1.0 * zero).sum(), zero)[0]
 
 
 def _activation(ruled: RuledPass, func: Callable[..., Tensor], x: Any, *args: Any, **kwargs: Any) -> Tensor:
