@@ -154,6 +154,29 @@ def test_options_that_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> Non
     assert main([PROMPT, *arguments[:-2]]) == 0
 
 
+@pytest.mark.parametrize("per", [None, "layer", "head"])
+def test_gradient_rules_and_attention_patterns(
+    capsys: pytest.CaptureFixture[str], pocket: Any, per: str | None
+) -> None:
+    """The numbers of the Python call."""
+    own = [] if per is None else ["--per", per]
+    assert main([PROMPT, "--scope", "log_prob", "--gradient", "attnlrp", "--at", "pattern", *own, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = js.attribute(pocket, PROMPT, "log_prob", gradient="attnlrp", at="pattern", per=per)
+    torch.testing.assert_close(torch.tensor(found["scores"]), expected.scores)
+    assert found["unit"] == expected.unit
+
+
+def test_rules_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, said in (
+        (["--gradient", "lrp"], "Did you mean 'attnlrp'"),
+        (["--gradient", "gim", "--frozen", "attn"], "Give one of them"),
+        (["--per", "head"], "it goes with at='pattern'"),
+    ):
+        assert main([PROMPT, *given]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_folders_that_hold_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """They are no names, so no hub is asked for them."""
     file = tmp_path / "file"

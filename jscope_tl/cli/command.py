@@ -49,11 +49,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--target", help="the next token to explain, a string (default: the most probable one)")
     p.add_argument("--baseline", help="the token that the target is held against (scope contrastive)")
     p.add_argument("--position", type=int, default=-1, help="whose next-token prediction to explain (default: -1)")
-    p.add_argument("--at", default="hook_embed", help="residual-stream hook point (default: hook_embed)")
+    p.add_argument("--at", default="hook_embed",
+                   help="residual-stream hook point, or pattern: the entries of all attention patterns (default: hook_embed)")  # fmt: skip
+    p.add_argument("--per", metavar="WHAT", help="with --at pattern: keep every layer, or every head, apart")
     p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
                    help="a further option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
     p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
     p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
+    p.add_argument("--gradient", default="plain",
+                   help="rules for gradients: plain, attnlrp, relp or gim (default: plain, the derivative itself)")  # fmt: skip
     p.add_argument("--frozen", action="append", default=[], metavar="WHAT",
                    help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
@@ -134,7 +138,7 @@ def _explain(options: argparse.Namespace) -> int:
     if len({*paths}) < len(paths):
         raise InputError(f"--html and --save would write the same file, {options.save!r}; give two.")
     model = load(options.model, options.device, options.dtype)
-    result = attribute(model, options.prompt, scope, position=options.position, **_how(options))
+    result = attribute(model, options.prompt, scope, position=options.position, per=options.per, **_how(options))
     # Files before the text: whoever reads the text may close the pipe.
     if options.html is not None:
         _write_report(model, result, scope, options)
@@ -158,7 +162,7 @@ def _write_report(model: Any, result: Any, scope: Any, options: argparse.Namespa
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that one position and all of them are explained with."""
-    return {name: getattr(options, name) for name in ("at", "reduction", "path", "frozen")}
+    return {name: getattr(options, name) for name in ("at", "reduction", "path", "gradient", "frozen")}
 
 
 def _json(result: Any) -> str:

@@ -102,8 +102,9 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """
     for name, module in model.named_modules():
         called = type(module).__name__.lower()
-        kinds = [kind for kind, words in CALLED.items() if re.search(words, called)]
-        kind, plain = kinds[0] if kinds and "linear" not in called else "", name.replace("._original_component", "")
+        plain = name.replace("._original_component", "")
+        kind = next((kind for kind, words in CALLED.items() if re.search(words, called)), "")
+        kind = "" if kind == "attn" and "linear" in called else kind
         if kind or PART.fullmatch(plain):
             yield kind, plain, module
 
