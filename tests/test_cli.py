@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import jscope_tl as js
 from jscope_tl.cli import command

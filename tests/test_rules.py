@@ -218,7 +218,7 @@ def conserved(model: Any, gradient: str, tokens: Any = TOKENS) -> tuple[float, f
     hook = [("hook_embed", lambda value, hook: kept.append(value.detach()[0]))]
     target = js.attribute(model, tokens, fwd_hooks=hook).prediction.top[0].token
     rows = js.jacobian(model, tokens, ModelView(model).W_U[:, target].detach(), gradient=gradient).as_subclass(Tensor)
-    return float((rows[0] * kept[0]).double().sum()), float(model(tokens.unsqueeze(0))[0, -1, target])
+    return float((rows[0] * kept[0]).double().sum()), float(model(tokens.unsqueeze(0))[0, -1, target].detach())
 
 
 def test_contributions_are_conserved(llama: Any) -> None:
