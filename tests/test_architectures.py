@@ -41,7 +41,8 @@ def test_two_architectures(table: Any, tmp_path: Path, capsys: pytest.CaptureFix
     assert list(llama) == ["architecture", *table.CHECKS]
     assert all(0 < float(llama[check]) < 1e-5 for check in table.CHECKS)
     without = {check: cell for check, cell in mamba.items() if "refused" in cell}
-    assert without.keys() == {"attention pattern", "frozen attn", "frozen both"}
+    rules = {"attnlrp", "relp", "gim", "attnlrp at pattern"}
+    assert without.keys() == {"attention pattern", "frozen attn", "frozen both", *rules}
     assert without["frozen attn"] == without["frozen both"]
     assert all(0 < float(mamba[check]) < 1e-5 for check in table.CHECKS if check not in without)
     assert "- 2 of 2 load and run." in text

@@ -36,7 +36,8 @@ A number is the largest error over the largest value: below {right:.0e} it is ri
 package does anything: where they differ from HuggingFace's, nothing behind them can be right. *Attention pattern* compares the
 bridge's `hook_pattern` with what HuggingFace returns; *patching* has predicted and actual effects. *Frozen* are semantic scores
 with attention patterns, norm scales or both held constant: attention without a softmax (linear attention, state spaces) has no
-pattern and is differentiated as it is. Numbers in brackets point to the reasons below the table.
+pattern and is differentiated as it is. *Attnlrp*, *relp*, *gim* are those under gradient rules, and *attnlrp at pattern* the scores
+of attention entries, against the rules written out on the HuggingFace model. Numbers in brackets point to the reasons below the table.
 """
 
 

@@ -18,6 +18,8 @@ Check = Callable[["Case"], tuple[Tensor, Callable[[], Tensor]]]
 TOKENS = torch.tensor([0, 17, 30, 44, 17, 28, 9, 31])
 OTHER = torch.tensor([0, 51, 12, 8, 77, 60, 23, 90])
 TARGET, EXPLAINED, LAYER = 40, [4, 7], 1
+RULES = {"attnlrp": ("halved", "secant"), "relp": ("constant", "secant"), "gim": ("tempered", "plain")}
+"""Of attention and MLPs; norm scales are constant in all."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,23 @@ def _frozen(*kinds: str) -> Check:
     return lambda case: (case.attribute("semantic", frozen=kinds), lambda: case.gradient(kinds))
 
 
+def _ruled(name: str, at_pattern: bool = False) -> Check:
+    """Gradient rules, by row norms or by entries of attention patterns."""
+    at = {"at": "pattern"} if at_pattern else {}
+
+    def expected(case: Case) -> Tensor:
+        run = oracle.forward(case.hf, TOKENS, ("norm",), rules=RULES[name])
+        if not torch.allclose(run.logits, case.run.logits):
+            raise ValueError("the rules' oracle does not know how the layers are written")
+        logit = run.logits[-1, TARGET]
+        if not at_pattern:
+            return _norms(logit, run.embeddings)
+        entries = [(P * _gradient(logit, P))[0].relu().sum((0, 1)) for P in run.patterns]
+        return torch.stack(entries).sum(0).detach()
+
+    return lambda case: (case.attribute("semantic", gradient=name, **at), lambda: expected(case))
+
+
 CHECKS: dict[str, Check] = {
     "logits": _logits,
     "semantic": _semantic,
@@ -122,5 +141,9 @@ CHECKS: dict[str, Check] = {
     "frozen attn": _frozen("attn"),
     "frozen norm": _frozen("norm"),
     "frozen both": _frozen("attn", "norm"),
+    "attnlrp": _ruled("attnlrp"),
+    "relp": _ruled("relp"),
+    "gim": _ruled("gim"),
+    "attnlrp at pattern": _ruled("attnlrp", at_pattern=True),
 }
 """In the order of the table's columns; `logits` are the bridge's own."""
