@@ -22,8 +22,8 @@ from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Score
 
 UNIT = "share of the map (unsigned, does not add up)"
-N = 8
-"""Alternatives that are chosen."""
+N = 5
+"""Alternatives of each kind that are chosen."""
 
 
 @documented
@@ -56,12 +56,12 @@ def explain(
 
     Args:
         target: the token to explain; None: the prompt's own next token where there is one, else the most probable one.
-        baseline: what the model might have said instead, a token or several: *why this and not that*. None: ``n`` tokens like the target
-            among the most probable ones, by their columns of ``W_U`` (`AlternativesScope`, ``choice="similar"``); they are in
-            ``result.options["resolved"]["alternatives"]``. A baseline of one's own finds more, above all where the question is
+        baseline: what the model might have said instead, a token or several: *why this and not that*. None: the ``n`` most probable
+            others, and the ``n`` that are most like the target among the probable ones, by their columns of ``W_U``
+            (`AlternativesScope`, ``choice="both"``); they are in ``result.options["resolved"]["alternatives"]``. A baseline of one's own finds more, above all where the question is
             which of two (he or she, is or are).
         gradient: the rules, or ``"plain"``.
-        n: how many alternatives are chosen.
+        n: how many alternatives of each kind are chosen.
         {shared}
 
     Returns:
@@ -78,7 +78,7 @@ def explain(
         [' columbia']
     """
     setup = set_up(
-        model, "alternatives", {"target": target, "baseline": baseline, "n": n, "choice": "similar"}, at=PATTERN, per=None, fwd_hooks=fwd_hooks,
+        model, "alternatives", {"target": target, "baseline": baseline, "n": n, "choice": "both"}, at=PATTERN, per=None, fwd_hooks=fwd_hooks,
         gradient=gradient, progress=False,
     )  # fmt: skip
     tokens, at = setup.prompt(prompt, prepend_bos, position)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.engine.state import State
@@ -13,7 +13,7 @@ from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.scopes.directions import Quantity, TargetScope
 from jscope_tl.scopes.registry import register_scope
 
-CHOICES = ("probable", "similar")
+CHOICES = ("probable", "similar", "both")
 AMONG = 100
 """Most probable tokens that similar ones are chosen among."""
 
@@ -31,10 +31,10 @@ class AlternativesScope(TargetScope):
             most probable one.
         baseline: the alternatives: a token or several; None: ``n`` are chosen, which
             ``result.options["resolved"]["alternatives"]`` names.
-        n: how many are chosen.
+        n: how many are chosen (of ``"both"`` as many of each kind).
         choice: ``"probable"``: the most probable tokens other than the target. ``"similar"``: of the `AMONG` most probable those whose
             columns of ``W_U``, less their mean, have the largest cosine with the target's: tokens of its kind, as other names are
-            for a name and " are" is for " is".
+            for a name and " are" is for " is". ``"both"``.
 
     Raises:
         InputError: a token that is not exactly one, or the target among the alternatives.
@@ -78,14 +78,11 @@ class AlternativesScope(TargetScope):
 
     def _chosen(self, state: State, target: int) -> list[int]:
         logits = state.logits.detach()
-        among = self.n if self.choice == "probable" else max(AMONG, self.n)
-        best = logits.topk(min(among + 1, len(logits))).indices
-        best = best[best != target][:among]
-        if self.choice == "similar":
-            columns = state.W_U.detach()[:, torch.cat([best.new_tensor([target]), best])].float()
-            columns = columns - state.W_U.detach().float().mean(1, keepdim=True)
-            best = best[torch.cosine_similarity(columns[:, :1], columns[:, 1:], dim=0).argsort(descending=True)]
-        return [int(token) for token in best[: self.n]]
+        best = logits.topk(min(max(AMONG, self.n) + 1, len(logits))).indices
+        best = best[best != target]
+        probable = best[: self.n].tolist() if self.choice != "similar" else []
+        similar = _by_similarity(state, target, best[:AMONG])[: self.n] if self.choice != "probable" else []
+        return list(dict.fromkeys([*probable, *similar]))
 
     def quantity(self, state: State) -> Quantity:
         """The target's logit less the mean of the alternatives'."""
@@ -95,3 +92,11 @@ class AlternativesScope(TargetScope):
 
 def _against(logits: Float[Tensor, "d_vocab"], target: int, others: list[int]) -> Float[Tensor, ""]:
     return logits[target] - logits[others].mean()
+
+
+def _by_similarity(state: State, target: int, tokens: Int[Tensor, "n"]) -> list[int]:
+    """The tokens by the cosine of their centred columns of ``W_U`` with the target's, the largest first."""
+    mean = state.W_U.detach().float().mean(1, keepdim=True)
+    columns, own = (state.W_U.detach()[:, ids].float() - mean for ids in (tokens, [target]))
+    order = torch.cosine_similarity(own, columns, dim=0).argsort(descending=True)
+    return tokens[order].tolist()
