@@ -45,7 +45,7 @@ class AlternativesScope(TargetScope):
         >>> prompt = "tom grew up in the south and goes to columbia . at school he is a"
         >>> result = js.attribute(model, prompt, "alternatives", target=" liberal", n=2)
         >>> result.options["resolved"]["alternatives"]
-        [' conservative', ' socialist']
+        [' conservative', ' hund']
     """
 
     baseline: str | int | Sequence[str | int] | None = None
