@@ -4,9 +4,10 @@ from jscope_tl.faithfulness.evaluation import evaluate
 from jscope_tl.faithfulness.measures import MEASURES, Column, Measure, Question
 from jscope_tl.faithfulness.methods import METHODS, Method
 from jscope_tl.faithfulness.protocol import AUTHORS, CORRECTED, Protocol
+from jscope_tl.faithfulness.random_weights import WeightDependence, weight_dependence
 from jscope_tl.faithfulness.results import Faithfulness, Mean
 
 __all__ = [
     "AUTHORS", "CORRECTED", "MEASURES", "METHODS", "Column", "Faithfulness", "Mean", "Measure", "Method", "Protocol",
-    "Question", "evaluate",
+    "Question", "WeightDependence", "evaluate", "weight_dependence",
 ]  # fmt: skip

@@ -77,12 +77,12 @@ class Faithfulness(Saved):
     def mean(self, method: str, column: str | None = None, correct_only: bool = False, task: str | None = None) -> Mean:
         """Of one method; by default of the column to quote."""
         own = self.values(column or self.columns[0].name, correct_only, task)[self._index(method)]
-        return _mean(own, self._stderr(method, column, correct_only, task))
+        return mean_of(own, self._stderr(method, column, correct_only, task))
 
     def difference(self, a: str, b: str, column: str | None = None, correct_only: bool = False) -> Mean:
         """Of method ``a`` less that of ``b`` on the same prompts: the interval is that of the paired difference."""
         values = self.values(column or self.columns[0].name, correct_only)
-        return _mean(values[self._index(a)] - values[self._index(b)])
+        return mean_of(values[self._index(a)] - values[self._index(b)])
 
     def summary(self, correct_only: bool = False, task: str | None = None) -> pd.DataFrame:
         """Means over prompts by method: each column with ``_stderr``, ``_low`` and ``_high`` (95 %), passes and seconds."""
@@ -136,7 +136,7 @@ def _standard_error(values: Float[np.ndarray, "n"]) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
-def _mean(values: Float[np.ndarray, "n"], stderr: float | None = None) -> Mean:
+def mean_of(values: Float[np.ndarray, "n"], stderr: float | None = None) -> Mean:
     """Percentile bootstrap over prompts; the same resamples for the same number of prompts, so that methods compare."""
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])

@@ -1,0 +1,120 @@
+"""Whether scores depend on what a model has learned: the same methods on the same prompts, with the weights shuffled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from jscope_tl.engine.progress import progress_bar
+from jscope_tl.errors import count
+from jscope_tl.faithfulness.cases import to_cases
+from jscope_tl.faithfulness.methods import Explainer, resolve_methods
+from jscope_tl.faithfulness.results import Mean, mean_of
+from jscope_tl.model.running import ONE_AT_A_TIME
+from jscope_tl.model.view import ModelView
+from jscope_tl.results.ranks import spearman
+
+
+@dataclass(frozen=True, eq=False)
+class WeightDependence:
+    """How alike scores with trained and with shuffled weights are.
+
+    Attributes:
+        methods: their names.
+        spearman: ``[method, prompt]``, rank correlation over the ranked tokens. Near 1: what the map shows is the prompt and the
+            architecture; near 0: the weights.
+        model: its name.
+        seed: of the shuffling.
+    """
+
+    methods: tuple[str, ...]
+    spearman: Float[np.ndarray, "method prompt"]
+    model: str
+    seed: int
+
+    def mean(self, method: str) -> Mean:
+        """Over prompts, with the 95 % interval of a bootstrap."""
+        return mean_of(self.spearman[self.methods.index(method)])
+
+    def __repr__(self) -> str:
+        lines = [
+            f"WeightDependence: {self.model}, {self.spearman.shape[1]} prompts, weights shuffled with seed {self.seed}"
+        ]
+        for method in self.methods:
+            found = self.mean(method)
+            lines.append(f"  {method:<24} {found.mean:5.2f} [{found.low:.2f}, {found.high:.2f}]")
+        return "\n".join(
+            [
+                *lines,
+                "  rank correlation of scores with trained and with shuffled weights; near 0 is what a method should have",
+            ]
+        )
+
+
+def weight_dependence(
+    model: Any, prompts: Any, methods: Any = None, *, seed: int = 0, progress: bool | None = None
+) -> WeightDependence:
+    """Compare each method's scores with those that it gives once all weights are shuffled (Adebayo et al. 2018, "Sanity checks").
+
+    Every weight matrix keeps its numbers in another order, so that sizes stay as they were and everything learned is gone. What a
+    method still says then cannot be about what the model has learned. The weights are put back afterwards, bit by bit; meanwhile
+    they take twice the memory.
+
+    Args:
+        model: a `HookedTransformer` or `TransformerBridge`; it should run nowhere else meanwhile.
+        prompts: as `evaluate` takes them.
+        methods: names of `METHODS`, or a mapping, as `evaluate` takes them.
+        seed: of the shuffling.
+        progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
+
+    Raises:
+        InputError: as `evaluate`.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model, prompts = js.load_pocket_model(), js.pocket_prompts("assistant", 3)
+        >>> found = js.faithfulness.weight_dependence(model, prompts, ["log_prob", "random"])
+        >>> round(found.mean("random").mean, 6)  # which never looks at the model
+        1.0
+    """
+    view, chosen, start = ModelView(model), resolve_methods(methods), count("seed", seed, 0)
+    cases = to_cases(view, prompts, with_causes=False)
+
+    def scores(title: str) -> list[dict[str, Any]]:
+        given = progress_bar(progress, title, "prompt", cases)
+        return [{name: e.scores for name, e in Explainer(view, chosen).all(c.tokens, c.target).items()} for c in given]
+
+    trained = scores("trained weights")
+    with _shuffled(view, start):
+        shuffled = scores("shuffled weights")
+    table = [
+        [
+            float(spearman(a[name][kept].numpy(), b[name][kept].numpy()))
+            for a, b, kept in zip(trained, shuffled, (case.candidates(False) for case in cases), strict=True)
+        ]
+        for name in chosen
+    ]
+    return WeightDependence(tuple(chosen), np.array(table), view.name, start)
+
+
+@contextmanager
+def _shuffled(view: ModelView, seed: int) -> Iterator[None]:
+    """All weight matrices with their entries in another order; biases and gains, which are vectors, stay."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    matrices = [weight for weight in view.parameters if weight.ndim > 1]
+    kept = [weight.detach().clone() for weight in matrices]
+    with ONE_AT_A_TIME:
+        try:
+            with torch.no_grad():
+                for weight, own in zip(matrices, kept, strict=True):
+                    order = torch.randperm(own.numel(), generator=generator, device="cpu").to(own.device)
+                    weight.copy_(own.flatten()[order].view_as(own))
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, own in zip(matrices, kept, strict=True):
+                    weight.copy_(own)

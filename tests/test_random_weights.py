@@ -1,0 +1,56 @@
+"""Scores under shuffled weights: what does not look at the model stays, and the model is as it was."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import jscope_tl as js
+from jscope_tl.faithfulness.random_weights import _shuffled
+from jscope_tl.model.view import ModelView
+
+PROMPTS = js.pocket_prompts("assistant", 4)
+
+
+def bits(model: Any) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_what_looks_at_the_model_changes_and_what_does_not_stays(pocket: Any) -> None:
+    before = bits(pocket)
+    found = js.faithfulness.weight_dependence(pocket, PROMPTS, ["log_prob", "attention", "random"], progress=False)
+
+    assert found.spearman.shape == (3, 4)
+    assert found.mean("random").mean == pytest.approx(1)
+    assert np.abs(found.spearman[:2]).max() < 0.95
+    assert "log_prob" in repr(found)
+    assert all(torch.equal(a, b) for a, b in zip(bits(pocket), before, strict=True))
+
+
+def test_every_matrix_keeps_its_numbers_in_another_order(pocket: Any) -> None:
+    before = bits(pocket)
+    with _shuffled(ModelView(pocket), seed=3):
+        within = bits(pocket)
+    with _shuffled(ModelView(pocket), seed=4):
+        other = bits(pocket)
+    for old, new, another in zip(before, within, other, strict=True):
+        assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)
+        assert torch.equal(old, new) == (old.ndim < 2)
+        assert torch.equal(new, another) == (old.ndim < 2)
+
+
+def test_a_failure_puts_the_weights_back(pocket: Any) -> None:
+    before, calls = bits(pocket), []
+
+    def fails_later(model: Any, tokens: torch.Tensor, target: int) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > len(PROMPTS):
+            raise RuntimeError("stopped")
+        return torch.ones(len(tokens))
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        js.faithfulness.weight_dependence(
+            pocket, PROMPTS, {"mine": js.faithfulness.Method(fails_later)}, progress=False
+        )
+    assert all(torch.equal(a, b) for a, b in zip(bits(pocket), before, strict=True))
