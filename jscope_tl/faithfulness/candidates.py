@@ -1,0 +1,167 @@
+"""Candidates for the ground truth: templates filled with words, and what each word may be swapped for."""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.faithfulness.families import Template
+from jscope_tl.faithfulness.vocabulary import KINDS, RELATIONS
+
+SLOT = re.compile(r"\{([^{}:!?]+)(?::([^{}!?]+))?([!?]?)\}")
+ROLES = {"!": "cause", "?": "open", "": "inert"}
+REDRAWN = 100
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A slot before it is filled: an expression, its kind, and the role that the construction gives it."""
+
+    expression: str
+    kind: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt as it was made, before any model has seen it.
+
+    Attributes:
+        template: its number within its family.
+        between: the text before, between and after the slots.
+        words: what fills the slots.
+        kinds: of each slot.
+        roles: of each slot: ``"cause"``, ``"open"`` (may change the answer) or ``"inert"`` (must not).
+        others: what each slot may be swapped for, best first.
+        answers: all that are right, with leading space.
+        alternatives: what each answer is contrasted with; empty where the swaps tell.
+    """
+
+    template: int
+    between: tuple[str, ...]
+    words: tuple[str, ...]
+    kinds: tuple[str, ...]
+    roles: tuple[str, ...]
+    others: tuple[tuple[str, ...], ...]
+    answers: tuple[str, ...]
+    alternatives: tuple[str, ...]
+
+    def text(self, slot: int | None = None, word: str = "") -> str:
+        """The prompt, or what it is with another word in one slot."""
+        words = [word if i == slot else own for i, own in enumerate(self.words)]
+        return "".join(part for pair in zip(self.between, [*words, ""], strict=True) for part in pair)
+
+
+def candidates(template: Template, number: int, rng: random.Random) -> Iterator[Candidate]:
+    """Fillings of one template, each once, until a hundred draws in a row bring nothing new."""
+    seen: set[str] = set()
+    blanks, kinds = parsed(template)
+    between = tuple(SLOT.sub("\0", template.text).split("\0"))
+    misses = 0
+    while misses < REDRAWN:
+        misses += 1
+        filled = _filled(blanks, kinds, rng)
+        if filled is None:
+            continue
+        named, words = filled
+        try:
+            answers = _values(template.answer, named)
+        except KeyError:
+            continue
+        others = tuple(_others(blanks, words, i, rng) for i in range(len(blanks)))
+        alternatives = () if template.alternative is None else tuple(
+            _values(template.alternative, {**named, "answer": ("", answer.strip())})[0] for answer in answers
+        )  # fmt: skip
+        found = Candidate(
+            number, between, words, tuple(b.kind for b in blanks), tuple(b.role for b in blanks), others, answers, alternatives
+        )  # fmt: skip
+        if found.text() not in seen:
+            seen.add(found.text())
+            misses = 0
+            yield found
+
+
+def parsed(template: Template) -> tuple[list[Blank], dict[str, str]]:
+    """The slots of a template, and the kind of every name.
+
+    Raises:
+        InputError: a kind, a relation or a name that is not there, or no slot that is the cause.
+    """
+    kinds: dict[str, str] = {}
+    for expression, kind, _ in SLOT.findall(template.text):
+        if kind:
+            _known("kind of word", kind, KINDS)
+            kinds[expression] = kind
+    blanks = [Blank(e, _kind(e, kinds), ROLES[mark]) for e, _, mark in SLOT.findall(template.text)]
+    if not any(blank.role == "cause" for blank in blanks):
+        raise InputError(f"Template {template.text!r} marks no slot as the cause; put '!' at the end of one: {{a:name!}}.")
+    return blanks, kinds
+
+
+def _known(what: str, name: str, known: dict[str, object]) -> None:
+    if name not in known:
+        raise InputError(f"There is no {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+
+
+def _split(expression: str) -> tuple[str | None, str, int]:
+    """``(relation, inner, steps)`` of ``relation(inner)`` or ``name+steps``."""
+    if expression.endswith(")"):
+        relation, _, inner = expression[:-1].partition("(")
+        return relation, inner, 1
+    name, _, steps = expression.partition("+")
+    return None, name, int(steps or 0)
+
+
+def _kind(expression: str, kinds: dict[str, str]) -> str:
+    relation, inner, _ = _split(expression)
+    if relation is not None:
+        _known("relation", relation, RELATIONS)
+        return RELATIONS[relation].kind
+    _known("slot called", inner, kinds)
+    return kinds[inner]
+
+
+def _value(expression: str, named: dict[str, tuple[str, str]]) -> tuple[str, ...]:
+    """What an expression stands for, given kind and word of every name; a KeyError where nothing follows from the word."""
+    relation, inner, steps = _split(expression)
+    if relation is None:
+        kind, word = named[inner]
+        for _ in range(steps):
+            word = str(RELATIONS[kind].of[word])
+        return (word,)
+    found = RELATIONS[relation].of[_value(inner, named)[0]]
+    return (found,) if isinstance(found, str) else found
+
+
+def _filled(
+    blanks: list[Blank], kinds: dict[str, str], rng: random.Random
+) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]] | None:
+    """Kind and word of every name, and the words of the slots; None where nothing follows from a word, or two are the same."""
+    named = {name: (kind, rng.choice(KINDS[kind].words)) for name, kind in kinds.items()}
+    try:
+        by_expression = {blank.expression: _value(blank.expression, named)[0] for blank in blanks}
+    except KeyError:
+        return None
+    if len(set(by_expression.values())) < len(by_expression):
+        return None
+    return named, tuple(by_expression[blank.expression] for blank in blanks)
+
+
+def _values(text: str, named: dict[str, tuple[str, str]]) -> tuple[str, ...]:
+    """What an answer stands for; several where its relation has several."""
+    (expression,) = (found[0] for found in SLOT.findall(text))
+    return tuple(SLOT.sub(value, text) for value in _value(expression, named))
+
+
+def _others(blanks: list[Blank], words: tuple[str, ...], slot: int, rng: random.Random) -> tuple[str, ...]:
+    """Other words of the kind in random order: first another form, then words that are new to the prompt.
+
+    A slot that repeats an earlier one is swapped for words of the prompt first, which asks for something that is there.
+    """
+    kind, word = KINDS[blanks[slot].kind], words[slot]
+    forms = kind.forms(word)
+    pool = [other for other in kind.others(word) if other not in forms]
+    rng.shuffle(pool)
+    repeats = blanks[slot].expression in [blank.expression for blank in blanks[:slot]]
+    return (*forms, *sorted(pool, key=lambda other: (other in words) != repeats))

@@ -1,0 +1,232 @@
+"""Families of prompts whose cause is known by construction: declarations only.
+
+A template is text with slots. ``{a:color}`` is a word of the kind "color", called ``a``; ``{a}`` is that word once more,
+``{capital(a)}`` the word that follows from it by a relation, and ``{a+2}`` the second one after it in the order of its kind. A mark
+says what the construction expects: ``!`` the cause, whose swaps all change the answer; ``?`` a word that may change it; no mark, one
+that must never change it.
+"""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Template:
+    """One sentence frame.
+
+    Attributes:
+        text: up to the word that is predicted.
+        answer: that word, with its leading space.
+        alternative: the answer that it is contrasted with (``{answer}`` is the answer); None is what the model says once the
+            cause is swapped.
+    """
+
+    text: str
+    answer: str
+    alternative: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Templates that ask for the same thing."""
+
+    name: str
+    templates: tuple[Template, ...]
+
+
+def _family(name: str, answer: str, *texts: str, alternative: str | None = None) -> Family:
+    return Family(name, tuple(Template(text, answer, alternative) for text in texts))
+
+
+OTHER_FORM = " {counterpart(answer)}"
+
+INDIRECT_OBJECT = _family(
+    "indirect object",
+    " {io}",
+    "When {io:name!} and {s:name?} went to the {p:place} to buy a {g:gift}, {s?} gave the {g} to",
+    "Then, {s:name?} and {io:name!} had a long talk at the {p:place}. Afterwards {s?} gave a {c:color} {g:gift} to",
+    "After the {e:event} on {d:day}, {io:name!} and {s:name?} got a {g:gift} at the {p:place}. {s?} decided to give it to",
+    "{s:name?} and {io:name!} were working at the {p:place} in {m:month}. {s?} offered a {q:quality} {g:gift} to",
+    "While {io:name!} and {s:name?} were commuting to the {p:place}, the {j:job} found a {g:gift}, and {s?} handed it to",
+    "The {e:event} was over, so {s:name?} and {io:name!} left the {p:place}. On the way, {s?} showed the {q:quality} {g:gift} to",
+    alternative=" {s}",
+)
+AGREEMENT = _family(
+    "agreement",
+    " {verb(head)}",
+    "Everyone in {c:city} knows that the {q:quality} {head:noun!} near the {p:place} behind the {x:noun}",
+    "The {head:noun!} that the {j:job} bought for the {p:place} near the {x:noun}",
+    "In {m:month}, {n:name} noticed that the {q:quality} {head:noun!} next to the {c:color} {x:noun}",
+    "The {j:job} told {n:name} that the {head:noun!} in front of the {q:quality} {x:noun} at the {p:place}",
+    "On {d:day} the {head:noun!} which {n:name} had left under the {c:color} {x:noun}",
+    "I think that the {c:color} {head:noun!} beside the {q:quality} {x:noun} of the {j:job}",
+    alternative=OTHER_FORM,
+)
+KEY_VALUE = Family(
+    "key and value",
+    tuple(
+        Template(re.sub(rf"{{{value}:(\w+)}}", rf"{{{value}:\1!}}", text), f" {{{value}}}", f" {{{other}}}")
+        for text, value, other in (
+            ("The {a:thing?} is {v:color}, the {b:thing} is {w:color} and the {c:thing} is {x:color}. The color of the {a?} is", "v", "w"),
+            ("The {a:thing} is {v:color}, the {b:thing?} is {w:color} and the {c:thing} is {x:color}. The color of the {b?} is", "w", "x"),
+            ("{a:name?} lives in {v:city}. {b:name} lives in {w:city}. {c:name} lives in {x:city}. The city that {a?} lives in is", "v", "x"),
+            ("{a:name} lives in {v:city}. {b:name?} lives in {w:city}. {c:name} lives in {x:city}. When {n:name} visits {b?}, the train goes to", "w", "v"),
+            ("{a:name} likes {v:subject}, {b:name} likes {w:subject} and {c:name?} likes {x:subject}. The book for {c?} is about", "x", "v"),
+            ("{a:name} is a {v:job}, {b:name?} is a {w:job} and {c:name} is a {x:job}. In {m:city}, {b?} works as a", "w", "v"),
+            ("{a:animal?}: {v:number}, {b:animal}: {w:number}, {c:animal}: {x:number}, {d:animal}: {y:number}. Again, {a?}:", "v", "y"),
+            ("The {a:job} ordered the {v:food}, the {b:job} ordered the {w:food} and the {c:job?} ordered the {x:food}. The waiter brought the {c?} the", "x", "w"),
+        )
+    ),
+)  # fmt: skip
+INDUCTION = Family(
+    "induction",
+    tuple(
+        Template(text, answer)
+        for text, answer in (
+            ("{a:animal}, {b:animal}, {c:animal?}, {d:animal!}, {e:animal}, {f:animal}. {a}, {b}, {c?},", " {d}"),
+            ("{a:color} {b:fruit} {c:job?} {d:animal!} {e:place} {f:color} {g:fruit} {a} {b} {c?}", " {d}"),
+            ("{a:name} {b:name} {c:name} {d:name?} {e:name!} {f:name} {g:name}\n{a} {b} {c} {d?}", " {e}"),
+            ("{a:city}; {b:city?}; {c:city!}; {d:city}; {e:city}; {f:city}\n{a}; {b?};", " {c}"),
+            ("The list: {a:thing} {b:food} {c:letter?} {d:thing!} {e:day} {f:food}. The same list: {a} {b} {c?}", " {d}"),
+            ("{a:number} {b:letter} {c:number?} {d:letter!} {e:number} {f:letter} {a} {b} {c?}", " {d}"),
+            ("First {a:job}, then {b:job}, then {c:job?}, then {d:job!}, then {e:job}. Again: first {a}, then {b}, then {c?}, then", " {d}"),
+        )
+    ),
+)  # fmt: skip
+CAPITALS = _family(
+    "capitals",
+    " {capital(x)}",
+    "{n:name} and {m:name} are planning a {q:quality} trip in {s:season}. The capital of {x:country!} is",
+    "The {j:job} from {o:country} moved to {x:country!} in {m:month} and found a house in the capital,",
+    "{n:name} asked the {j:job} on {d:day}: what is the capital of {x:country!}? The answer is",
+    "The capital of {o:country} is {capital(o)}. The capital of {p:country} is {capital(p)}. The capital of {x:country!} is",
+    "Geography is my favorite {s:subject} lesson. The {j:job} said that {x:country!} has a capital called",
+    "In {m:month} the {e:event} takes place in {x:country!}, more precisely in its capital city,",
+)
+GENDER = Family(
+    "gendered pronoun",
+    tuple(
+        Template(text, answer, OTHER_FORM)
+        for text, answer in (
+            ("{x:man or woman!} went to the {p:place} on {d:day} with a {c:color} {g:gift} because", " {he(x)}"),
+            ("The {q:quality} {t:thing} was near the {p:place}, and {x:man or woman!} bought it with money that", " {he(x)}"),
+            ("In {m:month} the {x:male or female!} left the {p:place} in {c:city} and said that", " {he(x)}"),
+            ("The {x:male or female!} sat on the {c:color} chair, ate {f:food} and waited for a letter from", " {his(x)}"),
+            ("{x:man or woman!} likes {s:subject} and {f:food}. Every {d:day} the {j:job} calls, and then", " {he(x)}"),
+            ("After the {e:event} at the {p:place}, {x:man or woman!} took the {q:quality} {g:gift} and put it in", " {his(x)}"),
+            ("The {x:male or female!} looked into the mirror of the {q:quality} {p:place} and saw", " {himself(x)}"),
+        )
+    ),
+)  # fmt: skip
+ANTONYMS = _family(
+    "antonyms",
+    " {opposite(x)}",
+    "{a:word with an opposite} - {opposite(a)}, {b:word with an opposite} - {opposite(b)}, {c:word with an opposite} - {opposite(c)}, "
+    "{x:word with an opposite!} -",
+    "Opposites:\n{a:word with an opposite}: {opposite(a)}\n{b:word with an opposite}: {opposite(b)}\n{c:word with an opposite}: "
+    "{opposite(c)}\n{x:word with an opposite!}:",
+    "The opposite of {a:word with an opposite} is {opposite(a)}. The opposite of {b:word with an opposite} is {opposite(b)}. The opposite "
+    "of {x:word with an opposite!} is",
+    "{n:name} says {a:word with an opposite}, {m:name} says {opposite(a)}. {n} says {b:word with an opposite}, {m} says {opposite(b)}. {n} "
+    "says {x:word with an opposite!}, {m} says",
+    "Not {a:word with an opposite} but {opposite(a)}, not {b:word with an opposite} but {opposite(b)}, not {x:word with an opposite!} but",
+)
+PLURALS = Family(
+    "plurals",
+    tuple(
+        Template(text, answer)
+        for text, answer in (
+            ("One {a:animal}, two {animals(a)}. One {b:animal}, two {animals(b)}. One {x:animal!}, two", " {animals(x)}"),
+            ("{a:thing} -> {plural(a)}\n{b:thing} -> {plural(b)}\n{c:thing} -> {plural(c)}\n{x:thing!} ->", " {plural(x)}"),
+            ("{n:name} has a {a:thing}, {m:name} has two {plural(a)}. {n} has a {x:thing!}, {m} has two", " {plural(x)}"),
+            ("First the {j:job} saw a {a:animal}, then many {animals(a)}. First the {j} saw a {x:animal!}, then many", " {animals(x)}"),
+            ("Singular {a:thing}, plural {plural(a)}; singular {b:animal}, plural {animals(b)}; singular {x:thing!}, plural", " {plural(x)}"),
+            ("A {c:color} {a:thing} and three {d:color} {plural(a)}, a {e:color} {x:animal!} and three {f:color}", " {animals(x)}"),
+        )
+    ),
+)  # fmt: skip
+DAYS = Family(
+    "days",
+    tuple(
+        Template(text, answer)
+        for text, answer in (
+            ("{n:name} counts the days in {c:city}: {a:day?}, {a+1?}, {a+2?}, {a+3!},", " {a+4}"),
+            ("The {p:place} opens on {a:day?}, the {q:place} on {a+1?}, the {r:place} on {a+2!}, and the {s:place} on", " {a+3}"),
+            ("The day after {a:day} is {a+1}. The day after {b:day} is {b+1}. The day after {x:day!} is", " {x+1}"),
+            ("{n:name} works on {a:day?}, {m:name} works on {a+1?}, {o:name} works on {a+2!} and {p:name} works on", " {a+3}"),
+            ("If today is {a:day}, then tomorrow is {a+1}. If today is {x:day!}, then tomorrow the {j:job} says that it is", " {x+1}"),
+            ("Menu: {f:food} on {a:day?}, {g:food} on {a+1?}, {h:food} on {a+2!}, {i:food} on", " {a+3}"),
+        )
+    ),
+)  # fmt: skip
+MONTHS = Family(
+    "months",
+    tuple(
+        Template(text, answer)
+        for text, answer in (
+            ("{n:name} counts the months in {c:city}: {a:month?}, {a+1?}, {a+2?}, {a+3!},", " {a+4}"),
+            ("The {e:event} is in {a:month?}, the {f:event} in {a+1?}, the {g:event} in {a+2!}, and the {h:event} in", " {a+3}"),
+            ("The month after {a:month} is {a+1}. The month after {b:month} is {b+1}. The month after {x:month!} is", " {x+1}"),
+            ("{n:name} was born in {a:month?}, {m:name} in {a+1?}, {o:name} in {a+2!} and {p:name} in", " {a+3}"),
+            ("{a:month} is followed by {a+1}, {b:month} is followed by {b+1}, and {x:month!} is followed by", " {x+1}"),
+            ("They sell {f:fruit} in {a:month?}, {g:fruit} in {a+1?}, {h:fruit} in {a+2!}, {i:fruit} in", " {a+3}"),
+        )
+    ),
+)  # fmt: skip
+LETTERS = Family(
+    "letters",
+    tuple(
+        Template(text, answer)
+        for text, answer in (
+            ("{n:name} says the alphabet to the {j:job} in {c:city}: {a:letter?} {a+1?} {a+2?} {a+3!}", " {a+4}"),
+            ("Row {a:letter?} is for {n:name}, row {a+1?} is for {m:name}, row {a+2!} is for {o:name}, row", " {a+3}"),
+            ("The letter after {a:letter} is {a+1}. The letter after {b:letter} is {b+1}. The letter after {x:letter!} is", " {x+1}"),
+            ("{a:letter} {a+1}, {b:letter} {b+1}, {c:letter} {c+1}, {d:letter} {d+1}, {x:letter!}", " {x+1}"),
+            ("Section {a:letter?}: {s:subject}, section {a+1?}: {t:subject}, section {a+2!}: {u:subject}, section", " {a+3}"),
+            ("{f:fruit} {a:letter?}, {g:fruit} {a+1?}, {h:fruit} {a+2!}, {i:fruit}", " {a+3}"),
+        )
+    ),
+)  # fmt: skip
+NUMBER_WORDS = Family(
+    "number words",
+    tuple(
+        Template(text, answer)
+        for text, answer in (
+            ("{n:name} counts the {t:things} in {c:city}: {a:number?}, {a+1?}, {a+2?}, {a+3!},", " {a+4}"),
+            ("{n:name} has {a:number?} {x:things}, {m:name} has {a+1?} {y:things}, {o:name} has {a+2!} {z:things} and {p:name} has", " {a+3}"),
+            ("The number after {a:number} is {a+1}. The number after {b:number} is {b+1}. The number after {x:number!} is", " {x+1}"),
+            ("Chapter {a:number?} is about {s:subject}, chapter {a+1?} about {t:subject}, chapter {a+2!} about {u:subject}, chapter", " {a+3}"),
+            ("{a:number} and then {a+1}, {b:number} and then {b+1}, {x:number!} and then", " {x+1}"),
+            ("Room {a:number?}: the {j:job}. Room {a+1?}: the {k:job}. Room {a+2!}: the {l:job}. Room", " {a+3}"),
+        )
+    ),
+)  # fmt: skip
+GREATER_THAN = _family(
+    "greater than",
+    "{later(x)}",
+    "The {e:event} of the {j:job} in {c:city} lasted from the year 17{x:digit!}2 to the year 17",
+    "{n:name} was a {j:job} from {c:city} who lived from 18{x:digit!}3 until 18",
+    "The {q:quality} {p:place} in {c:city} was open from 19{x:digit!}1 to 19",
+)
+TRANSLATION = Family(
+    "translation",
+    tuple(
+        Template(text, answer)
+        for text, answer in (
+            ("{a:English word} = {french(a)}, {b:English word} = {french(b)}, {c:English word} = {french(c)}, {x:English word!} =", " {french(x)}"),
+            ("English: {a:English word}, French: {french(a)}. English: {b:English word}, French: {french(b)}. English: {x:English word!}, French:", " {french(x)}"),
+            ("English: {a:English word}, Spanish: {spanish(a)}. English: {b:English word}, Spanish: {spanish(b)}. English: {x:English word!}, Spanish:", " {spanish(x)}"),
+            ("{n:name} learns French. The word {a:English word} is {french(a)}, the word {b:English word} is {french(b)}, and the word {x:English word!} is", " {french(x)}"),
+            ("{n:name} learns Spanish. The word {a:English word} is {spanish(a)}, the word {b:English word} is {spanish(b)}, and the word {x:English word!} is", " {spanish(x)}"),
+        )
+    ),
+)  # fmt: skip
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        INDIRECT_OBJECT, AGREEMENT, KEY_VALUE, INDUCTION, CAPITALS, GENDER, ANTONYMS, PLURALS, DAYS, MONTHS, LETTERS, NUMBER_WORDS,
+        GREATER_THAN, TRANSLATION,
+    )
+}  # fmt: skip
+"""By name."""

@@ -1,0 +1,147 @@
+"""`ground_truth`: prompts whose causes were validated on a model by swapping words, and how they are kept."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+from jscope_tl.engine.progress import progress_bar
+from jscope_tl.errors import InputError, count, nearest
+from jscope_tl.faithfulness.families import FAMILIES, Family
+from jscope_tl.faithfulness.validation import Found, ValidatedPrompt, search
+from jscope_tl.model.view import ModelView
+from jscope_tl.results.files import plain, write_whole
+from jscope_tl.results.restoring import restored
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Yield:
+    """What became of a family's candidates.
+
+    Attributes:
+        kept: validated prompts.
+        tried: candidates.
+        dropped: how many for which reason.
+    """
+
+    kept: int
+    tried: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class GroundTruth(Sequence[ValidatedPrompt]):
+    """Prompts with validated causes: a sequence, which `jscope_tl.faithfulness.evaluate` takes as it is.
+
+    Attributes:
+        model: the name of the model that they were validated on.
+        seed: which prompts.
+        n: how many were asked for of each family.
+        yields: of each family that was asked for, also where none was kept.
+        prompts: the prompts, family by family.
+    """
+
+    model: str
+    seed: int
+    n: int
+    yields: dict[str, Yield]
+    prompts: tuple[ValidatedPrompt, ...]
+
+    @property
+    def tune(self) -> "GroundTruth":
+        """One half, to choose a method on: every other prompt of each template."""
+        return self._half(0)
+
+    @property
+    def report(self) -> "GroundTruth":
+        """The other half, to report figures on."""
+        return self._half(1)
+
+    def family(self, name: str) -> "GroundTruth":
+        """The prompts of one family."""
+        if name not in self.yields:
+            raise InputError(f"There is no family {name!r} here.{nearest(name, self.yields)} There are {', '.join(self.yields)}.")
+        return replace(self, prompts=tuple(prompt for prompt in self.prompts if prompt.family == name))
+
+    def _half(self, which: int) -> "GroundTruth":
+        ordered = sorted(self.prompts, key=lambda prompt: (list(self.yields).index(prompt.family), prompt.template))
+        starts = {}
+        for place, prompt in enumerate(ordered):
+            starts.setdefault(prompt.family, place)
+        kept = [p for place, p in enumerate(ordered) if (place - starts[p.family]) % 2 == which]
+        return replace(self, prompts=tuple(kept))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @overload
+    def __getitem__(self, item: int) -> ValidatedPrompt: ...
+    @overload
+    def __getitem__(self, item: slice) -> tuple[ValidatedPrompt, ...]: ...
+    def __getitem__(self, item: Any) -> Any:
+        return self.prompts[item]
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON, one prompt a line."""
+        about = {"ground_truth": SCHEMA, **{name: plain(getattr(self, name)) for name in ("model", "seed", "n", "yields")}}
+        head = json.dumps(about, indent=1, ensure_ascii=False)[:-2]
+        lines = ",\n".join("  " + json.dumps(plain(prompt), ensure_ascii=False) for prompt in self.prompts)
+        return write_whole(path, f'{head},\n "prompts": [\n{lines}\n ]\n}}\n'.encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "GroundTruth":
+        """Read what `save` wrote."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            schema = found.pop("ground_truth", None)
+            if schema != SCHEMA:
+                raise ValueError(f"its ground_truth is {schema}, this version reads {SCHEMA}")
+            return restored(cls, found, {})
+        except Exception as error:
+            raise InputError(f"{str(path)!r} holds no ground truth ({type(error).__name__}: {error}).") from error
+
+    def __repr__(self) -> str:
+        lines = [f"GroundTruth: {len(self)} prompts validated on {self.model}, seed {self.seed}"]
+        for name, found in self.yields.items():
+            why = ", ".join(f"{n} {reason}" for reason, n in sorted(found.dropped.items(), key=lambda item: -item[1]))
+            lines.append(f"  {name:<18} {found.kept:>4} of {found.tried} candidates" + (f"   (dropped: {why})" if why else ""))
+        return "\n".join(lines)
+
+
+def ground_truth(
+    model: Any,
+    families: str | Family | Iterable[str | Family] | None = None,
+    n: int = 40,
+    seed: int = 0,
+    *,
+    progress: bool | None = None,
+) -> GroundTruth:
+    """Prompts of which it is known, for this model, which words decide what it says next.
+
+    TODO
+    """
+    chosen, wanted = _families(families), count("n", n, 1)
+    view = ModelView(model)
+    found: dict[str, Found] = {}
+    with progress_bar(progress, "validated prompts", "prompt", total=wanted * len(chosen)) as bar:
+        for place, family in enumerate(chosen):
+            bar.set_postfix_str(family.name)
+            found[family.name] = search(view, family, wanted, seed, bar)
+            bar.n = wanted * (place + 1)
+            bar.refresh()
+    yields = {name: Yield(len(f.prompts), f.tried, dict(f.dropped)) for name, f in found.items()}
+    prompts = tuple(prompt for f in found.values() for prompt in sorted(f.prompts, key=lambda p: p.template))
+    return GroundTruth(view.name, seed, wanted, yields, prompts)
+
+
+def _families(given: Any) -> list[Family]:
+    listed = [given] if isinstance(given, str | Family) else list(FAMILIES) if given is None else list(given)
+    chosen = []
+    for family in listed:
+        if not isinstance(family, Family) and family not in FAMILIES:
+            raise InputError(f"There is no family {family!r}.{nearest(str(family), FAMILIES)} Known: {', '.join(FAMILIES)}.")
+        chosen.append(family if isinstance(family, Family) else FAMILIES[family])
+    return chosen

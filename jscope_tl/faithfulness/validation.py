@@ -1,0 +1,147 @@
+"""From candidates to validated prompts: which are kept, how many of each family, and why the others were dropped."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from jscope_tl.faithfulness.candidates import Candidate, candidates
+from jscope_tl.faithfulness.families import Family
+from jscope_tl.faithfulness.swaps import MARGIN, OTHER, Dropped, Read, Slot, following, read, said, swapped
+from jscope_tl.model.prompts import to_str_tokens
+from jscope_tl.model.view import ModelView
+
+GIVEN_UP = 48
+"""Candidates after which a template that gave no prompt is left alone."""
+TRIES = 8
+"""Candidates of one template at most, for each prompt that is asked for."""
+
+
+@dataclass(frozen=True)
+class ValidatedPrompt:
+    """A prompt that a model completes rightly, and the words that decide it.
+
+    Attributes:
+        family: what it asks for.
+        template: number of its sentence frame within the family.
+        text: up to the word that is predicted.
+        tokens: its ids, with BOS where the model has one.
+        answer, target: the most probable next token, as text and as id.
+        alternative, baseline: the answer that it is contrasted with, as text and as id.
+        slots: its words and their swaps, in order.
+    """
+
+    family: str
+    template: int
+    text: str
+    tokens: tuple[int, ...]
+    answer: str
+    target: int
+    alternative: str
+    baseline: int
+    slots: tuple[Slot, ...]
+
+    @property
+    def causes(self) -> tuple[int, ...]:
+        """Positions of the slots of which every swap changes the answer."""
+        return tuple(slot.position for slot in self.slots if slot.decides)
+
+
+@dataclass
+class Found:
+    """Prompts of one family and what became of its candidates."""
+
+    prompts: list[ValidatedPrompt] = field(default_factory=list)
+    tried: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _Source:
+    """The candidates of one template."""
+
+    stream: Iterator[Candidate]
+    tried: int = 0
+    kept: int = 0
+    is_empty: bool = False
+
+    def draw(self, n: int, limit: int) -> list[Candidate]:
+        drawn = list(islice(self.stream, n))
+        self.tried += len(drawn)
+        self.is_empty = len(drawn) < n or self.tried >= limit or (not self.kept and self.tried >= GIVEN_UP)
+        return drawn
+
+
+def search(view: ModelView, family: Family, n: int, seed: int, bar: Any) -> Found:
+    """Up to ``n`` validated prompts of a family; no template gives more than its double share while others can."""
+    rng = [random.Random(f"{family.name} {number} {seed}") for number in range(len(family.templates))]
+    sources = [_Source(candidates(template, number, rng[number])) for number, template in enumerate(family.templates)]
+    found, share = Found(), -(-2 * n // len(sources))
+    while len(found.prompts) < n:
+        open_sources = [source for source in sources if not source.is_empty]
+        asked = [source for source in open_sources if source.kept < share] or open_sources
+        if not asked:
+            break
+        limit = share if asked[0].kept < share else n
+        for source in asked:
+            _from_one(view, family.name, source, min(limit - source.kept, n - len(found.prompts)), TRIES * n, found, bar)
+    return found
+
+
+def _from_one(view: ModelView, family: str, source: _Source, wanted: int, limit: int, found: Found, bar: Any) -> None:
+    """Some candidates of one template, until it gave what is wanted."""
+    ready = _answered(view, source.draw(min(8, limit) if wanted > 0 else 0, limit), found)
+    for prompt, answer in ready:
+        if wanted <= 0:
+            break
+        try:
+            found.prompts.append(_validated(view, family, prompt, answer))
+        except Dropped as reason:
+            found.dropped[str(reason)] += 1
+        else:
+            source.kept, wanted = source.kept + 1, wanted - 1
+            bar.update(1)
+
+
+def _answered(view: ModelView, drawn: Sequence[Candidate], found: Found) -> list[tuple[Read, int]]:
+    """The candidates that the model completes rightly, with the number of the answer that it gives."""
+    prompts = []
+    found.tried += len(drawn)
+    for candidate in drawn:
+        try:
+            prompts.append(read(view, candidate))
+        except Dropped as reason:
+            found.dropped[str(reason)] += 1
+    right = []
+    for prompt, (token, lead) in zip(prompts, said(view, prompts), strict=True):
+        if token in prompt.answers and lead > MARGIN:
+            right.append((prompt, prompt.answers.index(token)))
+        else:
+            found.dropped[OTHER] += 1
+    return right
+
+
+def _validated(view: ModelView, family: str, prompt: Read, number: int) -> ValidatedPrompt:
+    candidate, target = prompt.candidate, prompt.answers[number]
+    order = sorted(range(len(candidate.words)), key=lambda i: candidate.roles[i] != "cause")
+    n_causes = candidate.roles.count("cause")
+    slots = swapped(view, prompt, target, order[:n_causes])
+    for slot in slots:
+        if not slot.decides:
+            raise Dropped("a swap of the cause leaves the answer as it is")
+    slots += swapped(view, prompt, target, order[n_causes:]) if order[n_causes:] else []
+    for slot in slots:
+        if slot.role == "inert" and not slot.is_inert:
+            raise Dropped(f"a word that must not matter does: {slot.kind}")
+    text = candidate.text()
+    baseline = (
+        following(view, text, prompt.tokens, candidate.alternatives[number])
+        if candidate.alternatives
+        else following(view, text, prompt.tokens, slots[0].swaps[0].answer)
+    )
+    return ValidatedPrompt(
+        family, candidate.template, text, tuple(prompt.tokens.tolist()), to_str_tokens(view, [target])[0], target,
+        to_str_tokens(view, [baseline])[0], baseline, tuple(sorted(slots, key=lambda slot: slot.position)),
+    )  # fmt: skip
