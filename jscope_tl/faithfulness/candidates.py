@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jscope_tl.errors import InputError, nearest
@@ -11,7 +11,7 @@ from jscope_tl.faithfulness.vocabulary import KINDS, RELATIONS
 
 SLOT = re.compile(r"\{([^{}:!?]+)(?::([^{}!?]+))?([!?]?)\}")
 ROLES = {"!": "cause", "?": "open", "": "inert"}
-REDRAWN = 100
+REDRAWN = 2000
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,25 @@ class Candidate:
         return "".join(part for pair in zip(self.between, [*words, ""], strict=True) for part in pair)
 
 
-def candidates(template: Template, number: int, rng: random.Random) -> Iterator[Candidate]:
-    """Fillings of one template, each once, until a hundred draws in a row bring nothing new."""
+def candidates(
+    template: Template, number: int, rng: random.Random, is_usable: Callable[[str], bool]
+) -> Iterator[Candidate]:
+    """Fillings of one template with words that are usable, each once, until many draws in a row bring nothing new."""
     seen: set[str] = set()
     blanks, kinds = parsed(template)
     between = tuple(SLOT.sub("\0", template.text).split("\0"))
     misses = 0
     while misses < REDRAWN:
         misses += 1
-        filled = _filled(blanks, kinds, rng)
+        filled = _filled(blanks, kinds, rng, is_usable)
         if filled is None:
             continue
         named, words = filled
         try:
             answers = _values(template.answer, named)
         except KeyError:
+            continue
+        if not all(is_usable(answer.strip()) for answer in answers):
             continue
         others = tuple(_others(blanks, words, i, rng) for i in range(len(blanks)))
         alternatives = () if template.alternative is None else tuple(
@@ -135,7 +139,7 @@ def _value(expression: str, named: dict[str, tuple[str, str]]) -> tuple[str, ...
 
 
 def _filled(
-    blanks: list[Blank], kinds: dict[str, str], rng: random.Random
+    blanks: list[Blank], kinds: dict[str, str], rng: random.Random, is_usable: Callable[[str], bool]
 ) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]] | None:
     """Kind and word of every name, and the words of the slots; None where nothing follows from a word, or two are the same."""
     named = {name: (kind, rng.choice(KINDS[kind].words)) for name, kind in kinds.items()}
@@ -143,7 +147,7 @@ def _filled(
         by_expression = {blank.expression: _value(blank.expression, named)[0] for blank in blanks}
     except KeyError:
         return None
-    if len(set(by_expression.values())) < len(by_expression):
+    if len(set(by_expression.values())) < len(by_expression) or not all(map(is_usable, by_expression.values())):
         return None
     return named, tuple(by_expression[blank.expression] for blank in blanks)
 

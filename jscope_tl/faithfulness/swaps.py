@@ -106,6 +106,11 @@ def read(view: ModelView, candidate: Candidate) -> Read:
     return Read(candidate, tokens, ids)
 
 
+def is_one_token(view: ModelView, word: str) -> bool:
+    """Whether a word is one token, by itself or behind a blank: only then can a slot hold it."""
+    return any(len(view.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1 for text in (word, f" {word}"))
+
+
 def following(view: ModelView, text: str, tokens: Int[Tensor, "pos"], answer: str) -> int:
     """Id of an answer, where it is one token behind the text."""
     whole = to_tokens(view, text + answer)
@@ -164,17 +169,17 @@ def _reads(view: ModelView, token: Int[Tensor, ""], word: str) -> bool:
     return to_str_tokens(view, [int(token)])[0].strip() == word
 
 
-def swapped(view: ModelView, prompt: Read, answer: int, slots: Sequence[int]) -> list[Slot]:
-    """What swaps of some slots do; the prompt itself and all swaps run side by side."""
+def swapped(
+    view: ModelView, prompt: Read, answer: int, log_p: Float[Tensor, "d_vocab"], slots: Sequence[int]
+) -> list[Slot]:
+    """What swaps of some slots do to a prompt whose next-token log-probabilities are ``log_p``; all swaps run side by side."""
     places = [swapped_rows(view, prompt, slot) for slot in slots]
     rows = [row for _, found in places for row in found]
-    log_p = log_probs(view, torch.stack([prompt.tokens, *(tokens for _, tokens in rows)]))
-    kl = divergence(log_p[0], log_p[1:]).clamp_min(0).tolist()
-    top = log_p[1:].topk(2)
+    log_q = log_probs(view, torch.stack([tokens for _, tokens in rows]))
+    top = log_q.topk(2)
     best_other = torch.where(top.indices[:, 0] == answer, top.values[:, 1], top.values[:, 0])
-    leads = (log_p[1:, answer] - best_other).tolist()
-    answers = to_str_tokens(view, top.indices[:, 0].tolist())
-    made = iter(zip(answers, leads, kl, strict=True))
+    numbers = (log_q[:, answer] - best_other, divergence(log_p, log_q).clamp_min(0))
+    made = iter(zip(to_str_tokens(view, top.indices[:, 0].tolist()), *(some.tolist() for some in numbers), strict=True))
     candidate = prompt.candidate
     return [
         Slot(position, candidate.kinds[slot], candidate.words[slot], candidate.roles[slot],

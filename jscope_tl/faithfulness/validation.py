@@ -4,17 +4,22 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
+from einops import rearrange
+
 from jscope_tl.faithfulness.candidates import Candidate, candidates
 from jscope_tl.faithfulness.families import Family
-from jscope_tl.faithfulness.swaps import MARGIN, OTHER, Dropped, Read, Slot, following, read, said, swapped
+from jscope_tl.faithfulness.swaps import MARGIN, OTHER, Dropped, Read, Slot, following, is_one_token, log_probs, read, said, swapped
 from jscope_tl.model.prompts import to_str_tokens
 from jscope_tl.model.view import ModelView
 
 GIVEN_UP = 48
 """Candidates after which a template that gave no prompt is left alone."""
+AT_ONCE = 3
+"""Slots whose swaps run side by side."""
 TRIES = 8
 """Candidates of one template at most, for each prompt that is asked for."""
 
@@ -76,8 +81,9 @@ class _Source:
 
 def search(view: ModelView, family: Family, n: int, seed: int, bar: Any) -> Found:
     """Up to ``n`` validated prompts of a family; no template gives more than its double share while others can."""
+    is_usable = cache(partial(is_one_token, view))
     rng = [random.Random(f"{family.name} {number} {seed}") for number in range(len(family.templates))]
-    sources = [_Source(candidates(template, number, rng[number])) for number, template in enumerate(family.templates)]
+    sources = [_Source(candidates(template, number, rng[number], is_usable)) for number, template in enumerate(family.templates)]
     found, share = Found(), -(-2 * n // len(sources))
     while len(found.prompts) < n:
         open_sources = [source for source in sources if not source.is_empty]
@@ -125,16 +131,7 @@ def _answered(view: ModelView, drawn: Sequence[Candidate], found: Found) -> list
 
 def _validated(view: ModelView, family: str, prompt: Read, number: int) -> ValidatedPrompt:
     candidate, target = prompt.candidate, prompt.answers[number]
-    order = sorted(range(len(candidate.words)), key=lambda i: candidate.roles[i] != "cause")
-    n_causes = candidate.roles.count("cause")
-    slots = swapped(view, prompt, target, order[:n_causes])
-    for slot in slots:
-        if not slot.decides:
-            raise Dropped("a swap of the cause leaves the answer as it is")
-    slots += swapped(view, prompt, target, order[n_causes:]) if order[n_causes:] else []
-    for slot in slots:
-        if slot.role == "inert" and not slot.is_inert:
-            raise Dropped(f"a word that must not matter does: {slot.kind}")
+    slots = _checked(view, prompt, target)
     text = candidate.text()
     baseline = (
         following(view, text, prompt.tokens, candidate.alternatives[number])
@@ -145,3 +142,21 @@ def _validated(view: ModelView, family: str, prompt: Read, number: int) -> Valid
         family, candidate.template, text, tuple(prompt.tokens.tolist()), to_str_tokens(view, [target])[0], target,
         to_str_tokens(view, [baseline])[0], baseline, tuple(sorted(slots, key=lambda slot: slot.position)),
     )  # fmt: skip
+
+
+def _checked(view: ModelView, prompt: Read, target: int) -> list[Slot]:
+    """All slots with their swaps, the causes first; a few at a time, as most that fail do so early."""
+    roles = prompt.candidate.roles
+    order = sorted(range(len(roles)), key=lambda i: ("cause", "inert", "open").index(roles[i]))
+    parts = [order[: roles.count("cause")]]
+    parts += [order[start : start + AT_ONCE] for start in range(len(parts[0]), len(order), AT_ONCE)]
+    log_p = log_probs(view, rearrange(prompt.tokens, "pos -> 1 pos"))[0]
+    slots: list[Slot] = []
+    for part in parts:
+        slots += swapped(view, prompt, target, log_p, part)
+        for slot in slots[-len(part) :]:
+            if slot.role == "cause" and not slot.decides:
+                raise Dropped("a swap of the cause leaves the answer as it is")
+            if slot.role == "inert" and not slot.is_inert:
+                raise Dropped(f"a word that must not matter does: {slot.kind}")
+    return slots

@@ -115,13 +115,30 @@ CAPITALS = _pairs(
 )
 FRENCH = _pairs(
     "dog:chien cat:chat house:maison water:eau red:rouge white:blanc black:noir green:vert man:homme woman:femme day:jour "
-    "night:nuit king:roi queen:reine one:un two:deux three:trois sun:soleil moon:lune book:livre bread:pain city:ville "
-    "world:monde love:amour friend:ami life:vie time:temps year:an sea:mer milk:lait horse:cheval"
+    "night:nuit king:roi queen:reine two:deux three:trois four:quatre sun:soleil book:livre bread:pain city:ville "
+    "world:monde love:amour friend:ami life:vie time:temps sea:mer milk:lait horse:cheval small:petit good:bon bad:mauvais "
+    "with:avec without:sans but:mais where:où always:toujours never:jamais more:plus war:guerre country:pays death:mort "
+    "end:fin hand:main head:tête door:porte street:rue child:enfant father:père mother:mère brother:frère sister:soeur "
+    "son:fils school:école tree:arbre fire:feu wind:vent earth:terre sky:ciel rain:pluie body:corps heart:cœur name:nom "
+    "word:mot thing:chose place:lieu new:nouveau old:vieux young:jeune"
 )
 SPANISH = _pairs(
     "dog:perro cat:gato house:casa water:agua red:rojo white:blanco black:negro green:verde man:hombre woman:mujer day:día "
-    "night:noche king:rey queen:reina one:uno two:dos three:tres sun:sol moon:luna book:libro bread:pan city:ciudad world:mundo "
-    "love:amor friend:amigo life:vida time:tiempo year:año sea:mar milk:leche horse:caballo"
+    "night:noche king:rey queen:reina two:dos three:tres four:cuatro sun:sol moon:luna book:libro bread:pan city:ciudad "
+    "world:mundo love:amor friend:amigo life:vida time:tiempo year:año sea:mar milk:leche horse:caballo small:pequeño "
+    "good:bueno bad:malo with:con without:sin where:donde always:siempre never:nunca more:más war:guerra death:muerte "
+    "end:fin hand:mano head:cabeza door:puerta street:calle father:padre mother:madre brother:hermano son:hijo "
+    "school:escuela tree:árbol fire:fuego wind:viento earth:tierra sky:cielo body:cuerpo heart:corazón name:nombre "
+    "word:palabra number:número thing:cosa place:lugar new:nuevo old:viejo young:joven blue:azul light:luz peace:paz "
+    "bridge:puente voice:voz air:aire"
+)
+GERMAN = _pairs(
+    "dog:Hund house:Haus water:Wasser red:rot white:weiß black:schwarz man:Mann woman:Frau day:Tag night:Nacht king:König "
+    "two:zwei three:drei sun:Sonne moon:Mond book:Buch bread:Brot city:Stadt world:Welt love:Liebe friend:Freund life:Leben "
+    "time:Zeit year:Jahr sea:Meer milk:Milch good:gut with:mit without:ohne where:wo always:immer never:nie more:mehr "
+    "war:Krieg country:Land death:Tod end:Ende head:Kopf door:Tür street:Straße god:Gott child:Kind father:Vater "
+    "mother:Mutter brother:Bruder son:Sohn school:Schule tree:Baum fire:Feuer earth:Erde word:Wort new:neu old:alt "
+    "young:jung here:hier today:heute now:jetzt"
 )
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 MONTHS = "January February March April May June July August September October November December"
@@ -160,9 +177,10 @@ KINDS = {
         plain("country", CAPITALS),
         plain("capital", CAPITALS.values()),
         plain("word with an opposite", ANTONYMS),
-        plain("English word", FRENCH),
+        plain("English word", [*FRENCH, *SPANISH, *GERMAN]),
         plain("French word", FRENCH.values()),
         plain("Spanish word", SPANISH.values()),
+        plain("German word", GERMAN.values()),
     )
 }
 """By name."""
@@ -184,10 +202,11 @@ RELATIONS = {
     ),
     "plural": Relation("things", SINGULAR_TO_PLURAL),
     "animals": Relation("animals", ANIMAL_TO_PLURAL),
-    "capital": Relation("capital", CAPITALS),
+    "capital": Relation("capital", {**CAPITALS, "Ukraine": ("Kiev", "Kyiv")}),
     "opposite": Relation("word with an opposite", ANTONYMS),
     "french": Relation("French word", FRENCH),
     "spanish": Relation("Spanish word", SPANISH),
+    "german": Relation("German word", GERMAN),
     "day": Relation("day", _following(f"{DAYS} Monday")),
     "month": Relation("month", _following(f"{MONTHS} January")),
     "letter": Relation("letter", _following(LETTERS)),
