@@ -13,6 +13,7 @@ from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError
+from jscope_tl.faithfulness.ground_truth import GroundTruth, ground_truth
 from jscope_tl.model.basis import Basis
 from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks, series
 from jscope_tl.results.attribution import Attribution
@@ -36,11 +37,11 @@ from jscope_tl.scopes.spectral import SpectralScope
 from jscope_tl.views.report import report
 
 __all__ = [
-    "AlternativesScope", "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "HeadAgreement",
+    "AlternativesScope", "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "GroundTruth", "HeadAgreement",
     "InfluencePattern", "InputError", "Line", "LogProbScope", "LogitTemperatureScope", "Noise", "Path",
     "PocketPrompt", "Point", "QuantityScope", "RandomDirectionScope", "Reduction", "Rules", "Scope", "Score",
     "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "attribute", "attribute_batch",
-    "available_scopes", "diagnostics", "explain", "faithfulness", "get_scope", "head_agreement", "influence_pattern",
+    "available_scopes", "diagnostics", "explain", "faithfulness", "get_scope", "ground_truth", "head_agreement", "influence_pattern",
     "jacobian", "load_pocket_model", "patching", "pocket_prompts", "pocket_tasks", "register_scope", "report",
     "series", "spectrum", "views",
 ]  # fmt: skip

@@ -58,13 +58,14 @@ def run(argv: Sequence[str]) -> int:
 
     options = parser().parse_args(argv)
     changes = {} if options.ablation is None else {"ablation": options.ablation}
-    protocol, methods = resolve_protocol(options.protocol, changes), resolve_methods(options.methods)
+    protocol = resolve_protocol(options.protocol, changes)
+    resolve_methods(options.methods)  # refused before a model is loaded
     prompts, measures = _prompts(options)
     for folder in (options.csv, options.figure):
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
     model = load(options.model, options.device, options.dtype)
-    found, all_of_it = measured(prepared(model, prompts, methods, measures, protocol, {}))
+    found, all_of_it = measured(prepared(model, prompts, options.methods, measures, protocol, {}))
     if not found:
         return INTERRUPTED
     for name, result in found.items():
@@ -84,10 +85,12 @@ def _prompts(options: argparse.Namespace) -> tuple[list[Any], tuple[str, ...]]:
     if options.prompts is None:
         tasks = [task for task in pocket_tasks() if task != "series"]  # whose causes are not known
         prompts: list[Any] = [prompt for task in tasks for prompt in pocket_prompts(task, options.n or 50)]
-        return prompts, tuple(MEASURES)
+        return prompts, tuple(name for name, measure in MEASURES.items() if not measure.needs_swaps)
     prompts = read_prompts(options.prompts)[: options.n]
     causes = any(isinstance(prompt, dict) and prompt.get("causes") for prompt in prompts)
-    return prompts, tuple(name for name, measure in MEASURES.items() if causes or not measure.needs_cause)
+    return prompts, tuple(
+        name for name, measure in MEASURES.items() if not measure.needs_swaps and (causes or not measure.needs_cause)
+    )
 
 
 def read_prompts(path: str) -> list[Any]:

@@ -1,13 +1,16 @@
 """How faithful methods are: do they find known causes, and do the tokens that they name matter to the prediction?"""
 
 from jscope_tl.faithfulness.evaluation import evaluate
+from jscope_tl.faithfulness.families import FAMILIES, Family, Template
+from jscope_tl.faithfulness.ground_truth import GroundTruth
 from jscope_tl.faithfulness.measures import MEASURES, Column, Measure, Question
 from jscope_tl.faithfulness.methods import METHODS, Method
 from jscope_tl.faithfulness.protocol import AUTHORS, CORRECTED, Protocol
 from jscope_tl.faithfulness.random_weights import WeightDependence, weight_dependence
 from jscope_tl.faithfulness.results import Faithfulness, Mean
+from jscope_tl.faithfulness.swaps import Slot, Swap
+from jscope_tl.faithfulness.validation import ValidatedPrompt
 
 __all__ = [
-    "AUTHORS", "CORRECTED", "MEASURES", "METHODS", "Column", "Faithfulness", "Mean", "Measure", "Method", "Protocol",
-    "Question", "WeightDependence", "evaluate", "weight_dependence",
+    "AUTHORS", "CORRECTED", "Column", "FAMILIES", "Faithfulness", "Family", "GroundTruth", "MEASURES", "METHODS", "Mean", "Measure", "Method", "Protocol", "Question", "Slot", "Swap", "Template", "ValidatedPrompt", "WeightDependence", "evaluate", "weight_dependence",
 ]  # fmt: skip

@@ -17,6 +17,11 @@ def last_layer(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Ten
     return _mean_patterns(model, tokens)[-1][-1]
 
 
+def mean_of_all(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:
+    """Attention of the last position, the mean over all heads of all layers."""
+    return torch.stack([pattern[-1] for pattern in _mean_patterns(model, tokens)]).mean(0)
+
+
 def rollout(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:
     """Attention rollout (Abnar and Zuidema 2020): ``Π_l (½ A_l + ½ I)``, ``A_l`` the mean pattern of layer ``l``."""
     reached = torch.eye(len(tokens), device="cpu")

@@ -99,7 +99,9 @@ def parsed(template: Template) -> tuple[list[Blank], dict[str, str]]:
             kinds[expression] = kind
     blanks = [Blank(e, _kind(e, kinds), ROLES[mark]) for e, _, mark in SLOT.findall(template.text)]
     if not any(blank.role == "cause" for blank in blanks):
-        raise InputError(f"Template {template.text!r} marks no slot as the cause; put '!' at the end of one: {{a:name!}}.")
+        raise InputError(
+            f"Template {template.text!r} marks no slot as the cause; put '!' at the end of one: {{a:name!}}."
+        )
     return blanks, kinds
 
 

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError, whole
+from jscope_tl.faithfulness.validation import ValidatedPrompt
 from jscope_tl.model.prompts import bos_positions, to_id, to_str_tokens, to_tokens
 from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
@@ -25,6 +27,8 @@ class Case:
         causes: positions that decide it, where they are known.
         bos: positions of BOS.
         task: what kind of prompt it is.
+        alternative: id of the answer that the target is contrasted with, where it is known.
+        swaps: positions whose words were swapped for others, each with the mean of ``KL(p ‖ p_swapped)``.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -32,6 +36,8 @@ class Case:
     causes: tuple[int, ...] = ()
     bos: tuple[int, ...] = ()
     task: str = ""
+    alternative: int | None = None
+    swaps: tuple[tuple[int, float], ...] = ()
 
     @property
     def position(self) -> int:
@@ -50,9 +56,11 @@ def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None, wit
     Raises:
         InputError: no prompts, or one that has no token to predict; the message says which.
     """
-    if isinstance(prompts, str | PocketPrompt | Tensor | Mapping) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, str | PocketPrompt | ValidatedPrompt | Tensor | Mapping) or not isinstance(
+        prompts, Iterable
+    ):
         raise InputError(
-            f"prompts are several prompts: strings, lists of ids, dictionaries or PocketPrompts; got {prompts!r}."
+            f"prompts are several prompts: strings, lists of ids, dictionaries, PocketPrompts or a GroundTruth; got {prompts!r}."
         )
     cases = []
     for n, prompt in enumerate(prompts):
@@ -80,6 +88,8 @@ def _case(view: ModelView, prompt: Any, prepend_bos: bool | None, with_causes: b
                 "Give prompts and causes of your own (jscope faithfulness --prompts FILE)."
             )
         return _made(view, tokens, to_id(view, prompt.target, view.d_vocab), causes, prompt.task)
+    if isinstance(prompt, ValidatedPrompt):
+        return _validated(view, prompt, prepend_bos)
     if isinstance(prompt, dict):
         return _from_dict(view, prompt, prepend_bos)
     tokens = to_tokens(view, prompt, prepend_bos if isinstance(prompt, str) else None)
@@ -88,6 +98,24 @@ def _case(view: ModelView, prompt: Any, prepend_bos: bool | None, with_causes: b
             "its last token is the one to predict, so it needs three tokens or more. Or give {'prompt': ..., 'target': ...}."
         )
     return _made(view, tokens[:-1], int(tokens[-1]))
+
+
+def _validated(view: ModelView, prompt: ValidatedPrompt, prepend_bos: bool | None) -> Case:
+    tokens, saved = to_tokens(view, prompt.text, prepend_bos), torch.tensor(prompt.tokens)
+    (bos, own), (saved_bos, saved_own) = (
+        (len(leading), found.tolist()[len(leading) :])
+        for found in (tokens, saved)
+        for leading in [bos_positions(view, found)]
+    )
+    if own != saved_own or to_str_tokens(view, [prompt.target]) != [prompt.answer]:
+        raise InputError(
+            f"it was validated with other tokens than those of {view.name}: make the ground truth with this model "
+            "(js.ground_truth), or load the one that was made with it."
+        )
+    shift = bos - saved_bos
+    causes = tuple(t + shift for t in prompt.causes)
+    swaps = tuple((slot.position + shift, slot.kl) for slot in prompt.slots)
+    return Case(tokens, prompt.target, causes, bos_positions(view, tokens), prompt.family, prompt.baseline, swaps)
 
 
 def _from_dict(view: ModelView, prompt: dict[str, Any], prepend_bos: bool | None) -> Case:

@@ -11,6 +11,7 @@ from jscope_tl.faithfulness.measures import MEASURES, Measure, Question
 from jscope_tl.faithfulness.methods import Explainer, resolve_methods
 from jscope_tl.faithfulness.protocol import Protocol, resolve_protocol
 from jscope_tl.faithfulness.results import Faithfulness
+from jscope_tl.model.prompts import to_id
 from jscope_tl.model.view import ModelView
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -31,11 +32,16 @@ def evaluate(
 
     - ``"known_cause"``, whether a method points at the cause, on prompts whose cause is known (others are left out):
       ``top_1``, the highest score is on a cause; ``reciprocal_rank`` of the best-ranked cause; ``share`` of all
-      scores that lies on the causes (a squared score, as Fisher's, puts more on its highest). The token explained
-      is the correct next one, whatever the model predicts.
+      scores that lies on the causes (a squared score, as Fisher's, puts more on its highest); ``top_1_without_last``
+      is the hit where the last token is not ranked either, NaN where it is the only cause. The token explained is the
+      correct next one, whatever the model predicts.
     - ``"leave_one_out"``, whether it ranks tokens as leaving each one out does, by ``KL(p ‖ p_ablated)`` of the whole
       distribution: ``percentile`` of its highest token among all ablations (0 is the strongest), whether that is
-      among the strongest 5 % (``in_top_5``), and Spearman's correlation of scores and divergences.
+      among the strongest 5 % (``in_top_5``), Spearman's correlation of scores and divergences, Kendall's tau-b, and the share
+      of the highest 10 % of the one that is among those of the other (``top_10_overlap``).
+    - ``"swap"``, on the prompts of `jscope_tl.ground_truth`: Spearman's correlation of scores with ``KL(p ‖ p_swapped)``,
+      over the tokens that were swapped for others of their kind, each with the mean over its swaps. NaN, and not in any
+      mean, where fewer than five were.
     - ``"aopc"``, how much the prediction suffers as the tokens with the highest scores are ablated: for each fraction
       the ``max(1, ⌊fraction · n⌋)`` highest-scored embeddings together (attention is not masked). The area over the
       curve of one token's log-probability by the trapezoid rule, divided by its width; lower is better.
@@ -46,7 +52,7 @@ def evaluate(
         model: a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.
         prompts: strings or token ids whose last token is the one to predict (the position before it is explained);
             dictionaries with ``prompt``, and if it is not in the prompt ``target``, and if it is known ``causes`` (positions,
-            BOS counted where the protocol has one) and ``task``; or `jscope_tl.PocketPrompt`.
+            BOS counted where the protocol has one) and ``task``; `jscope_tl.PocketPrompt`; or a `jscope_tl.GroundTruth`.
         methods: names of `jscope_tl.faithfulness.METHODS` or of scopes, or a mapping from names of your own to such a name, a
             scope, a function from the `State` to cotangents, keywords of `jscope_tl.attribute`, or a `Method`. None is all of
             `METHODS`.
@@ -93,7 +99,7 @@ class Evaluation:
         if n not in self._questions:
             self._questions[n] = Question(self.view, case, self.protocol, predicted(self.view, case))
         question, explainer = self._questions[n], Explainer(self.view, {name: self.methods[name] for name in methods})
-        asked = [measure for measure in self.measures if case.causes or not measure.needs_cause]
+        asked = [measure for measure in self.measures if measure.fits(case)]
         return {measure.name: _rows(n, measure, question, explainer) for measure in asked}
 
     def results(self, rows: Iterable[Rows], methods: Iterable[str]) -> dict[str, Faithfulness]:
@@ -118,7 +124,12 @@ def prepared(
     )
     chosen = resolve_methods(methods)
     cases = to_cases(view, prompts, rules.prepend_bos, any(measure.needs_cause for measure in asked))
+    if measures is None and not any(case.swaps for case in cases):
+        asked = [measure for measure in asked if not measure.needs_swaps]
     _need_causes(asked, cases)
+    chosen = _contrasted(chosen, cases, methods is None)
+    if rules.ablation == "filler":
+        to_id(view, rules.filler, view.d_vocab)
     return Evaluation(view, cases, chosen, asked, rules)
 
 
@@ -141,7 +152,7 @@ def _rows(n: int, measure: Measure, question: Question, explainer: Explainer) ->
     if measure.needs_cause:
         _need_ranked(n, case, rules)
     target = case.target if measure.needs_cause else rules.token(rules.explained, case.target, question.argmax)
-    explained = explainer.all(case.tokens, target)
+    explained = explainer.all(case.tokens, target, case.alternative)
     found = measure.function(question, {name: e.scores for name, e in explained.items()})
     correct = question.argmax == case.target
     about = {"prompt": n, "task": case.task, "correct": correct, "n_tokens": len(case.tokens)}
@@ -159,8 +170,23 @@ def _need_ranked(n: int, case: Case, rules: Protocol) -> None:
         )
 
 
+def _contrasted(methods: dict[str, Any], cases: list[Case], are_all: bool) -> dict[str, Any]:
+    """Methods that need an alternative are left out where not every prompt has one, unless they were asked for."""
+    needing = [name for name, method in methods.items() if getattr(method, "needs_alternative", False)]
+    without = [n for n, case in enumerate(cases) if case.alternative is None]
+    if needing and without and not are_all:
+        raise InputError(
+            f"Method {needing[0]!r} contrasts the target with a known alternative; {len(without)} of {len(cases)} prompts have "
+            f"none (prompt {without[0]} first). Take the prompts of js.ground_truth, or leave it out."
+        )
+    return {name: method for name, method in methods.items() if not (without and name in needing)}
+
+
 def _need_causes(asked: list[Measure], cases: list[Case]) -> None:
     """Prompts without a cause are passed over, unless nothing but causes is asked for or none has one."""
+    swapping = [measure.name for measure in asked if measure.needs_swaps]
+    if swapping and not any(case.swaps for case in cases):
+        raise InputError(f"{swapping[0]} needs prompts whose words were swapped: take those of js.ground_truth.")
     asking = [measure.name for measure in asked if measure.needs_cause]
     without = [n for n, case in enumerate(cases) if not case.causes]
     if asking and without and (len(asking) == len(asked) or len(without) == len(cases)):

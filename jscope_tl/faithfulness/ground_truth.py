@@ -1,7 +1,7 @@
 """`ground_truth`: prompts whose causes were validated on a model by swapping words, and how they are kept."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -9,6 +9,8 @@ from typing import Any, overload
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.faithfulness.families import FAMILIES, Family
+from jscope_tl.faithfulness.pocket_families import FAMILIES as POCKET_FAMILIES
+from jscope_tl.faithfulness.pocket_families import PocketFamily
 from jscope_tl.faithfulness.validation import Found, ValidatedPrompt, search
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.files import plain, write_whole
@@ -63,7 +65,9 @@ class GroundTruth(Sequence[ValidatedPrompt]):
     def family(self, name: str) -> "GroundTruth":
         """The prompts of one family."""
         if name not in self.yields:
-            raise InputError(f"There is no family {name!r} here.{nearest(name, self.yields)} There are {', '.join(self.yields)}.")
+            raise InputError(
+                f"There is no family {name!r} here.{nearest(name, self.yields)} There are {', '.join(self.yields)}."
+            )
         return replace(self, prompts=tuple(prompt for prompt in self.prompts if prompt.family == name))
 
     def _half(self, which: int) -> "GroundTruth":
@@ -86,7 +90,10 @@ class GroundTruth(Sequence[ValidatedPrompt]):
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, one prompt a line."""
-        about = {"ground_truth": SCHEMA, **{name: plain(getattr(self, name)) for name in ("model", "seed", "n", "yields")}}
+        about = {
+            "ground_truth": SCHEMA,
+            **{name: plain(getattr(self, name)) for name in ("model", "seed", "n", "yields")},
+        }
         head = json.dumps(about, indent=1, ensure_ascii=False)[:-2]
         lines = ",\n".join("  " + json.dumps(plain(prompt), ensure_ascii=False) for prompt in self.prompts)
         return write_whole(path, f'{head},\n "prompts": [\n{lines}\n ]\n}}\n'.encode())
@@ -107,7 +114,9 @@ class GroundTruth(Sequence[ValidatedPrompt]):
         lines = [f"GroundTruth: {len(self)} prompts validated on {self.model}, seed {self.seed}"]
         for name, found in self.yields.items():
             why = ", ".join(f"{n} {reason}" for reason, n in sorted(found.dropped.items(), key=lambda item: -item[1]))
-            lines.append(f"  {name:<18} {found.kept:>4} of {found.tried} candidates" + (f"   (dropped: {why})" if why else ""))
+            lines.append(
+                f"  {name:<18} {found.kept:>4} of {found.tried} candidates" + (f"   (dropped: {why})" if why else "")
+            )
         return "\n".join(lines)
 
 
@@ -119,29 +128,73 @@ def ground_truth(
     *,
     progress: bool | None = None,
 ) -> GroundTruth:
-    """Prompts of which it is known, for this model, which words decide what it says next.
+    """Prompts of which it is known which words decide what this model says next: validated by swapping them.
 
-    TODO
+    A family is a task (indirect objects, agreement, capitals, series of days, ...) as templates with slots for one word each, of a
+    declared kind; one slot is the cause by construction. A prompt is kept if
+
+    1. the model's most probable next token is the answer;
+    2. every swap of the constructed cause changes it. Each slot is swapped for three other words of its kind: of the opposite
+       number or gender where the kind has one, its own other form first, else for any others;
+    3. no swap of a word that must not matter changes it.
+
+    The ``causes`` are then all slots of which every swap changes the answer: further words may do so, such as the second mention
+    of the key whose value is asked for. Every word and its swaps are one token in place. Where the most probable token leads by
+    less than 0.01 nats, rounding decides, and the prompt is dropped. Each swap also gives ``KL(p ‖ p_swapped)`` of the whole
+    next-token distribution, which the measure ``"swap"`` compares scores with.
+
+    Costs a forward pass for each candidate and for each swap, side by side: about 30 for each prompt that is kept.
+
+    Args:
+        model: a `HookedTransformer` or `TransformerBridge` with a tokenizer, in evaluation mode.
+        families: names of `jscope_tl.faithfulness.FAMILIES`, ``"pocket"`` (the pocket model's own held-out prompts) or a `Family` of
+            your own; one or several. None is all of `FAMILIES`.
+        n: how many prompts of each family. A model may yield fewer, or none: `GroundTruth.yields` says how many and why.
+        seed: which prompts; the same seed, model and version give the same.
+        progress: a progress bar always (True), never (False), or where the wait is over a second (None).
+
+    Raises:
+        InputError: there is no such family, kind or relation, a template marks no cause, or the model has no tokenizer.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model = js.load_pocket_model()
+        >>> truth = js.ground_truth(model, "pocket assistant", n=2)
+        >>> [len(prompt.causes) for prompt in truth]
+        [1, 1]
+        >>> found = js.faithfulness.evaluate(model, truth, ["log_prob", "chance"], "known_cause")
+        >>> found["known_cause"].mean("log_prob").n
+        2
     """
-    chosen, wanted = _families(families), count("n", n, 1)
+    chosen, wanted, start = _families(families), count("n", n, 1), count("seed", seed, 0)
     view = ModelView(model)
+    if view.tokenizer is None:
+        raise InputError(f"{view.name} has no tokenizer, and the families are text; load the model with its tokenizer.")
     found: dict[str, Found] = {}
     with progress_bar(progress, "validated prompts", "prompt", total=wanted * len(chosen)) as bar:
         for place, family in enumerate(chosen):
             bar.set_postfix_str(family.name)
-            found[family.name] = search(view, family, wanted, seed, bar)
+            found[family.name] = search(view, family, wanted, start, bar)
             bar.n = wanted * (place + 1)
             bar.refresh()
     yields = {name: Yield(len(f.prompts), f.tried, dict(f.dropped)) for name, f in found.items()}
     prompts = tuple(prompt for f in found.values() for prompt in sorted(f.prompts, key=lambda p: p.template))
-    return GroundTruth(view.name, seed, wanted, yields, prompts)
+    return GroundTruth(view.name, start, wanted, yields, prompts)
 
 
-def _families(given: Any) -> list[Family]:
-    listed = [given] if isinstance(given, str | Family) else list(FAMILIES) if given is None else list(given)
-    chosen = []
-    for family in listed:
-        if not isinstance(family, Family) and family not in FAMILIES:
-            raise InputError(f"There is no family {family!r}.{nearest(str(family), FAMILIES)} Known: {', '.join(FAMILIES)}.")
-        chosen.append(family if isinstance(family, Family) else FAMILIES[family])
-    return chosen
+def _families(given: Any) -> list[Family | PocketFamily]:
+    known: dict[str, Family | PocketFamily] = {**FAMILIES, **POCKET_FAMILIES}
+    single = isinstance(given, str | Family) or not isinstance(given, Iterable)
+    listed = list(FAMILIES) if given is None else [given] if single else list(given)
+    chosen: dict[str, Family | PocketFamily] = {}
+    for item in [name for family in listed for name in (POCKET_FAMILIES if family == "pocket" else [family])]:
+        if not isinstance(item, Family) and not (isinstance(item, str) and item in known):
+            raise InputError(
+                f"There is no family {item!r}.{nearest(str(item), known)} Known: pocket, {', '.join(known)}."
+            )
+        family = item if isinstance(item, Family) else known[item]
+        if chosen.setdefault(family.name, family) is not family:
+            raise InputError(f"Two families are called {family.name!r}; give each a name of its own.")
+    if not chosen:
+        raise InputError("There are no families; name at least one, or None for all.")
+    return list(chosen.values())

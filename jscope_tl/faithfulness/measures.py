@@ -15,13 +15,16 @@ from torch import Tensor
 from jscope_tl.engine.state import divergence
 from jscope_tl.faithfulness.cases import Case
 from jscope_tl.faithfulness.protocol import Protocol
+from jscope_tl.model.prompts import to_id
 from jscope_tl.model.running import Passes
 from jscope_tl.model.turns import cached_property
 from jscope_tl.model.view import ModelView
 from jscope_tl.patching.ablated_runs import ablated_logits
-from jscope_tl.results.ranks import spearman
+from jscope_tl.results.ranks import kendall, spearman
 
 BATCH = 32
+FEWEST_SWAPPED = 5
+"""Words that a rank correlation is taken over."""
 Scores = dict[str, Float[Tensor, "pos"]]
 Rows = dict[str, dict[str, float]]
 
@@ -46,7 +49,7 @@ class Question:
 
     def logits(self, masks: Bool[Tensor, "n pos"]) -> Float[Tensor, "n d_vocab"]:
         """Next-token logits with the tokens of each mask ablated."""
-        case, put = self.case, self.protocol.ablation
+        case, put = self.case, _put(self.view, self.protocol)
         return torch.cat([*ablated_logits(self.view, case.tokens, masks, put, case.position, [], BATCH, Passes())])
 
     @cached_property
@@ -72,6 +75,7 @@ class Measure:
         needs_cause: whether it is taken only where the cause is known; then the correct token is explained, else that of
             the protocol.
         function: from the question and the scores of every method to a row of numbers for each.
+        needs_swaps: whether it is taken only where words were swapped for others.
     """
 
     name: str
@@ -80,22 +84,35 @@ class Measure:
     columns: tuple[Column, ...]
     needs_cause: bool
     function: Callable[[Question, Scores], Rows]
+    needs_swaps: bool = False
+
+    def fits(self, case: Case) -> bool:
+        """Whether a prompt has what is needed."""
+        return bool(case.causes or not self.needs_cause) and bool(case.swaps or not self.needs_swaps)
 
 
 def known_cause(question: Question, scores: Scores) -> Rows:
     """Whether the highest score is on a cause. Equal scores share a hit, and their mean rank."""
     kept = question.case.candidates(question.protocol.bos)
-    is_cause = torch.tensor([t in question.case.causes for t in kept], device="cpu")
-    return {name: _found(values[kept], is_cause) for name, values in scores.items()}
+    inner = [t for t in kept if t != question.case.position]
+    is_cause = torch.tensor([t in question.case.causes for t in range(len(question.case.tokens))], device="cpu")
+    return {
+        name: _found(values[kept], is_cause[kept]) | {"top_1_without_last": _hit(values[inner], is_cause[inner])}
+        for name, values in scores.items()
+    }
+
+
+def _hit(values: Float[Tensor, "n"], is_cause: Bool[Tensor, "n"]) -> float:
+    """The share of causes among the highest scores; NaN where none is ranked."""
+    return float(is_cause[values == values.max()].double().mean()) if is_cause.any() else float("nan")
 
 
 def _found(values: Float[Tensor, "n"], is_cause: Bool[Tensor, "n"]) -> dict[str, float]:
-    top = values == values.max()
     best = values[is_cause].max()
     rank = 1 + float((values > best).sum()) + (float((values == best).sum()) - 1) / 2
     whole = float(values.sum())
     share = float(values[is_cause].sum()) / whole if whole else float(is_cause.double().mean())
-    return {"top_1": float(is_cause[top].double().mean()), "reciprocal_rank": 1 / rank, "share": share}
+    return {"top_1": _hit(values, is_cause), "reciprocal_rank": 1 / rank, "share": share}
 
 
 def leave_one_out(question: Question, scores: Scores) -> Rows:
@@ -110,11 +127,31 @@ def _ranked(values: Float[np.ndarray, "n"], kl: Float[np.ndarray, "n"]) -> dict[
         "percentile": float(np.mean(standing)),
         "in_top_5": float(np.mean([place <= 5 for place in standing])),
         "spearman": float(spearman(values, kl)),
+        "kendall": kendall(values, kl),
+        "top_10_overlap": float((_in_top(values) * _in_top(kl)).sum() / _in_top(kl).sum()),
     }
+
+
+def _in_top(values: Float[np.ndarray, "n"], fraction: float = 0.1) -> Float[np.ndarray, "n"]:
+    """1 for the highest values, at least one; those that are equal at the edge share what places are left."""
+    places = max(1, int(fraction * len(values) + 1e-9))
+    edge = np.sort(values)[-places]
+    return (values > edge) + (values == edge) * (places - np.sum(values > edge)) / np.sum(values == edge)
 
 
 def _highest(values: Float[np.ndarray, "n"]) -> Sequence[int]:
     return np.flatnonzero(values == values.max()).tolist()
+
+
+def swap(question: Question, scores: Scores) -> Rows:
+    """Words are swapped for others of their kind; the mean of ``KL(p ‖ p_swapped)`` over a word's swaps ranks them."""
+    swapped = [(t, kl) for t, kl in question.case.swaps if t in question.case.candidates(question.protocol.bos)]
+    places, kl = [t for t, _ in swapped], np.array([kl for _, kl in swapped])
+    enough = len(swapped) >= FEWEST_SWAPPED
+    return {
+        name: {"spearman": float(spearman(values[places].numpy(), kl)) if enough else float("nan")}
+        for name, values in scores.items()
+    }
 
 
 def aopc(question: Question, scores: Scores) -> Rows:
@@ -152,8 +189,13 @@ def _area(
     return {"aopc": area / width if width else float(curve[0]), **points}
 
 
+def _put(view: ModelView, protocol: Protocol) -> str | int:
+    return to_id(view, protocol.filler, view.d_vocab) if protocol.ablation == "filler" else protocol.ablation
+
+
 KNOWN_CAUSE = (
     Column("top_1", 1, "the highest score is on a cause"),
+    Column("top_1_without_last", 1, "the highest score but for the last token's is on a cause"),
     Column("reciprocal_rank", 1, "1 / rank of the best-ranked cause"),
     Column("share", 1, "share of all scores that lies on the causes"),
 )
@@ -161,6 +203,13 @@ LEAVE_ONE_OUT = (
     Column("percentile", -1, "where the highest score stands among single ablations, 0 the strongest, 100 the weakest"),
     Column("in_top_5", 1, "it is among the strongest 5 %"),
     Column("spearman", 1, "rank correlation of scores and KL divergences"),
+    Column("kendall", 1, "Kendall's tau-b of scores and KL divergences"),
+    Column("top_10_overlap", 1, "share of the highest 10 % of scores that is among the strongest 10 %"),
+)
+SWAP = (
+    Column(
+        "spearman", 1, "rank correlation of scores and KL divergences of swaps, where five words or more were swapped"
+    ),
 )
 AOPC = (Column("aopc", -1, "change of the log-probability as the highest scores are ablated, over the curve"),)
 
@@ -169,6 +218,7 @@ MEASURES = {
     for measure in (
         Measure("known_cause", "cause on top", "top_1", KNOWN_CAUSE, True, known_cause),
         Measure("leave_one_out", "LOO-KL Spearman", "spearman", LEAVE_ONE_OUT, False, leave_one_out),
+        Measure("swap", "swap-KL Spearman", "spearman", SWAP, True, swap, needs_swaps=True),
         Measure("aopc", "AOPC (less is better)", "aopc", AOPC, False, aopc),
     )
 }

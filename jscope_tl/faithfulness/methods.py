@@ -15,7 +15,7 @@ from torch import Tensor
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.paths import Line, Noise
 from jscope_tl.errors import InputError, nearest
-from jscope_tl.faithfulness.attention import last_layer, rollout
+from jscope_tl.faithfulness.attention import last_layer, mean_of_all, rollout
 from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution
@@ -31,10 +31,13 @@ class Method:
         function: of the model, tokens ``[pos]`` and a target id; returns scores ``[pos]`` for the prediction at the last
             position, or an `Attribution`.
         n_forward: forward passes that it makes itself, besides those that an `Attribution` counts.
+        needs_alternative: whether the function takes one more id, the answer that the target is to be contrasted with. It is
+            measured on prompts that have one, such as those of `jscope_tl.ground_truth`.
     """
 
-    function: Callable[[Any, Int[Tensor, "pos"], int], Any]
+    function: Callable[..., Any]
     n_forward: int = 1
+    needs_alternative: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -57,10 +60,23 @@ def against_runner_up(model: Any, tokens: Int[Tensor, "pos"], target: int) -> An
     return attribute(model, tokens, "contrastive", target=target, baseline=other, progress=False)
 
 
+def against_alternative(model: Any, tokens: Int[Tensor, "pos"], target: int, alternative: int) -> Any:
+    """The target's logit against that of the known alternative, or of the runner-up where the alternative is explained itself."""
+    if alternative == target:
+        return against_runner_up(model, tokens, target)
+    return attribute(model, tokens, "contrastive", target=target, baseline=alternative, progress=False)
+
+
+def alike(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:
+    """The same score everywhere: what equal scores share is what a token drawn at random is expected to get."""
+    return torch.ones(len(tokens), device="cpu")
+
+
 METHODS: dict[str, Any] = {
     "semantic": {"scope": "semantic"},
     "log_prob": {"scope": "log_prob"},
     "contrastive": Method(against_runner_up),
+    "contrastive_alternative": Method(against_alternative, n_forward=0, needs_alternative=True),
     "temperature": {"scope": "temperature"},
     "logit_temperature": {"scope": "logit_temperature"},
     "entropy": {"scope": "entropy"},
@@ -69,6 +85,7 @@ METHODS: dict[str, Any] = {
     "fisher_input": {"scope": "fisher_input"},
     "spectral": {"scope": "spectral"},
     "random_direction": {"scope": "random_direction"},
+    "random_direction_1": {"scope": "random_direction", "seed": 1},
     "gradient_x_input": {"scope": "log_prob", "reduction": "dot"},
     "gradient_x_input_norm": {"scope": "log_prob", "reduction": "elementwise"},
     "semantic_x_input": {"scope": "semantic", "reduction": "elementwise"},
@@ -76,8 +93,10 @@ METHODS: dict[str, Any] = {
     "integrated_semantic": {"scope": "semantic", "reduction": "elementwise", "path": Line(steps=20)},
     "smooth_gradients": {"scope": "log_prob", "path": Noise(samples=10)},
     "attention": Method(last_layer),
+    "attention_mean": Method(mean_of_all),
     "attention_rollout": Method(rollout),
     "random": Method(at_random, n_forward=0),
+    "chance": Method(alike, n_forward=0),
 }
 """By name: keywords of `jscope_tl.attribute`, or a `Method`."""
 
@@ -143,15 +162,15 @@ class Explainer:
     methods: dict[str, Any]
     _known: dict[tuple[str, int], Explained] = field(default_factory=dict)
 
-    def all(self, tokens: Int[Tensor, "pos"], target: int) -> dict[str, Explained]:
+    def all(self, tokens: Int[Tensor, "pos"], target: int, alternative: int | None = None) -> dict[str, Explained]:
         """Every method's scores of the prediction of ``target``."""
-        return {name: self._one(name, tokens, target) for name in self.methods}
+        return {name: self._one(name, tokens, target, alternative) for name in self.methods}
 
-    def _one(self, name: str, tokens: Int[Tensor, "pos"], target: int) -> Explained:
+    def _one(self, name: str, tokens: Int[Tensor, "pos"], target: int, alternative: int | None) -> Explained:
         if (name, target) not in self._known:
             start = time.perf_counter()
             try:
-                scores, passes = _explained(name, self.methods[name], self.view.model, tokens, target)
+                scores, passes = _explained(name, self.methods[name], self.view.model, tokens, target, alternative)
             except InputError as error:
                 raise InputError(f"Method {name!r}: {error} Or leave it out: methods=[...].") from error
             self._known[name, target] = Explained(scores, passes, time.perf_counter() - start)
@@ -159,11 +178,12 @@ class Explainer:
 
 
 def _explained(
-    name: str, method: Any, model: Any, tokens: Int[Tensor, "pos"], target: int
+    name: str, method: Any, model: Any, tokens: Int[Tensor, "pos"], target: int, alternative: int | None
 ) -> tuple[Float[Tensor, "pos"], int]:
     """Scores, and passes through the model, forward and backward."""
     if isinstance(method, Method):
-        result, passes = method.function(model, tokens, target), method.n_forward
+        contrasted = (alternative,) if method.needs_alternative else ()
+        result, passes = method.function(model, tokens, target, *contrasted), method.n_forward
     else:
         keywords = {"scope": "semantic", **(method if isinstance(method, Mapping) else {"scope": method})}
         result, passes = _attributed(keywords, model, tokens, target), 0

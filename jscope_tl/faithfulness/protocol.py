@@ -15,7 +15,8 @@ class Protocol:
 
     Attributes:
         fractions: shares of the tokens that are ablated together, rising.
-        ablation: what takes an embedding's place: ``"zero"``, ``"mean"`` (of the vocabulary) or ``"pad"``.
+        ablation: what takes an embedding's place: ``"zero"``, ``"mean"`` (of the vocabulary), ``"pad"`` or ``"filler"``.
+        filler: the token that ``"filler"`` puts there, a string of one token or an id.
         explained: the token that scopes explain: ``"target"``, the one that follows, or ``"argmax"``, the model's own choice.
         evaluated: the token whose log-probability is followed, named alike.
         over: ``"width"``: the area under the curve divided by its width, a mean change; ``"area"``: not divided.
@@ -33,16 +34,22 @@ class Protocol:
     stderr: str = "paired"
     bos: bool = False
     prepend_bos: bool | None = None
+    filler: str | int | None = None
 
     def __post_init__(self) -> None:
         choices = {
-            "ablation": REPLACEMENTS, "explained": ("target", "argmax"), "evaluated": ("target", "argmax"),
+            "ablation": (*REPLACEMENTS, "filler"), "explained": ("target", "argmax"), "evaluated": ("target", "argmax"),
             "over": ("width", "area"), "stderr": ("paired", "independent"),
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 near = nearest(str(getattr(self, name)), known)
                 raise InputError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.{near}")
+        if (self.ablation == "filler") != (self.filler is not None):
+            raise InputError(
+                f"ablation='filler' and filler='...', the token that is put there, go together; got {self.ablation!r} and "
+                f"{self.filler!r}."
+            )
         rising = all(a < b for a, b in zip(self.fractions, self.fractions[1:], strict=False))
         if len(self.fractions) < 2 or not rising or self.fractions[0] < 0 or self.fractions[-1] > 1:
             raise InputError(f"fractions are two or more rising numbers between 0 and 1; got {self.fractions}.")

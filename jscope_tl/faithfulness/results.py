@@ -79,9 +79,11 @@ class Faithfulness(Saved):
         own = self.values(column or self.columns[0].name, correct_only, task)[self._index(method)]
         return mean_of(own, self._stderr(method, column, correct_only, task))
 
-    def difference(self, a: str, b: str, column: str | None = None, correct_only: bool = False) -> Mean:
+    def difference(
+        self, a: str, b: str, column: str | None = None, correct_only: bool = False, task: str | None = None
+    ) -> Mean:
         """Of method ``a`` less that of ``b`` on the same prompts: the interval is that of the paired difference."""
-        values = self.values(column or self.columns[0].name, correct_only)
+        values = self.values(column or self.columns[0].name, correct_only, task)
         return mean_of(values[self._index(a)] - values[self._index(b)])
 
     def summary(self, correct_only: bool = False, task: str | None = None) -> pd.DataFrame:
@@ -137,7 +139,10 @@ def _standard_error(values: Float[np.ndarray, "n"]) -> float:
 
 
 def mean_of(values: Float[np.ndarray, "n"], stderr: float | None = None) -> Mean:
-    """Percentile bootstrap over prompts; the same resamples for the same number of prompts, so that methods compare."""
+    """Percentile bootstrap over prompts that have a number; the same resamples for as many prompts, so that methods compare."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Mean(*[float("nan")] * 4, 0)
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
     error = _standard_error(values) if stderr is None else stderr

@@ -86,7 +86,7 @@ class Read:
     answers: tuple[int, ...]
 
 
-class Dropped(Exception):  # noqa: N818  (no error: most candidates are)
+class Dropped(Exception):
     """A candidate is no prompt for this model; the message says why."""
 
 

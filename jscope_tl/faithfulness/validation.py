@@ -12,7 +12,20 @@ from einops import rearrange
 
 from jscope_tl.faithfulness.candidates import Candidate, candidates
 from jscope_tl.faithfulness.families import Family
-from jscope_tl.faithfulness.swaps import MARGIN, OTHER, Dropped, Read, Slot, following, is_one_token, log_probs, read, said, swapped
+from jscope_tl.faithfulness.pocket_families import PocketFamily
+from jscope_tl.faithfulness.swaps import (
+    MARGIN,
+    OTHER,
+    Dropped,
+    Read,
+    Slot,
+    following,
+    is_one_token,
+    log_probs,
+    read,
+    said,
+    swapped,
+)
 from jscope_tl.model.prompts import to_str_tokens
 from jscope_tl.model.view import ModelView
 
@@ -79,11 +92,9 @@ class _Source:
         return drawn
 
 
-def search(view: ModelView, family: Family, n: int, seed: int, bar: Any) -> Found:
+def search(view: ModelView, family: Family | PocketFamily, n: int, seed: int, bar: Any) -> Found:
     """Up to ``n`` validated prompts of a family; no template gives more than its double share while others can."""
-    is_usable = cache(partial(is_one_token, view))
-    rng = [random.Random(f"{family.name} {number} {seed}") for number in range(len(family.templates))]
-    sources = [_Source(candidates(template, number, rng[number], is_usable)) for number, template in enumerate(family.templates)]
+    sources = [_Source(stream) for stream in _streams(view, family, seed)]
     found, share = Found(), -(-2 * n // len(sources))
     while len(found.prompts) < n:
         open_sources = [source for source in sources if not source.is_empty]
@@ -92,8 +103,18 @@ def search(view: ModelView, family: Family, n: int, seed: int, bar: Any) -> Foun
             break
         limit = share if asked[0].kept < share else n
         for source in asked:
-            _from_one(view, family.name, source, min(limit - source.kept, n - len(found.prompts)), TRIES * n, found, bar)
+            _from_one(
+                view, family.name, source, min(limit - source.kept, n - len(found.prompts)), TRIES * n, found, bar
+            )
     return found
+
+
+def _streams(view: ModelView, family: Family | PocketFamily, seed: int) -> list[Iterator[Candidate]]:
+    if isinstance(family, PocketFamily):
+        return [family.candidates(seed)]
+    is_usable = cache(partial(is_one_token, view))
+    rngs = [random.Random(f"{family.name} {number} {seed}") for number in range(len(family.templates))]
+    return [candidates(template, number, rngs[number], is_usable) for number, template in enumerate(family.templates)]
 
 
 def _from_one(view: ModelView, family: str, source: _Source, wanted: int, limit: int, found: Found, bar: Any) -> None:

@@ -5,6 +5,7 @@ A word that is no single token in a model is left out there, so the lists may be
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _both_ways(pairs: dict[str, str]) -> dict[str, str]:
 
 def _following(words: str) -> dict[str, str]:
     listed = words.split()
-    return dict(zip(listed, listed[1:], strict=False))
+    return dict(pairwise(listed))
 
 
 MEN = (
@@ -86,7 +87,9 @@ WOMEN = (
     "Rebecca Helen Anna Ruth Rachel Maria Julia Emma Alice Jane Anne Martha Grace Sophie Kate Rose Lucy Clara Diana"
 )
 MALE_PEOPLE = "man boy father son brother uncle king prince husband grandfather gentleman actor waiter monk duke"
-FEMALE_PEOPLE = "woman girl mother daughter sister aunt queen princess wife grandmother lady actress waitress nun duchess"
+FEMALE_PEOPLE = (
+    "woman girl mother daughter sister aunt queen princess wife grandmother lady actress waitress nun duchess"
+)
 SINGULAR_TO_PLURAL = _pairs(
     "key:keys door:doors book:books lamp:lamps table:tables box:boxes picture:pictures letter:letters window:windows chair:chairs "
     "boat:boats bridge:bridges road:roads tower:towers garden:gardens wall:walls house:houses flower:flowers coin:coins cup:cups "
@@ -158,15 +161,28 @@ KINDS = {
         plain("things", SINGULAR_TO_PLURAL.values()),
         plain("animal", ANIMAL_TO_PLURAL),
         plain("animals", ANIMAL_TO_PLURAL.values()),
-        plain("place", "store park school office station library hospital market restaurant museum beach theater garden hotel bank"),
+        plain(
+            "place",
+            "store park school office station library hospital market restaurant museum beach theater garden hotel bank",
+        ),
         plain("event", "party meeting concert wedding game dinner lecture storm trip show ceremony funeral"),
-        plain("gift", "drink book ring letter ball watch gift flower ticket card camera key hat coin cake phone map lamp"),
+        plain(
+            "gift", "drink book ring letter ball watch gift flower ticket card camera key hat coin cake phone map lamp"
+        ),
         plain("color", "red blue green yellow black white brown purple pink orange gray gold silver"),
-        plain("quality", "old new small big strange heavy beautiful expensive broken famous simple dusty quiet large little"),
+        plain(
+            "quality",
+            "old new small big strange heavy beautiful expensive broken famous simple dusty quiet large little",
+        ),
         plain("fruit", "apple banana orange lemon peach cherry grape melon mango pear plum"),
         plain("food", "bread cheese rice soup fish meat salad pasta cake pizza chicken fruit honey"),
-        plain("job", "doctor teacher lawyer farmer nurse writer painter driver engineer judge baker pilot singer soldier"),
-        plain("city", "London Paris Berlin Rome Madrid Tokyo Moscow Boston Chicago Dublin Vienna Athens Toronto Sydney Miami Seattle"),
+        plain(
+            "job", "doctor teacher lawyer farmer nurse writer painter driver engineer judge baker pilot singer soldier"
+        ),
+        plain(
+            "city",
+            "London Paris Berlin Rome Madrid Tokyo Moscow Boston Chicago Dublin Vienna Athens Toronto Sydney Miami Seattle",
+        ),
         plain("subject", "music history art science politics football math poetry religion nature money work"),
         plain("day", DAYS),
         plain("month", MONTHS),
@@ -196,7 +212,9 @@ RELATIONS = {
     "verb": Relation("verb", _by_group("noun", IS, ARE)),
     "he": Relation("pronoun", SUBJECT),
     "his": Relation("pronoun", {word: "his" if found == "he" else "her" for word, found in SUBJECT.items()}),
-    "himself": Relation("pronoun", {word: "himself" if found == "he" else "herself" for word, found in SUBJECT.items()}),
+    "himself": Relation(
+        "pronoun", {word: "himself" if found == "he" else "herself" for word, found in SUBJECT.items()}
+    ),
     "counterpart": Relation(
         "any", _both_ways(dict(zip((*IS, "he", "his", "himself"), (*ARE, "she", "her", "herself"), strict=True)))
     ),

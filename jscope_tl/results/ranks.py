@@ -15,5 +15,12 @@ def spearman(a: Float[np.ndarray, "*n m"], b: Float[np.ndarray, "m"]) -> Float[n
     return np.divide(ranks_a @ ranks_b, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
+def kendall(a: Float[np.ndarray, "m"], b: Float[np.ndarray, "m"]) -> float:
+    """Kendall's tau-b; 0 where one side is constant."""
+    signs_a, signs_b = (np.sign(values[:, None] - values) for values in (a, b))
+    norms = np.linalg.norm(signs_a) * np.linalg.norm(signs_b)
+    return float((signs_a * signs_b).sum() / norms) if norms else 0.0
+
+
 def _centred(ranks: Float[np.ndarray, "*n m"]) -> Float[np.ndarray, "*n m"]:
     return ranks - ranks.mean(-1, keepdims=True)
