@@ -10,7 +10,8 @@ from jscope_tl.faithfulness.random_weights import WeightDependence, weight_depen
 from jscope_tl.faithfulness.results import Faithfulness, Mean
 from jscope_tl.faithfulness.swaps import Slot, Swap
 from jscope_tl.faithfulness.validation import ValidatedPrompt
+from jscope_tl.faithfulness.vocabulary import KINDS, RELATIONS, Kind, Relation
 
 __all__ = [
-    "AUTHORS", "CORRECTED", "Column", "FAMILIES", "Faithfulness", "Family", "GroundTruth", "MEASURES", "METHODS", "Mean", "Measure", "Method", "Protocol", "Question", "Slot", "Swap", "Template", "ValidatedPrompt", "WeightDependence", "evaluate", "weight_dependence",
+    "AUTHORS", "CORRECTED", "Column", "FAMILIES", "Faithfulness", "Family", "GroundTruth", "KINDS", "Kind", "MEASURES", "METHODS", "Mean", "Measure", "Method", "Protocol", "Question", "RELATIONS", "Relation", "Slot", "Swap", "Template", "ValidatedPrompt", "WeightDependence", "evaluate", "weight_dependence",
 ]  # fmt: skip

@@ -90,7 +90,7 @@ def parsed(template: Template) -> tuple[list[Blank], dict[str, str]]:
     """The slots of a template, and the kind of every name.
 
     Raises:
-        InputError: a kind, a relation or a name that is not there, or no slot that is the cause.
+        InputError: a kind, a relation or a name that is not there, no slot that is the cause, or an answer without a slot.
     """
     kinds: dict[str, str] = {}
     for expression, kind, _ in SLOT.findall(template.text):
@@ -102,6 +102,11 @@ def parsed(template: Template) -> tuple[list[Blank], dict[str, str]]:
         raise InputError(
             f"Template {template.text!r} marks no slot as the cause; put '!' at the end of one: {{a:name!}}."
         )
+    for text in (template.answer, template.alternative or template.answer):
+        said = SLOT.findall(text)
+        if len(said) != 1:
+            raise InputError(f"An answer is text with one slot, such as ' {{a}}' or ' {{capital(a)}}'; got {text!r}.")
+        _kind(said[0][0], {**kinds, "answer": ""})
     return blanks, kinds
 
 
@@ -120,11 +125,14 @@ def _split(expression: str) -> tuple[str | None, str, int]:
 
 
 def _kind(expression: str, kinds: dict[str, str]) -> str:
-    relation, inner, _ = _split(expression)
+    relation, inner, steps = _split(expression)
     if relation is not None:
         _known("relation", relation, RELATIONS)
+        _kind(inner, kinds)
         return RELATIONS[relation].kind
     _known("slot called", inner, kinds)
+    if steps:
+        _known("relation from one to the next", kinds[inner], RELATIONS)
     return kinds[inner]
 
 

@@ -8,11 +8,13 @@ from typing import Any, overload
 
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.errors import InputError, count, nearest
+from jscope_tl.faithfulness.candidates import parsed
 from jscope_tl.faithfulness.families import FAMILIES, Family
 from jscope_tl.faithfulness.pocket_families import FAMILIES as POCKET_FAMILIES
 from jscope_tl.faithfulness.pocket_families import PocketFamily
 from jscope_tl.faithfulness.validation import Found, ValidatedPrompt, search
 from jscope_tl.model.view import ModelView
+from jscope_tl.results.checks import need
 from jscope_tl.results.files import plain, write_whole
 from jscope_tl.results.restoring import restored
 
@@ -52,6 +54,21 @@ class GroundTruth(Sequence[ValidatedPrompt]):
     yields: dict[str, Yield]
     prompts: tuple[ValidatedPrompt, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        need(
+            all(prompt.family in self.yields for prompt in self.prompts),
+            "every prompt is of a family that was asked for",
+        )
+        for prompt in self.prompts:
+            places = [slot.position for slot in prompt.slots]
+            need(
+                sorted({*places} & {*range(len(prompt.tokens))}) == places, "slots are positions of a prompt, in order"
+            )
+            need(
+                all(slot.swaps for slot in prompt.slots) and bool(prompt.causes), "slots have swaps, and one is a cause"
+            )
+
     @property
     def tune(self) -> "GroundTruth":
         """One half, to choose a method on: every other prompt of each template."""
@@ -89,23 +106,40 @@ class GroundTruth(Sequence[ValidatedPrompt]):
         return self.prompts[item]
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON, one prompt a line."""
+        """Write JSON, one prompt a line with its causes, its slots and their swaps, which `load` reads back.
+
+        Args:
+            path: the file to write; its folder must exist.
+
+        Raises:
+            InputError: the path cannot be written to.
+        """
         about = {
             "ground_truth": SCHEMA,
             **{name: plain(getattr(self, name)) for name in ("model", "seed", "n", "yields")},
         }
         head = json.dumps(about, indent=1, ensure_ascii=False)[:-2]
-        lines = ",\n".join("  " + json.dumps(plain(prompt), ensure_ascii=False) for prompt in self.prompts)
+        each = ({**plain(prompt), "causes": list(prompt.causes)} for prompt in self.prompts)
+        lines = ",\n".join("  " + json.dumps(prompt, ensure_ascii=False) for prompt in each)
         return write_whole(path, f'{head},\n "prompts": [\n{lines}\n ]\n}}\n'.encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "GroundTruth":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            InputError: there is no such file, or it holds something else.
+        """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             schema = found.pop("ground_truth", None)
             if schema != SCHEMA:
                 raise ValueError(f"its ground_truth is {schema}, this version reads {SCHEMA}")
+            for prompt in found["prompts"]:
+                prompt.pop("causes", None)  # which the swaps say
             return restored(cls, found, {})
         except Exception as error:
             raise InputError(f"{str(path)!r} holds no ground truth ({type(error).__name__}: {error}).") from error
@@ -114,6 +148,7 @@ class GroundTruth(Sequence[ValidatedPrompt]):
         lines = [f"GroundTruth: {len(self)} prompts validated on {self.model}, seed {self.seed}"]
         for name, found in self.yields.items():
             why = ", ".join(f"{n} {reason}" for reason, n in sorted(found.dropped.items(), key=lambda item: -item[1]))
+            why = why if found.tried else "no filling has words that are one token each"
             lines.append(
                 f"  {name:<18} {found.kept:>4} of {found.tried} candidates" + (f"   (dropped: {why})" if why else "")
             )
@@ -193,6 +228,8 @@ def _families(given: Any) -> list[Family | PocketFamily]:
                 f"There is no family {item!r}.{nearest(str(item), known)} Known: pocket, {', '.join(known)}."
             )
         family = item if isinstance(item, Family) else known[item]
+        for template in getattr(family, "templates", ()):
+            parsed(template)
         if chosen.setdefault(family.name, family) is not family:
             raise InputError(f"Two families are called {family.name!r}; give each a name of its own.")
     if not chosen:

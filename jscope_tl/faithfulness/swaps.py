@@ -107,8 +107,9 @@ def read(view: ModelView, candidate: Candidate) -> Read:
 
 
 def is_one_token(view: ModelView, word: str) -> bool:
-    """Whether a word is one token, by itself or behind a blank: only then can a slot hold it."""
-    return any(len(view.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1 for text in (word, f" {word}"))
+    """Whether a word is one token that reads so, by itself or behind a blank: only then can a slot hold it."""
+    tokenized = [list(view.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (word, f" {word}")]
+    return any(len(ids) == 1 and _reads(view, ids[0], word) for ids in tokenized)
 
 
 def following(view: ModelView, text: str, tokens: Int[Tensor, "pos"], answer: str) -> int:
@@ -153,20 +154,20 @@ def swapped_rows(view: ModelView, prompt: Read, slot: int) -> tuple[int, list[tu
         if len(tokens) != len(prompt.tokens):
             continue
         differing = (tokens != prompt.tokens).nonzero().flatten().tolist()
-        if len(differing) == 1 and position in (None, differing[0]) and _reads(view, tokens[differing[0]], word):
+        if len(differing) == 1 and position in (None, differing[0]) and _reads(view, int(tokens[differing[0]]), word):
             position = differing[0]
             rows.append((word, tokens))
         if len(rows) == SWAPS:
             break
     if position is None or len(rows) < min(SWAPS, len(candidate.others[slot])):
         raise Dropped(NOT_ONE)
-    if not _reads(view, prompt.tokens[position], candidate.words[slot]):
+    if not _reads(view, int(prompt.tokens[position]), candidate.words[slot]):
         raise Dropped(NOT_ONE)
     return position, rows
 
 
-def _reads(view: ModelView, token: Int[Tensor, ""], word: str) -> bool:
-    return to_str_tokens(view, [int(token)])[0].strip() == word
+def _reads(view: ModelView, token: int, word: str) -> bool:
+    return to_str_tokens(view, [token])[0].strip() == word
 
 
 def swapped(
