@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kendalltau
 from torch import Tensor
 
 import jscope_tl as js
@@ -18,6 +19,7 @@ from jscope_tl.faithfulness.cases import Case, to_cases
 from jscope_tl.faithfulness.methods import at_random
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.model.view import ModelView
+from jscope_tl.results.ranks import kendall
 from tests.conftest import shared_tiny
 from tests.models import ANY_KIND, TOKENS, snapshot
 
@@ -94,6 +96,61 @@ def test_leave_one_out_by_a_loop(llama: Any) -> None:
         assert row["in_top_5"] == float((kl > kl[-1]).sum() == 0)
         ranks = kl.argsort().argsort()
         assert row["spearman"] == pytest.approx(np.corrcoef(ranks, np.arange(len(kl)))[0, 1])
+        assert row["kendall"] == pytest.approx(kendalltau(np.arange(len(kl)), kl).statistic)
+        assert row["top_10_overlap"] == float(kl.argmax() == len(kl) - 1)
+
+
+def test_rank_correlations_with_equal_values() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.integers(0, 4, (2, 9)).astype(float)
+        assert kendall(a, b) == pytest.approx(kendalltau(a, b).statistic)
+    assert kendall(np.ones(4), np.arange(4.0)) == 0
+
+
+def test_overlap_of_the_highest_by_hand() -> None:
+    """10 % of 20 are two; three equal values share one place."""
+    values = np.array([9.0, 5, 5, 5, *range(-16, 0)])
+    kl = np.array([8.0, 9.0, *range(-18, 0)])
+    row = measures._ranked(values, kl)
+    assert row["top_10_overlap"] == pytest.approx((1 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize("filler", [" the", 7])
+def test_a_named_filler_takes_the_tokens_place(pocket: Any, filler: str | int) -> None:
+    prompt = js.pocket_prompts("assistant", 1)[0]
+    tokens = pocket.to_tokens(prompt.text)[0]
+    result = measured(
+        "aopc",
+        pocket,
+        [prompt],
+        {"ascending": faith.Method(ascending)},
+        ablation="filler",
+        filler=filler,
+        fractions=(0.0, 1.0),
+    )
+    filled = tokens.clone()
+    filled[1:] = filler if isinstance(filler, int) else pocket.to_single_token(filler)
+    base, left = log_p(pocket, tokens, []), log_p(pocket, filled, [])
+    assert result.rows[0]["at_1"] == pytest.approx(float((left - base)[base.argmax()]), rel=1e-4)
+
+
+def test_fillers_that_are_none(pocket: Any) -> None:
+    prompts = js.pocket_prompts("assistant", 1)
+    for changes, message in (
+        ({"ablation": "filler"}, "go together"), ({"filler": " the"}, "go together"),
+        ({"ablation": "filler", "filler": " xyzzy"}, "not in the vocabulary"),
+    ):  # fmt: skip
+        with pytest.raises(js.InputError, match=message):
+            measured("aopc", pocket, prompts, ["chance"], **changes)
+
+
+def test_prompts_without_a_number_are_in_no_mean() -> None:
+    result = made({"aopc": np.array([[1.0, np.nan, 3.0], [2.0, np.nan, 2.0]])})
+    assert (result.mean("a").mean, result.mean("a").n) == (2.0, 2)
+    assert result.difference("b", "a").mean == 0.0
+    none = made({"aopc": np.array([[np.nan]])}).mean("a")
+    assert (none.n, np.isnan(none.mean)) == (0, True)
 
 
 def test_the_effect_itself_is_faithful(llama: Any) -> None:
@@ -121,6 +178,17 @@ def test_known_cause_by_hand(values: list[float], top: float, reciprocal: float,
     question = faith.Question(ModelView(shared_tiny(ANY_KIND, "llama").model), case, faith.CORRECTED, argmax=5)
     found = faith.MEASURES["known_cause"].function(question, {"m": torch.tensor(values)})["m"]
     assert (found["top_1"], found["reciprocal_rank"], found["share"]) == pytest.approx((top, reciprocal, share))
+    inner = torch.tensor(values)[1:3]  # position 3 is the last
+    assert found["top_1_without_last"] == float((inner == inner.max())[1]) / int((inner == inner.max()).sum())
+
+
+def test_a_cause_that_is_last_is_no_hit_without_it() -> None:
+    view = ModelView(shared_tiny(ANY_KIND, "llama").model)
+    for causes, expected in (((3,), float("nan")), ((1, 3), 0.0)):
+        case = Case(torch.tensor([0, 7, 8, 9]), target=5, causes=causes, bos=(0,))
+        question = faith.Question(view, case, faith.CORRECTED, argmax=5)
+        found = faith.MEASURES["known_cause"].function(question, {"m": torch.tensor([0.0, 1.0, 2.0, 3.0])})["m"]
+        assert (found["top_1"], found["top_1_without_last"]) == pytest.approx((1.0, expected), nan_ok=True)
 
 
 def test_the_right_token_is_explained_and_evaluated(llama: Any) -> None:
@@ -189,6 +257,7 @@ def test_attention_baselines(llama: Any) -> None:
     patterns = torch.stack([cache[f"blocks.{layer}.attn.hook_pattern"][0].mean(0) for layer in range(3)])
     last = faith.METHODS["attention"].function(llama, TOKENS, 0)
     torch.testing.assert_close(last, patterns[-1, -1])
+    torch.testing.assert_close(faith.METHODS["attention_mean"].function(llama, TOKENS, 0), patterns[:, -1].mean(0))
     mixed = [0.5 * pattern + 0.5 * torch.eye(8) for pattern in patterns]
     torch.testing.assert_close(
         faith.METHODS["attention_rollout"].function(llama, TOKENS, 0), (mixed[2] @ mixed[1] @ mixed[0])[-1]
@@ -211,10 +280,11 @@ def test_every_method_on_every_class(kind: str) -> None:
     before = snapshot(model)
     cases = [{"prompt": TOKENS[:-1], "target": 431, "causes": (2, 3), "task": "x"}, TOKENS]
     found = faith.evaluate(model, cases, progress=False)
-    assert {len(result.rows) for result in found.values()} == {len(faith.METHODS), 2 * len(faith.METHODS)}
+    methods = {*faith.METHODS} - {"contrastive_alternative"}  # which these prompts don't have
+    assert {len(result.rows) for result in found.values()} == {len(methods), 2 * len(methods)}
     for result in found.values():
         assert np.isfinite(result.summary().drop(columns=[c for c in result.summary() if "stderr" in c])).all(None)
-        assert set(result.to_dataframe().method) == set(faith.METHODS)
+        assert set(result.to_dataframe().method) == methods
         assert result.measure in repr(result)
     assert snapshot(model) == before
 

@@ -60,7 +60,7 @@ def candidates(
     seen: set[str] = set()
     blanks, kinds = parsed(template)
     between = tuple(SLOT.sub("\0", template.text).split("\0"))
-    misses = 0
+    misses = 0 if all(any(map(is_usable, KINDS[kind].words)) for kind in kinds.values()) else REDRAWN
     while misses < REDRAWN:
         misses += 1
         filled = _filled(blanks, kinds, rng, is_usable)

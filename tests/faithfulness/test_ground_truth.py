@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 import jscope_tl as js
@@ -16,6 +17,8 @@ from jscope_tl.faithfulness.vocabulary import plain
 from tests.models import snapshot
 
 faith = js.faithfulness
+ask = inspect.unwrap(js.ground_truth)
+"""Types are checked before it in tests, and not where a user calls it."""
 SMOLLM2 = Path(__file__).parents[1] / "data" / "smollm2_ground_truth.json"
 """Two prompts of each family that SmolLM2 can do, as `ground_truth` saved them."""
 
@@ -50,12 +53,12 @@ def check(model: Any, prompt: Any, tolerance: float) -> None:
 
 @pytest.fixture(scope="module")
 def truth(pocket: Any) -> Any:
-    return js.ground_truth(pocket, "pocket", n=4, progress=False)
+    return js.ground_truth(pocket, "pocket", n=2, progress=False)
 
 
 def test_swaps_do_what_is_said(pocket: Any, truth: Any) -> None:
-    assert {name: found.kept for name, found in truth.yields.items()} == dict.fromkeys(truth.yields, 4)
-    assert len(truth) == 4 * (len(js.pocket_tasks()) - 1)  # the causes of series are not known
+    assert {name: found.kept for name, found in truth.yields.items()} == dict.fromkeys(truth.yields, 2)
+    assert len(truth) == 2 * (len(js.pocket_tasks()) - 1)  # the causes of series are not known
     for prompt in truth:
         check(pocket, prompt, 1e-3)
 
@@ -75,7 +78,7 @@ def test_the_model_is_left_as_it_was(pocket: Any) -> None:
 
 
 def test_the_same_seed_gives_the_same(pocket: Any, truth: Any) -> None:
-    again, other = (js.ground_truth(pocket, "pocket agreement", 4, seed, progress=False) for seed in (0, 1))
+    again, other = (js.ground_truth(pocket, "pocket agreement", 2, seed, progress=False) for seed in (0, 1))
     assert again.prompts == truth.family("pocket agreement").prompts
     assert not {p.text for p in other} & {p.text for p in again}
 
@@ -84,7 +87,7 @@ def test_a_file_holds_all_of_it(truth: Any, tmp_path: Path) -> None:
     path = truth.save(tmp_path / "truth.json")
     assert js.GroundTruth.load(path) == truth
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert (content["model"], content["seed"], content["n"]) == ("jscope-pocket", 0, 4)
+    assert (content["model"], content["seed"], content["n"]) == ("jscope-pocket", 0, 2)
     assert [tuple(prompt["causes"]) for prompt in content["prompts"]] == [prompt.causes for prompt in truth]
     assert len(path.read_text(encoding="utf-8").splitlines()) < 100 + len(truth)
 
@@ -94,7 +97,7 @@ def test_halves_share_nothing_and_are_all(truth: Any) -> None:
     assert len(tune) == len(report) == len(truth) / 2
     assert {p.text for p in tune} | {p.text for p in report} == {p.text for p in truth}
     for name in truth.yields:
-        assert len(tune.family(name)) == len(report.family(name)) == 2
+        assert len(tune.family(name)) == len(report.family(name)) == 1
 
 
 def test_halves_share_templates() -> None:
@@ -126,8 +129,8 @@ FRAME = "as a modern {h:helper%s} , you often {o:vice%s} but never {v:vice%s} , 
 @pytest.mark.parametrize(
     ("marks", "answer", "kept", "reason"),
     [
-        (("", "", "!"), " {virtue(v)}", 4, None),
-        (("?", "?", "!"), " {virtue(v)}", 4, None),
+        (("", "", "!"), " {virtue(v)}", 2, None),
+        (("?", "?", "!"), " {virtue(v)}", 2, None),
         (("!", "", "?"), " {virtue(v)}", 0, "a swap of the cause leaves the answer as it is"),
         (("", "!", ""), " {virtue(v)}", 0, "a swap of the cause leaves the answer as it is"),
         (("", "", "!"), " {h}", 0, "the model says something else"),
@@ -139,7 +142,7 @@ def test_only_what_the_swaps_bear_out_is_kept(
     """The last vice decides and nothing else does; ``often`` before ``never`` is a form the pocket model was trained on."""
     with_vices(monkeypatch)
     family = faith.Family("mine", (faith.Template(FRAME % marks, answer, " {virtue(o)}"),))
-    truth = js.ground_truth(pocket, family, n=4, progress=False)
+    truth = js.ground_truth(pocket, family, n=2, progress=False)
     found = truth.yields["mine"]
     assert found.kept == len(truth) == kept
     assert found.kept + sum(found.dropped.values()) <= found.tried
@@ -216,15 +219,15 @@ def test_what_cannot_be_asked_for(pocket: Any, llama: Any) -> None:
         "capitols": "Did you mean 'capitals'", ("days", "pocket agrement"): "Did you mean 'pocket agreement'", (): "no families", 7: "no family 7",
     }.items():  # fmt: skip
         with pytest.raises(js.InputError, match=message):
-            js.ground_truth(pocket, families, progress=False)
+            ask(pocket, families, progress=False)
     for n in (0, 1.5, True):
         with pytest.raises(js.InputError, match="n is a whole number, 1 or more"):
-            js.ground_truth(pocket, n=n, progress=False)
+            ask(pocket, n=n, progress=False)
     with pytest.raises(js.InputError, match="has no tokenizer"):
-        js.ground_truth(llama, "days", progress=False)
+        ask(llama, "days", progress=False)
     twice = [faith.Family("mine", (faith.FAMILIES["days"].templates[n],)) for n in (0, 1)]
     with pytest.raises(js.InputError, match="Two families are called 'mine'"):
-        js.ground_truth(pocket, twice, progress=False)
+        ask(pocket, twice, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def test_what_cannot_be_asked_for(pocket: Any, llama: Any) -> None:
 )
 def test_templates_that_make_no_sense(pocket: Any, text: str, answer: str, message: str) -> None:
     with pytest.raises(js.InputError, match=message):
-        js.ground_truth(pocket, faith.Family("mine", (faith.Template(text, answer),)), progress=False)
+        ask(pocket, faith.Family("mine", (faith.Template(text, answer),)), progress=False)
 
 
 def test_files_that_hold_something_else(truth: Any, tmp_path: Path) -> None:
@@ -263,8 +266,7 @@ def test_prompts_of_another_model_are_refused(pocket: Any) -> None:
 
 def test_the_swap_measure_and_the_known_alternative(pocket: Any, truth: Any) -> None:
     """By scipy; prompts of fewer than five slots have no number, and are in no mean."""
-    from scipy.stats import spearmanr
-
+    truth = truth[::2]
     found = faith.evaluate(
         pocket, truth, ["log_prob", "contrastive_alternative", "chance"], ("known_cause", "swap"), progress=False
     )
