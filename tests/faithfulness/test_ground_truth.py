@@ -1,5 +1,6 @@
 """Prompts with validated causes: the swaps do what the result says, by a naive loop; and what a user may get wrong."""
 
+import inspect
 import json
 from itertools import islice
 from pathlib import Path
