@@ -41,7 +41,7 @@ class GroundTruth(Sequence[ValidatedPrompt]):
     """Prompts with validated causes: a sequence, which `jscope_tl.faithfulness.evaluate` takes as it is.
 
     Attributes:
-        model: the name of the model that they were validated on.
+        model: the name of the model that they were validated on, or of its folder.
         seed: which prompts.
         n: how many were asked for of each family.
         yields: of each family that was asked for, also where none was kept.
@@ -214,7 +214,8 @@ def ground_truth(
             bar.refresh()
     yields = {name: Yield(len(f.prompts), f.tried, dict(f.dropped)) for name, f in found.items()}
     prompts = tuple(prompt for f in found.values() for prompt in sorted(f.prompts, key=lambda p: p.template))
-    return GroundTruth(view.name, start, wanted, yields, prompts)
+    name = Path(view.name).name if Path(view.name).is_absolute() else view.name  # of a folder, not where it lies
+    return GroundTruth(name, start, wanted, yields, prompts)
 
 
 def _families(given: Any) -> list[Family | PocketFamily]:
