@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.attribute import attribute
+from jscope_tl.attribution.explain import explain
 from jscope_tl.attribution.paths import Line, Noise
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.faithfulness.attention import last_layer, mean_of_all, rollout
@@ -67,12 +68,19 @@ def against_alternative(model: Any, tokens: Int[Tensor, "pos"], target: int, alt
     return attribute(model, tokens, "contrastive", target=target, baseline=alternative, progress=False)
 
 
+def explained(model: Any, tokens: Int[Tensor, "pos"], target: int, alternative: int | None = None) -> Any:
+    """`jscope_tl.explain`, against the known alternative where there is one and it is not explained itself."""
+    return explain(model, tokens, target, None if alternative == target else alternative)
+
+
 def alike(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:
     """The same score everywhere: what equal scores share is what a token drawn at random is expected to get."""
     return torch.ones(len(tokens), device="cpu")
 
 
 METHODS: dict[str, Any] = {
+    "explain": Method(explained, n_forward=0),
+    "explain_alternative": Method(explained, n_forward=0, needs_alternative=True),
     "semantic": {"scope": "semantic"},
     "log_prob": {"scope": "log_prob"},
     "contrastive": Method(against_runner_up),
