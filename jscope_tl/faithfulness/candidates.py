@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from jscope_tl.errors import InputError, nearest
@@ -110,7 +110,7 @@ def parsed(template: Template) -> tuple[list[Blank], dict[str, str]]:
     return blanks, kinds
 
 
-def _known(what: str, name: str, known: dict[str, object]) -> None:
+def _known(what: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise InputError(f"There is no {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
 
