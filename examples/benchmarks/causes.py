@@ -1,7 +1,7 @@
 """The command `python examples/benchmarks causes MODEL ...`: which methods put a validated cause on top, as a Markdown table.
 
-Every scope with a fixed number of rows, under all gradient rules, by norm, by dot with the input and by pattern x gradient; `js.explain`;
-and the controls: random directions, attention, leave-one-out, chance. All scopes share the forward and the backward pass of their rules.
+Every scope with a fixed number of rows, under all gradient rules, by norm, by dot with the input, by pattern x gradient, and by the map that
+`js.explain` makes of these; `js.explain` itself; and the controls: random directions, attention, leave-one-out, chance. All scopes share the forward and the backward pass of their rules.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from table_of_causes import Measured, table
+from table_of_causes import Measured, page
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from jscope_tl.model.view import ModelView
 from jscope_tl.scopes.factor import leading_rows
 from jscope_tl.scopes.fisher import fisher_factor
 
+MARK = "<!-- made by python examples/benchmarks causes -->"
 MEASURED = ("known_cause", "swap", "leave_one_out")
 
 
@@ -70,7 +71,10 @@ def _reduced(
 ) -> Iterator[tuple[str, Float[Tensor, "pos"]]]:
     yield f"{name} · norm", gradient.square().sum((0, 2)).sqrt()
     yield f"{name} · dot", (gradient * x).sum(-1).square().sum(0).sqrt()
-    yield f"{name} · pattern", entries[0].relu().sum(-1) if len(entries) == 1 else 0.5 * entries.square().sum((0, 2))
+    positive, energy = entries.relu().sum((0, 2)), entries.square().sum((0, 2))
+    yield f"{name} · pattern", positive if len(entries) == 1 else 0.5 * energy
+    if len(entries) == 1:  # as js.explain combines them
+        yield f"{name} · map", (positive**2 * energy.sqrt() * gradient.square().sum((0, 2)).sqrt()) ** 0.25
 
 
 def scored(model: Any, case: Case, prompt: Any, question: Question, rules: Sequence[str]) -> Scores:
@@ -135,7 +139,9 @@ def main(arguments: list[str]) -> None:
         "--rules", nargs="*", choices=[*RULES], default=[*RULES], help="of scopes; none leaves scopes out"
     )
     parser.add_argument("--half", choices=["tune", "report"], default="report")
-    parser.add_argument("--write", type=Path, help="write the table there, as a page of the guide")
+    parser.add_argument(
+        "--write", type=Path, help="put the tables at the end of this page, in place of those that it has"
+    )
     given = parser.parse_args(arguments)
     found = []
     for name in given.models:
@@ -144,7 +150,8 @@ def main(arguments: list[str]) -> None:
         truth = truth_of(model, given.folder / f"{stem}.json", given.n)
         found.append(measured(model, few(getattr(truth, given.half), given.most), stem, given.rules))
         found[-1].save(given.folder / f"{stem}.{given.half}.numbers.json")
-    text = table(found)
+    text = page(found)
     print(text)
     if given.write:
-        given.write.write_text(text + "\n", encoding="utf-8")
+        page_before = given.write.read_text(encoding="utf-8").partition(MARK)[0]
+        given.write.write_text(f"{page_before}{MARK}\n\n{text}\n", encoding="utf-8")

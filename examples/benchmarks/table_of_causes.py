@@ -57,32 +57,66 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def table(found: list[Measured]) -> str:
-    """Hits with their interval, hits without the last token, swap and leave-one-out correlation, for each model."""
+def page(found: list[Measured]) -> str:
+    """All tables."""
+    parts = [f"{controls(found)}", *(f"### {m.model}\n\n{by_family(m)}\n\n{scopes(m)}".rstrip() for m in found)]
+    return "\n\n".join(parts)
+
+
+def controls(found: list[Measured]) -> str:
+    """`js.explain` and what it must be better than: hits with their interval, swap and leave-one-out correlation, for each model."""
     head = ["method", *(f"{m.model} ({len(m.rows)}): {what}" for m in found for what in ("hits", "swap", "LOO"))]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for method in found[0].methods:
-        cells = [cell for m in found for cell in _cells(m, method)]
-        lines.append("| " + " | ".join([method, *cells]) + " |")
-    return "\n".join(lines)
+    methods = dict.fromkeys(
+        method for m in found for method in m.methods if method.count("·") < 2 or _is_control(method)
+    )
+    lines = [[method, *(cell for m in found for cell in _cells(m, method))] for method in methods]
+    return _table(head, lines)
 
 
-def by_family(found: Measured, methods: list[str]) -> str:
-    """Hits of some methods, family by family."""
-    lines = ["| family | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
+def by_family(found: Measured) -> str:
+    """Hits of `js.explain`, family by family."""
+    methods = ["explain, known alternative", "explain", "log_prob · attnlrp · pattern", "semantic · plain · norm", "random direction · plain · norm"]  # fmt: skip
+    methods = [method for method in methods if method in found.methods]
+    rows = []
     for family in found.families:
-        hits = [f"{100 * np.nanmean(found.values(method, HIT, family)):.0f}" for method in methods]
-        lines.append(f"| {family} ({len(found.values(methods[0], HIT, family))}) | " + " | ".join(hits) + " |")
-    return "\n".join(lines)
+        hits = [_percent(found.values(method, HIT, family)) for method in methods]
+        rows.append([f"{family} ({len(found.values(methods[0], HIT, family))})", *hits])
+    return _table(["family", *methods], rows)
+
+
+def scopes(found: Measured) -> str:
+    """Hits of every scope under every rule; empty where scopes were left out."""
+    named = [method.split(" · ") for method in found.methods if method.count("·") == 2]
+    names, rules, kinds = (list(dict.fromkeys(parts[i] for parts in named)) for i in range(3))
+    head = ["scope", *(f"{rule}: {', '.join(kinds)}" for rule in rules)]
+    rows = []
+    for name in names:
+        cells = [[_percent(found.values(f"{name} · {rule} · {kind}", HIT)) for kind in kinds] for rule in rules]
+        rows.append([name, *(", ".join(cell) for cell in cells)])
+    return _table(head, rows) if named else ""
+
+
+def _is_control(method: str) -> bool:
+    return method.startswith("random") and (" plain · norm" in method or " attnlrp · map" in method)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _percent(hits: np.ndarray) -> str:
+    return "-" if np.isnan(hits).all() else f"{100 * np.nanmean(hits):.0f}"
 
 
 def _cells(found: Measured, method: str) -> list[str]:
     hits = found.values(method, HIT)
+    if np.isnan(hits).all():
+        return ["-"] * 3
     low, high = interval(hits)
     inner = found.values(method, INNER)
     without = "" if np.isnan(inner).all() else f"; {100 * np.nanmean(inner):.0f}"
     others = [found.values(method, number) for number in (SWAP, LEFT_OUT)]
     return [
-        f"{100 * hits.mean():.0f} [{100 * low:.0f}, {100 * high:.0f}]{without}",
+        f"{100 * np.nanmean(hits):.0f} [{100 * low:.0f}, {100 * high:.0f}]{without}",
         *("-" if np.isnan(values).all() else f"{np.nanmean(values):.2f}" for values in others),
     ]

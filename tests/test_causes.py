@@ -1,0 +1,86 @@
+"""`python examples/benchmarks causes` and `claims`: what their tables say."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jscope_tl as js
+from tests.models import TOKENS
+
+pytestmark = pytest.mark.newest_line
+
+
+@pytest.fixture
+def benchmark(architectures: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Modules of the benchmark by name; the fixture ``architectures`` puts them on the path."""
+    yield importlib.import_module
+    for name in ("causes", "table_of_causes", "claims"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_the_table_and_what_it_is_made_of(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], pocket: Any
+) -> None:
+    written = tmp_path / "page.md"
+    written.write_text("# Causes\n\n<!-- made by python examples/benchmarks causes -->\n\nold\n")
+    causes, tables = benchmark("causes"), benchmark("table_of_causes")
+    causes.main(
+        [
+            "pocket",
+            "--folder",
+            str(tmp_path),
+            "--n",
+            "4",
+            "--most",
+            "1",
+            "--rules",
+            "plain",
+            "relp",
+            "--write",
+            str(written),
+        ]
+    )
+    found = tables.Measured.load(tmp_path / "pocket.report.numbers.json")
+    assert len(found.rows) == len(found.families) == 6
+    assert "| explain |" in capsys.readouterr().out
+    page = written.read_text()
+    assert "old" not in page
+    assert "| log_prob | " in page
+
+    truth = js.GroundTruth.load(tmp_path / "pocket.json").report
+    for prompt, row in zip([truth.family(name)[0] for name in truth.yields], found.rows, strict=True):
+        tokens = torch.tensor(prompt.tokens)
+        by = {
+            "log_prob · relp · norm": {"scope": "log_prob", "gradient": "relp"},
+            "log_prob · relp · dot": {"scope": "log_prob", "gradient": "relp", "reduction": "dot"},
+            "log_prob · relp · pattern": {"scope": "log_prob", "gradient": "relp", "at": "pattern"},
+        }
+        for name, how in by.items():
+            scores = js.attribute(pocket, tokens, target=prompt.target, **how).scores
+            hit = scores[1:].argmax() + 1 in prompt.causes
+            assert row["methods"][name]["known_cause.top_1"] == float(hit)
+
+
+def test_an_interval_is_that_of_the_same_resamples(benchmark: Any) -> None:
+    tables = benchmark("table_of_causes")
+    numbers = torch.rand(50, generator=torch.Generator().manual_seed(0)).numpy()
+    low, high = tables.interval(numbers)
+    shifted = tables.interval(numbers + 1)
+    assert low < numbers.mean() < high
+    assert shifted == pytest.approx((low + 1, high + 1))
+
+
+def test_words_are_found_across_tokens(benchmark: Any, llama: Any) -> None:
+    """Tokens that make up a word, wherever the tokenizer cuts it."""
+    claims = benchmark("claims")
+    result = js.attribute(llama, TOKENS)
+    text = "".join(result.str_tokens[len(result.bos_positions) :])
+    third = result.str_tokens[2]
+    places = claims.part_of(result, [third], text)
+    assert 2 in places
+    assert all(third in result.str_tokens[t] or result.str_tokens[t] in third for t in places)
