@@ -45,7 +45,7 @@ def test_the_table_and_what_it_is_made_of(
             str(written),
         ]
     )
-    found = tables.Measured.load(tmp_path / "pocket.report.numbers.json")
+    found = tables.Measured.load(tmp_path / "pocket.report.json")
     assert len(found.rows) == len(found.families) == 6
     assert "| explain |" in capsys.readouterr().out
     page = written.read_text()

@@ -29,6 +29,7 @@ from jscope_tl.scopes.factor import leading_rows
 from jscope_tl.scopes.fisher import fisher_factor
 
 MARK = "<!-- made by python examples/benchmarks causes -->"
+TRUTH = Path(__file__).parents[1] / "ground_truth"
 MEASURED = ("known_cause", "swap", "leave_one_out")
 
 
@@ -132,7 +133,10 @@ def main(arguments: list[str]) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser("python examples/benchmarks causes", description=__doc__)
     parser.add_argument("models", nargs="+", help="'pocket', HuggingFace names or local folders")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where prompts and numbers are kept")
+    parser.add_argument(
+        "--truth", type=Path, default=TRUTH, help="folder of validated prompts; those of other models are made there"
+    )
+    parser.add_argument("--numbers", type=Path, help="folder to keep every prompt's numbers in")
     parser.add_argument("--n", type=int, default=40, help="validated prompts of each family")
     parser.add_argument("--most", type=int, default=40, help="prompts of each family that are measured on")
     parser.add_argument(
@@ -147,9 +151,10 @@ def main(arguments: list[str]) -> None:
     for name in given.models:
         model = js.load_pocket_model() if name == "pocket" else load_model(name)
         stem = Path(name).name
-        truth = truth_of(model, given.folder / f"{stem}.json", given.n)
+        truth = truth_of(model, given.truth / f"{stem}.json", given.n)
         found.append(measured(model, few(getattr(truth, given.half), given.most), stem, given.rules))
-        found[-1].save(given.folder / f"{stem}.{given.half}.numbers.json")
+        if given.numbers:
+            found[-1].save(given.numbers / f"{stem}.{given.half}.json")
     text = page(found)
     print(text)
     if given.write:
