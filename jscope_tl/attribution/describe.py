@@ -20,6 +20,7 @@ from jscope_tl.model.running import Passes
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution, Prediction
 from jscope_tl.results.base import PredictedToken, Provenance, Result
+from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.directions import ContrastiveScope
 
@@ -102,9 +103,11 @@ def asked(setup: Setup, state: State) -> str:
 
 
 def _baseline(setup: Setup) -> str | None:
-    if not isinstance(setup.scope, ContrastiveScope):
+    given = setup.scope.baseline if isinstance(setup.scope, ContrastiveScope | AlternativesScope) else None
+    single = given[0] if isinstance(given, tuple) and len(given) == 1 else given
+    if single is None or isinstance(single, tuple):
         return None
-    return to_str_tokens(setup.view, [to_id(setup.view, setup.scope.baseline, int(setup.view.W_U.shape[1]))])[0]
+    return to_str_tokens(setup.view, [to_id(setup.view, single, int(setup.view.W_U.shape[1]))])[0]
 
 
 def of_prompt(result: R, prompt: Any) -> R:

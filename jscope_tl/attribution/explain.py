@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
@@ -17,6 +17,7 @@ from jscope_tl.engine.pattern_entries import PATTERN
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.vjp import Backward
+from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, bos_positions, to_str_tokens
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Score
@@ -38,6 +39,7 @@ def explain(
     fwd_hooks: FwdHooks = (),
     gradient: str | Rules = "attnlrp",
     n: int = N,
+    progress: bool | None = None,
 ) -> Attribution:
     """Which tokens of the prompt caused the model to say ``target``: gradient, and gradient times attention, under AttnLRP's rules.
 
@@ -58,17 +60,20 @@ def explain(
         target: the token to explain; None: the prompt's own next token where there is one, else the most probable one.
         baseline: what the model might have said instead, a token or several: *why this and not that*. None: the ``n`` most probable
             others, and the ``n`` that are most like the target among the probable ones, by their columns of ``W_U``
-            (`AlternativesScope`, ``choice="both"``); they are in ``result.options["resolved"]["alternatives"]``. A baseline of one's own finds more, above all where the question is
-            which of two (he or she, is or are).
+            (`AlternativesScope`, ``choice="both"``). A baseline of one's own finds more, above all where the question is which of
+            two (he or she, is or are).
         gradient: the rules, or ``"plain"``.
-        n: how many alternatives of each kind are chosen.
+        n: how many alternatives of each kind are chosen; each costs a backward row.
+        progress: a progress bar over backward rows always (True), never (False), or where the wait is over a second (None).
         {shared}
 
     Returns:
-        An `Attribution` with ``scores [pos]``.
+        An `Attribution` with ``scores [pos]``. ``options["resolved"]`` names the ``alternatives``, and under ``strongest_against`` the
+        one that the highest score (other than BOS') comes from.
 
     Raises:
-        InputError: as `attribute`, and where the model has no attention patterns or a layer has no gradient rule.
+        InputError: as `attribute`, where the model has no attention patterns or a layer has no gradient rule, and where there is no
+            token but BOS.
 
     Example:
         >>> import jscope_tl as js
@@ -79,14 +84,15 @@ def explain(
     """
     setup = set_up(
         model, "alternatives", {"target": target, "baseline": baseline, "n": n, "choice": "both"}, at=PATTERN, per=None, fwd_hooks=fwd_hooks,
-        gradient=gradient, progress=False,
+        gradient=gradient, progress=progress,
     )  # fmt: skip
     tokens, at = setup.prompt(prompt, prepend_bos, position)
+    counted = _counted(setup, tokens, at)
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [at]) as (forward, backward):
-        shares, others = _shares(setup, forward, backward), setup.scope.alternatives(forward.state())
+        shares, others = _shares(setup, forward, backward, counted), setup.scope.alternatives(forward.state())
         values, decisive = shares.max(0)
-        against = to_str_tokens(setup.view, [others[decisive[values.argmax()]]])[0]
+        against = to_str_tokens(setup.view, [others[decisive[(values * counted.to(values)).argmax()]]])[0]
         score = Score(values, resolved={"strongest_against": against})
         result = attribution(setup, forward, score, [*warnings, *backward.notes])
     where = replace(result.provenance, hook_point="hook_embed, pattern")
@@ -94,19 +100,33 @@ def explain(
     return of_prompt(replace(result, scope=name, unit=UNIT, provenance=where), prompt)
 
 
-def _shares(setup: Setup, forward: Run, backward: Backward) -> Float[Tensor, "alternative pos"]:
-    """A map for each alternative, divided by its sum over the tokens other than BOS."""
+def _counted(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Bool[Tensor, "pos"]:
+    """Tokens whose scores make the sum of a map: those up to the explained one other than BOS."""
+    counted = torch.arange(len(tokens), device="cpu") <= position
+    counted[list(bos_positions(setup.view, tokens))] = False
+    if not counted.any():
+        raise InputError(
+            f"A share of the map needs a token other than BOS; up to position {position} there is none. Explain a later position."
+        )
+    return counted
+
+
+def _shares(
+    setup: Setup, forward: Run, backward: Backward, counted: Bool[Tensor, "pos"]
+) -> Float[Tensor, "alternative pos"]:
+    """A map for each alternative, divided by its sum over the counted tokens."""
     state = forward.state()
     target, others = setup.scope.target_id(state), setup.scope.alternatives(state)
     contrasts = torch.stack([state.gradient(partial(_difference, target, other)) for other in others])
-    both = backward.elsewhere([*forward.xs, *(forward.patterns or {}).values()], forward.y, forward.positions)
-    both.arrange = lambda rows: [torch.cat([row.to(rows[0].device) for row in rows], -1)]
+    both = replace(backward, xs=[*forward.xs, *backward.xs], arrange=_side_by_side)
     d_in = forward.xs[0].shape[-1]
     maps = torch.cat([_map(rows[..., :d_in], rows[..., d_in:]) for rows in both.rows(contrasts)])
     maps[:, state.position + 1 :] = 0
-    counted = torch.ones_like(maps[0])
-    counted[list(bos_positions(setup.view, state.tokens))] = 0
-    return maps / (maps @ counted).clamp_min(torch.finfo(maps.dtype).tiny).unsqueeze(1)
+    return maps / (maps @ counted.to(maps)).clamp_min(torch.finfo(maps.dtype).tiny).unsqueeze(1)
+
+
+def _side_by_side(rows: Sequence[Float[Tensor, "chunk pos _"]]) -> list[Float[Tensor, "chunk pos all"]]:
+    return [torch.cat([row.to(rows[0].device) for row in rows], -1)]
 
 
 def _difference(target: int, other: int, logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
@@ -116,4 +136,5 @@ def _difference(target: int, other: int, logits: Float[Tensor, "d_vocab"]) -> Fl
 def _map(
     gradient: Float[Tensor, "chunk pos d_in"], entries: Float[Tensor, "chunk pos entries"]
 ) -> Float[Tensor, "chunk pos"]:
-    return (entries.relu().sum(-1).square() * entries.norm(dim=-1) * gradient.norm(dim=-1)).pow(1 / 4)
+    """The root of each factor by itself: their product leaves float32's range where they are small."""
+    return entries.relu().sum(-1).sqrt() * (entries.norm(dim=-1) * gradient.norm(dim=-1)).pow(1 / 4)

@@ -231,7 +231,8 @@ class Setup:
             settings["frozen"] = self.settings.rules.frozen
         elif self.settings.rules != Rules():
             settings["gradient"] = self.settings.rules.name
-        return {**self.scope.options, **settings}
+        own = {name: list(value) if isinstance(value, tuple) else value for name, value in self.scope.options.items()}
+        return {**own, **settings}  # as they come back from a file, which knows no tuples
 
 
 def set_up(

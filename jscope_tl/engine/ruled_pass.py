@@ -154,7 +154,7 @@ class RuledPass(TorchFunctionMode):
                 f"{list(pattern.shape)} for {self.pos} tokens. Use at='hook_embed'."
             )
         factors = rearrange(self._factors(pattern), "1 (b src) (h dest) -> b h dest src", b=self.batch, dest=self.pos)
-        return pattern * functional.pad(factors, (0, beside), value=1.0)
+        return pattern * (functional.pad(factors, (0, beside), value=1.0) if beside else factors)
 
     def _factors(self, pattern: Float[Tensor, "batch head dest src"]) -> Float[Tensor, "1 all_src head_dest"]:
         layer = self._layer()
@@ -163,7 +163,8 @@ class RuledPass(TorchFunctionMode):
                 f"Layer {layer} computes several attention patterns, where one is needed. Use at='hook_embed'."
             )
         batch, head, dest, _ = pattern.shape
-        self.patterns[layer] = pattern.new_ones(1, batch * self.pos, head * dest).requires_grad_()
+        one = pattern.new_ones(1, 1, 1)  # one number in memory, for as many entries as there are
+        self.patterns[layer] = one.expand(1, batch * self.pos, head * dest).requires_grad_()
         return self.patterns[layer]
 
     def _layer(self) -> int:

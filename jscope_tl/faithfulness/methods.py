@@ -70,7 +70,7 @@ def against_alternative(model: Any, tokens: Int[Tensor, "pos"], target: int, alt
 
 def explained(model: Any, tokens: Int[Tensor, "pos"], target: int, alternative: int | None = None) -> Any:
     """`jscope_tl.explain`, against the known alternative where there is one and it is not explained itself."""
-    return explain(model, tokens, target, None if alternative == target else alternative)
+    return explain(model, tokens, target, None if alternative == target else alternative, progress=False)
 
 
 def alike(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:

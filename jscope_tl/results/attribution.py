@@ -6,10 +6,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.errors import InputError, whole
+from jscope_tl.errors import InputError, count, whole
 from jscope_tl.results.base import PredictedToken, Result
 from jscope_tl.results.checks import need
 from jscope_tl.results.text import percent, score_text
+
+MOST_ROWS = 24
+"""Of a map of attention heads that a picture or a table shows."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,33 @@ class Attribution(Result):
         at = replace(self.provenance, hook_point=self.hook_points[index])
         return replace(self, scores=scores[index], stderr=stderr, provenance=at, hook_points=())
 
+    def strongest(self, n: int = MOST_ROWS) -> "Attribution":
+        """The ``n`` rows of a map with the largest sum of scores other than BOS', strongest first, as a map of their own.
+
+        For maps of attention heads, of which models have hundreds.
+
+        Raises:
+            InputError: this is no map, or ``n`` is not 1 or more.
+
+        Example:
+            >>> import jscope_tl as js
+            >>> heads = js.attribute(js.load_pocket_model(), "the keys to the cabinet", "log_prob", at="pattern", per="head")
+            >>> tuple(heads.scores.shape), tuple(heads.strongest(3).scores.shape)
+            ((4, 4, 6), (3, 6))
+        """
+        if not self.hook_points:
+            raise InputError("There are no rows to choose among: this is no layer map. Its highest scores are in top().")
+        scores, errors = self._rows()
+        counted = [t for t in range(len(self.str_tokens)) if t not in self.bos_positions]
+        kept = scores[:, counted].sum(1).argsort(descending=True, stable=True)[: count("n", n, 1)].tolist()
+        stderr = None if errors is None else errors[kept]
+        return replace(self, scores=scores[kept], stderr=stderr, hook_points=tuple(self.hook_points[i] for i in kept))
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether heads are kept apart."""
+        return self.scores.ndim > 2
+
     def headline(self) -> str:
         """Scope, explained position, target and baseline, hook point, and what was prepended, in one line."""
         where = f"position {self.position} ({self.str_tokens[self.position]!r})"
@@ -106,18 +136,21 @@ class Attribution(Result):
         resolved = self.options.get("resolved") or {}
         return "resolved: " + ", ".join(f"{key} = {value!r}" for key, value in resolved.items()) if resolved else ""
 
-    def _strongest_by_layer(self, most: int = 12) -> list[str]:
-        """Lines of text for layers spread evenly from the first to the last, ``most`` of them."""
-        n, rows = len(self.hook_points), self.by_row()
-        shown = sorted({round(i * (n - 1) / (most - 1)) for i in range(most)}) if n > most else range(n)
+    def _strongest_by_row(self, most: int = 12) -> list[str]:
+        """Lines of text for ``most`` rows: layers spread evenly from the first to the last, or the strongest heads."""
+        n = len(self.hook_points)
+        even = sorted({round(i * (n - 1) / (most - 1)) for i in range(most)}) if n > most else list(range(n))
+        chosen = self.strongest(most) if self.of_heads and n > most else self
+        rows = list(zip(chosen.hook_points, chosen.by_row(), strict=True))
         said = [
-            ", ".join(f"{t.str_token!r} at {t.position}: {score_text(t.score, t.stderr)}" for t in row) for row in rows
+            f"  {name}: {', '.join(f'{t.str_token!r} at {t.position}: {score_text(t.score, t.stderr)}' for t in row)}"
+            for name, row in (rows if chosen is not self else (rows[i] for i in even))
         ]
-        lines = [f"  {self.hook_points[i]}: {said[i]}" for i in shown]
-        return [*lines, f"  ({most} of {n} layers; by_row() has all)"] if n > most else lines
+        of = f"the {most} strongest of {n} heads" if self.of_heads else f"{most} of {n} layers"
+        return [*said, f"  ({of}; by_row() has all)"] if n > most else said
 
     def __repr__(self) -> str:
         lines = [f"Attribution: {self.headline()}", f"  {self.prediction_line()}", f"  score in {self.unit}:"]
-        lines += self._strongest_by_layer() if self.hook_points else self._strongest(5)
+        lines += self._strongest_by_row() if self.hook_points else self._strongest(5)
         lines += [f"  {self.resolved_line()}"] if self.resolved_line() else []
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])

@@ -92,7 +92,7 @@ class Result(Saved, ABC):
         provenance: model, versions, hook point, cost.
         warnings: doubts about these numbers, in sentences.
         bos_positions: positions of BOS tokens, which `top` and colour scales leave out.
-        baseline: text of the token that the target is held against (scope ``contrastive``); None elsewhere.
+        baseline: text of the token that the target is held against, where that is one that was given; else None.
     """
 
     tokens: Int[Tensor, "pos"]

@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine.pattern_entries import PATTERN
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import visible
 from jscope_tl.views.figures import MOST_LABELS, explained, figure_of, fit, label_positions, make_axes, set_title
 from jscope_tl.views.scale import DECADES, Scale, left_out, scale_of, tops
-from jscope_tl.views.together import as_list, need_one_prompt, need_one_unit, what_differs
+from jscope_tl.views.together import as_list, legible, need_one_prompt, need_one_unit, what_differs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +29,15 @@ def heatmap(results: Any, *, scale: str | None = None, ax: Any = None) -> "Figur
     Colours end at the highest score outside BOS (whose cells may be off the scale), and the picture says what they mean. A
     score is per unit of ``x``, and ``x`` grows from layer to layer, in some models a hundredfold after the first: on one scale
     all rows but the first are blank. So each row of a layer map and of a pattern has its own scale, with its highest score
-    at the right.
+    at the right. Entries of attention patterns (``at="pattern"``) are in the same unit in every layer and share one scale; of many heads
+    the strongest are drawn (`Attribution.strongest`).
 
     Args:
         results: a layer map (an `Attribution` taken with ``at="resid_pre"`` or at several hook points); several
             `Attribution` of one prompt and unit, one row each; or one `InfluencePattern`, whose rows are predictions.
         scale: ``"row"``, each row from 0 to its own highest score; ``"row_log"``, logarithmic over the three decades below
             that; ``"linear"``, all rows from 0 to the highest of the map; ``"log"``, all on one logarithmic scale of at most
-            three decades. None: ``"row"`` where several rows are layers or predictions, ``"linear"`` elsewhere.
+            three decades. None: ``"row"`` where several rows are hook points or predictions, ``"linear"`` elsewhere.
         ax: matplotlib axes to draw in; a new figure without it.
 
     Returns:
@@ -60,18 +62,25 @@ def heatmap(results: Any, *, scale: str | None = None, ax: Any = None) -> "Figur
     if len(shown) > 1 and any(_is_map(result) for result in shown):
         raise InputError("Each map is a picture of its own; draw each in axes of its own (ax=).")
     chosen = _scale(scale, shown)
+    shown, notes = ([legible(shown[0])[0]], legible(shown[0])[1]) if len(shown) == 1 else (shown, [])
     scores = torch.cat([result._rows()[0] for result in shown])
-    (axis,) = make_axes(ax, 1, (min(14.0, max(7.0, 4 + 0.3 * scores.shape[1])), min(12.0, 2.2 + 0.3 * len(scores))))
+    labels = _row_labels(shown)
+    beside = max(0.0, 0.08 * (max(map(len, labels)) - 15))  # inches that long labels take from the map and its title
+    width = min(14.0, beside + max(7.0, 4 + 0.3 * scores.shape[1]))
+    (axis,) = make_axes(ax, 1, (width, min(12.0, 2.2 + 0.3 * len(scores))))
     label_positions(axis, shown[0].str_tokens)
-    _label_rows(axis, shown)
+    step = -(-len(labels) // MOST_LABELS)
+    axis.set_yticks(range(0, len(labels), step), labels[::step], fontsize="small", parse_math=False)
     draw_map(axis, scores, shown, chosen)
-    set_title(axis, "; ".join([_title(shown), *left_out(shown)]))
+    set_title(axis, "; ".join([_title(shown), *notes, *left_out(shown)]))
     return figure_of(axis)
 
 
 def _scale(scale: Any, shown: Sequence[Any]) -> str:
     if scale is None:
         layers = len({result.provenance.hook_point for result in shown})
+        if layers == 1 and _is_of_patterns(shown[0]):
+            return "linear"
         return "row" if max(layers, len(shown[0]._rows()[0])) > 1 else "linear"
     if scale not in SCALES:
         raise InputError(f"scale is one of {', '.join(SCALES)}, or None; got {scale!r}.{nearest(scale, SCALES)}")
@@ -80,6 +89,10 @@ def _scale(scale: Any, shown: Sequence[Any]) -> str:
 
 def _is_map(result: Any) -> bool:
     return isinstance(result, InfluencePattern) or bool(result.hook_points)
+
+
+def _is_of_patterns(result: Any) -> bool:
+    return isinstance(result, Attribution) and result.provenance.hook_point == PATTERN
 
 
 def _title(shown: Sequence[Any]) -> str:
@@ -121,10 +134,7 @@ def _write_tops(axis: "Axes", highest: Sequence[float], unit: str) -> None:
     fit(axis, axis.set_xlabel(says, fontsize="small", parse_math=False))
 
 
-def _label_rows(axis: "Axes", shown: Sequence[Any]) -> None:
+def _row_labels(shown: Sequence[Any]) -> list[str]:
     if isinstance(shown[0], InfluencePattern):
-        labels = [f"{visible(shown[0].str_tokens[i]).strip()} {i}" for i in shown[0].positions]
-    else:
-        labels = list(shown[0].hook_points) or what_differs(shown)
-    step = -(-len(labels) // MOST_LABELS)
-    axis.set_yticks(range(0, len(labels), step), labels[::step], fontsize="small", parse_math=False)
+        return [f"{visible(shown[0].str_tokens[i]).strip()} {i}" for i in shown[0].positions]
+    return list(shown[0].hook_points) or what_differs(shown)

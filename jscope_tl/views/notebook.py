@@ -22,6 +22,7 @@ from jscope_tl.views.methods import faithfulness
 from jscope_tl.views.patching_maps import comparison
 from jscope_tl.views.scale import Scale, scale_of
 from jscope_tl.views.spectra import spectrum
+from jscope_tl.views.together import legible
 
 SMALL = '<p style="margin:.4em 0;font-size:90%">{}</p>'
 
@@ -88,11 +89,12 @@ def _of_rows(rows: JacobianRows) -> str:
 @fragment.register
 def _of_result(result: Result, k: int = 5) -> str:
     """The coloured prompt (scores on hovering), map or spectrum, the strongest tokens, the doubts."""
+    result, notes = legible(result)
     prediction = result.prediction_line() if isinstance(result, Attribution) else ""
     resolved = result.resolved_line() if isinstance(result, Attribution) else ""
     resolved = result.decoding_line() if isinstance(result, Spectrum) else resolved
     parts = [
-        f"<p><b>{escape(result.headline())}</b></p>",
+        f"<p><b>{escape('; '.join([result.headline(), *notes]))}</b></p>",
         *_drawn(result),
         f"<p>{escape(prediction)}</p>" if prediction else "",
         _strongest(result, k),

@@ -20,7 +20,7 @@ from jscope_tl.views.html import coloured, layer_rows, picture, table
 from jscope_tl.views.maps import heatmap
 from jscope_tl.views.page import write_page
 from jscope_tl.views.scale import scale_of
-from jscope_tl.views.together import Result, as_list, prompt_text
+from jscope_tl.views.together import Result, as_list, legible, prompt_text
 
 READER = """<script>
 for (const line of document.querySelectorAll(".tokens")) {
@@ -124,8 +124,9 @@ def _by_prompt(results: list[Result]) -> Iterator[list[Result]]:
 
 
 def _section(result: Attribution) -> str:
+    result, notes = legible(result)
     colours = "" if result.hook_points else f"{scale_of([result]).note}; outlined: the explained position"
-    says = [colours, result.resolved_line()]
+    says = [colours, *notes, result.resolved_line()]
     return "\n".join(
         [
             f"<h3>{escape(result.headline())}</h3>",
@@ -135,7 +136,7 @@ def _section(result: Attribution) -> str:
             *(f'<p class="quiet">{escape(line)}</p>' for line in says if line),
             *_warnings(result),
             _probabilities(result),
-            _details(f"All scores as a table ({result.unit})", _scores(result)),
+            _details(f"{'Scores' if notes else 'All scores'} as a table ({result.unit})", _scores(result)),
         ]
     )
 

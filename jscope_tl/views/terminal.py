@@ -8,6 +8,7 @@ from jscope_tl.model.pieces import pieces, text_of
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.text import score_text, visible
 from jscope_tl.views.scale import Scale, row_scales, scale_of
+from jscope_tl.views.together import legible
 
 LOW, HIGH = (148, 142, 136), (255, 128, 0)
 """From grey to orange: as conspicuous on a black terminal as on a white one, and both bear black text."""
@@ -51,7 +52,7 @@ def _style(intensity: float, colours: str) -> str:
 def _note(result: Attribution, colours: str) -> str:
     """What the colours mean."""
     scale = scale_of([result])
-    said = "; ".join(["colour: each layer from 0 to its own highest score", *scale.left_out])
+    said = "; ".join(["colour: each row from 0 to its own highest score", *scale.left_out])
     said = said if result.hook_points else scale.note
     if colours not in STEPS:
         return said
@@ -80,7 +81,8 @@ def _layers(result: Attribution) -> Table:
 
 def panel(result: Attribution, k: int = 8, colours: str | None = "truecolor") -> RenderableType:
     """Everything that ``jscope`` prints of a result; without colours (None) the prompt of a layer map is not repeated."""
-    parts: list[RenderableType] = [Text(result.headline(), style="bold"), Text()]
+    result, notes = legible(result)
+    parts: list[RenderableType] = [Text("; ".join([result.headline(), *notes]), style="bold"), Text()]
     if colours is None:
         parts += [] if result.hook_points else [Text(visible(text_of(result.str_tokens))), Text()]
     else:
@@ -95,7 +97,7 @@ def panel(result: Attribution, k: int = 8, colours: str | None = "truecolor") ->
 
 
 def show(result: Attribution, console: Console | None = None, k: int = 8) -> None:
-    """Print a result to a terminal, with its ``k`` strongest tokens (of a layer map: the strongest of each layer)."""
+    """Print a result to a terminal, with its ``k`` strongest tokens (of a layer map: the strongest of each layer, of many heads those of the strongest heads)."""
     console = console or Console()
     system = "standard" if console.color_system == "windows" else console.color_system
     console.print(panel(result, k, "no colour" if system and console.no_color else system))

@@ -7,7 +7,7 @@ import torch
 
 from jscope_tl.errors import InputError
 from jscope_tl.model.pieces import text_of
-from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.attribution import MOST_ROWS, Attribution
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import visible
 
@@ -28,6 +28,14 @@ def as_list(results: Any, kinds: tuple[type, ...] = (Attribution,)) -> list[Any]
 
 def _named(thing: Any) -> str:
     return repr(thing) if isinstance(thing, str | int | float | list | None) else f"a {type(thing).__name__}"
+
+
+def legible(result: Any) -> tuple[Any, list[str]]:
+    """A map of many heads as that of the strongest, and a note that says so; everything else as it is."""
+    n = len(result.hook_points) if isinstance(result, Attribution) and result.of_heads else 0
+    if n <= MOST_ROWS:
+        return result, []
+    return result.strongest(), [f"the {MOST_ROWS} strongest of {n} heads"]
 
 
 def need_one_prompt(results: Sequence[Result]) -> None:
