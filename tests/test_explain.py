@@ -134,3 +134,60 @@ def test_what_cannot_be_explained_changes_nothing(llama: Any, given: dict[str, A
 def test_choices_have_names(llama: Any) -> None:
     with pytest.raises(js.InputError, match="choice is one of probable, similar, both"):
         js.attribute(llama, TOKENS, "alternatives", choice="similiar")
+
+
+def test_a_share_needs_more_than_bos(llama: Any, pocket: Any) -> None:
+    with pytest.raises(js.InputError, match="needs a token other than BOS; up to position 0"):
+        js.explain(pocket, PROMPT, position=0)
+    assert js.explain(pocket, PROMPT, position=1).scores[1] == pytest.approx(1)
+
+
+def test_shares_of_small_rows_are_the_same(llama: Any) -> None:
+    """The forward pass keeps its logits; gradients, and with them all entries, are 1e-9 of what they were."""
+
+    class Smaller(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * 1e-9
+
+    last = f"blocks.{llama.cfg.n_layers - 1}.hook_resid_post"
+    small = js.explain(llama, TOKENS, 5, 7, fwd_hooks=[(last, lambda x, hook: Smaller.apply(x))])
+    torch.testing.assert_close(small.scores, js.explain(llama, TOKENS, 5, 7).scores, rtol=1e-4, atol=0)
+
+
+def test_the_strongest_alternative_is_not_that_of_bos(pocket: Any) -> None:
+    result = js.explain(pocket, PROMPT, " liberal")
+    alone = {
+        other: js.explain(pocket, PROMPT, " liberal", other).scores
+        for other in result.options["resolved"]["alternatives"]
+    }
+    place = result.top(1)[0].position
+    strongest = max(alone, key=lambda other: float(alone[other][place]))
+    assert result.options["resolved"]["strongest_against"] == strongest
+    assert 0 in result.bos_positions
+
+
+def test_one_baseline_is_in_the_headline_and_lists_survive_a_file(llama: Any, tmp_path: Path) -> None:
+    one, several = js.explain(llama, TOKENS, 5, [7]), js.explain(llama, TOKENS, 5, (7, 8))
+    assert one.baseline == one.options["resolved"]["alternatives"][0]
+    assert f"against {one.baseline!r}" in one.headline()
+    assert several.baseline is None
+    again = js.Attribution.load(several.save(tmp_path / "map.safetensors"))
+    assert again.options == several.options
+
+
+def test_what_happened_to_rows_is_in_the_warnings(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    grad = torch.autograd.grad
+
+    def no_batches(*args: Any, **how: Any) -> Any:
+        if how.get("is_grads_batched"):
+            raise RuntimeError("no rule for batches")
+        return grad(*args, **how)
+
+    monkeypatch.setattr(torch.autograd, "grad", no_batches)
+    warnings = js.explain(llama, TOKENS, 5, [7, 8, 9]).warnings
+    assert any("no rule for batches" in warning for warning in warnings)

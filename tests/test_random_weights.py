@@ -54,3 +54,19 @@ def test_a_failure_puts_the_weights_back(pocket: Any) -> None:
             pocket, PROMPTS, {"mine": js.faithfulness.Method(fails_later)}, progress=False
         )
     assert all(torch.equal(a, b) for a, b in zip(bits(pocket), before, strict=True))
+
+
+def test_methods_that_need_an_alternative_get_it_or_are_refused(pocket: Any) -> None:
+    seen = []
+
+    def contrast(model: Any, tokens: torch.Tensor, target: int, alternative: int) -> torch.Tensor:
+        seen.append(alternative)
+        return torch.arange(float(len(tokens)))
+
+    methods = {"mine": js.faithfulness.Method(contrast, needs_alternative=True), "random": "random_direction"}
+    with pytest.raises(js.InputError, match="'mine' contrasts the target with a known alternative"):
+        js.faithfulness.weight_dependence(pocket, ["the keys to the cabinet"], methods, progress=False)
+    truth = js.ground_truth(pocket, "pocket assistant", n=1, progress=False)
+    js.faithfulness.weight_dependence(pocket, truth, methods, progress=False)
+    assert len(seen) == 2
+    assert None not in seen

@@ -8,7 +8,7 @@ from jscope_tl.engine.progress import progress_bar
 from jscope_tl.errors import InputError
 from jscope_tl.faithfulness.cases import Case, predicted, to_cases
 from jscope_tl.faithfulness.measures import MEASURES, Measure, Question
-from jscope_tl.faithfulness.methods import Explainer, resolve_methods
+from jscope_tl.faithfulness.methods import Explainer, contrasted, resolve_methods
 from jscope_tl.faithfulness.protocol import Protocol, resolve_protocol
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.model.prompts import to_id
@@ -127,7 +127,7 @@ def prepared(
     if measures is None and not any(case.swaps for case in cases):
         asked = [measure for measure in asked if not measure.needs_swaps]
     _need_causes(asked, cases)
-    chosen = _contrasted(chosen, cases, methods is None)
+    chosen = contrasted(chosen, [case.alternative for case in cases], methods is None)
     if rules.ablation == "filler":
         to_id(view, rules.filler, view.d_vocab)
     return Evaluation(view, cases, chosen, asked, rules)
@@ -168,18 +168,6 @@ def _need_ranked(n: int, case: Case, rules: Protocol) -> None:
             f"Prompt {n}: its only causes are BOS, at {list(case.bos)}, which is not ranked. Causes count from 0, BOS "
             "included; bos=True ranks it too."
         )
-
-
-def _contrasted(methods: dict[str, Any], cases: list[Case], are_all: bool) -> dict[str, Any]:
-    """Methods that need an alternative are left out where not every prompt has one, unless they were asked for."""
-    needing = [name for name, method in methods.items() if getattr(method, "needs_alternative", False)]
-    without = [n for n, case in enumerate(cases) if case.alternative is None]
-    if needing and without and not are_all:
-        raise InputError(
-            f"Method {needing[0]!r} contrasts the target with a known alternative; {len(without)} of {len(cases)} prompts have "
-            f"none (prompt {without[0]} first). Take the prompts of js.ground_truth, or leave it out."
-        )
-    return {name: method for name, method in methods.items() if not (without and name in needing)}
 
 
 def _need_causes(asked: list[Measure], cases: list[Case]) -> None:

@@ -3,7 +3,7 @@
 import inspect
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,6 +151,18 @@ def _named(name: Any) -> Any:
         return {"scope": name}
     known = [*METHODS, *(scope for scope in available_scopes() if scope not in METHODS)]
     raise InputError(f"There is no method {name!r}.{nearest(str(name), known)} Known: {', '.join(known)}.")
+
+
+def contrasted(methods: dict[str, Any], alternatives: Sequence[int | None], are_all: bool) -> dict[str, Any]:
+    """Methods that need an alternative are left out where not every prompt has one, unless they were asked for."""
+    needing = [name for name, method in methods.items() if getattr(method, "needs_alternative", False)]
+    without = [n for n, alternative in enumerate(alternatives) if alternative is None]
+    if needing and without and not are_all:
+        raise InputError(
+            f"Method {needing[0]!r} contrasts the target with a known alternative; {len(without)} of {len(alternatives)} prompts "
+            f"have none (prompt {without[0]} first). Take the prompts of js.ground_truth, or leave it out."
+        )
+    return {name: method for name, method in methods.items() if not (without and name in needing)}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.errors import count
 from jscope_tl.faithfulness.cases import to_cases
-from jscope_tl.faithfulness.methods import Explainer, resolve_methods
+from jscope_tl.faithfulness.methods import Explainer, contrasted, resolve_methods
 from jscope_tl.faithfulness.results import Mean, mean_of
 from jscope_tl.model.running import ONE_AT_A_TIME
 from jscope_tl.model.view import ModelView
@@ -83,10 +83,12 @@ def weight_dependence(
     """
     view, chosen, start = ModelView(model), resolve_methods(methods), count("seed", seed, 0)
     cases = to_cases(view, prompts, with_causes=False)
+    chosen = contrasted(chosen, [case.alternative for case in cases], methods is None)
 
     def scores(title: str) -> list[dict[str, Any]]:
         given = progress_bar(progress, title, "prompt", cases)
-        return [{name: e.scores for name, e in Explainer(view, chosen).all(c.tokens, c.target).items()} for c in given]
+        found = (Explainer(view, chosen).all(case.tokens, case.target, case.alternative) for case in given)
+        return [{name: explained.scores for name, explained in of_one.items()} for of_one in found]
 
     trained = scores("trained weights")
     with _shuffled(view, start):
@@ -103,7 +105,7 @@ def weight_dependence(
 
 @contextmanager
 def _shuffled(view: ModelView, seed: int) -> Iterator[None]:
-    """All weight matrices with their entries in another order; biases and gains, which are vectors, stay."""
+    """All weights of two axes or more with their entries in another order; those of one, biases and gains, stay."""
     generator = torch.Generator("cpu").manual_seed(seed)
     matrices = [weight for weight in view.parameters if weight.ndim > 1]
     kept = [weight.detach().clone() for weight in matrices]

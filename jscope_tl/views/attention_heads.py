@@ -60,7 +60,7 @@ def attention(
     need_no_map(given)
     scopes = [as_pattern(result) for result in given]
     need_one_prompt(scopes)
-    names = unique(to_labels(labels, scopes))
+    names = unique(_tile_names(to_labels(labels, scopes), scopes))
     if (whole(max_cells) or 0) < 1:
         raise InputError(f"max_cells is how many cells to draw, 1 or more; got {max_cells!r}.")
     own = [] if cache_or_patterns is None else to_heads(cache_or_patterns, scopes[0].tokens, layers, heads)
@@ -78,6 +78,11 @@ def attention(
     return View(
         f"{', '.join(names)} beside {len(shown)} attention heads", body, (call(where, "AttentionHeads", properties),)
     )
+
+
+def _tile_names(names: list[str], scopes: list[InfluencePattern]) -> list[str]:
+    """A head's tile holds a scope's name alone; what else there is to say about its settings stands in the caption."""
+    return [name.replace(of.scope, of.scope.partition(",")[0]) for name, of in zip(names, scopes, strict=True)]
 
 
 def _agreement(scope: InfluencePattern, heads: list[Head]) -> list[HeadAgreement]:

@@ -35,7 +35,7 @@ def legible(result: Any) -> tuple[Any, list[str]]:
     n = len(result.hook_points) if isinstance(result, Attribution) and result.of_heads else 0
     if n <= MOST_ROWS:
         return result, []
-    return result.strongest(), [f"the {MOST_ROWS} strongest of {n} heads"]
+    return result.strongest(MOST_ROWS), [f"the {MOST_ROWS} strongest of {n} heads"]
 
 
 def need_one_prompt(results: Sequence[Result]) -> None:
