@@ -48,6 +48,9 @@ def test_alternatives_are_chosen_and_named(pocket: Any) -> None:
     result = js.explain(pocket, PROMPT, " liberal")
     chosen = result.options["resolved"]["alternatives"]
     assert 5 <= len(chosen) <= 10
+    both = js.attribute(pocket, PROMPT, "alternatives", target=" liberal", choice="both").options["resolved"]
+    assert chosen == both["alternatives"]
+    assert len(chosen) > 5  # those that are like the target are no probable ones
     assert " conservative" in chosen
     assert result.options["resolved"]["strongest_against"] in chosen
     assert result.top(1)[0].str_token == " columbia"
@@ -108,6 +111,7 @@ def test_a_result_says_what_it_is_and_is_kept(llama: Any, tmp_path: Path) -> Non
     result = js.explain(llama, TOKENS, 5)
     assert "attnlrp" in repr(result)
     assert "does not add up" in result.unit
+    assert result.provenance.hook_point == "hook_embed, pattern"
     again = js.Attribution.load(result.save(tmp_path / "map.safetensors"))
     torch.testing.assert_close(again.scores, result.scores)
     assert again.options == result.options
@@ -142,33 +146,67 @@ def test_a_share_needs_more_than_bos(llama: Any, pocket: Any) -> None:
     assert js.explain(pocket, PROMPT, position=1).scores[1] == pytest.approx(1)
 
 
+class Scaled(torch.autograd.Function):
+    """The same value; gradients times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient * ctx.factor, None
+
+
 def test_shares_of_small_rows_are_the_same(llama: Any) -> None:
     """The forward pass keeps its logits; gradients, and with them all entries, are 1e-9 of what they were."""
-
-    class Smaller(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            return gradient * 1e-9
-
-    last = f"blocks.{llama.cfg.n_layers - 1}.hook_resid_post"
-    small = js.explain(llama, TOKENS, 5, 7, fwd_hooks=[(last, lambda x, hook: Smaller.apply(x))])
+    last, factor = f"blocks.{llama.cfg.n_layers - 1}.hook_resid_post", torch.tensor(1e-9)
+    small = js.explain(llama, TOKENS, 5, 7, fwd_hooks=[(last, lambda x, hook: Scaled.apply(x, factor))])
     torch.testing.assert_close(small.scores, js.explain(llama, TOKENS, 5, 7).scores, rtol=1e-4, atol=0)
 
 
 def test_the_strongest_alternative_is_not_that_of_bos(pocket: Any) -> None:
-    result = js.explain(pocket, PROMPT, " liberal")
-    alone = {
-        other: js.explain(pocket, PROMPT, " liberal", other).scores
-        for other in result.options["resolved"]["alternatives"]
-    }
-    place = result.top(1)[0].position
-    strongest = max(alone, key=lambda other: float(alone[other][place]))
-    assert result.options["resolved"]["strongest_against"] == strongest
-    assert 0 in result.bos_positions
+    """Whatever the gradient at BOS is, which no share of another token depends on."""
+    plain = js.explain(pocket, PROMPT, " liberal")
+    place, others = plain.top(1)[0].position, plain.options["resolved"]["alternatives"]
+    alone = {other: js.explain(pocket, PROMPT, " liberal", other).scores for other in others}
+    assert plain.options["resolved"]["strongest_against"] == max(others, key=lambda one: float(alone[one][place]))
+    of_bos = max(others, key=lambda one: float(alone[one][0]))
+    factor = torch.ones(len(plain.tokens), 1)
+    factor[0] = 1e8
+    hooks = [("blocks.0.hook_resid_pre", lambda x, hook: Scaled.apply(x, factor))]
+    given = [of_bos, *[other for other in others if other != of_bos]]
+    large = js.explain(pocket, PROMPT, " liberal", given, fwd_hooks=hooks)
+    assert large.scores.argmax() == 0
+    assert of_bos != plain.options["resolved"]["strongest_against"]
+    assert large.options["resolved"]["strongest_against"] == plain.options["resolved"]["strongest_against"]
+
+
+def test_nothing_after_the_explained_position_has_a_score(llama: Any) -> None:
+    """Also where a hook of the user's lets later tokens act on earlier ones."""
+    hooks = [("blocks.0.hook_resid_post", lambda x, hook: x + x.mean(1, keepdim=True))]
+    assert not js.explain(llama, TOKENS, 5, 7, position=3, fwd_hooks=hooks).scores[4:].any()
+
+
+def test_a_token_that_is_given_twice_counts_once(llama: Any) -> None:
+    assert js.explain(llama, TOKENS, 5, [7, 7]).provenance.n_backward == 1
+
+
+def test_likeness_is_that_of_centred_columns(pocket: Any) -> None:
+    seen: list[js.State] = []
+    js.attribute(pocket, PROMPT, lambda state: seen.append(state) or state.y * 0 + 1)
+    W, logits = seen[0].W_U.detach().double(), seen[0].logits.detach()
+    differing = 0
+    for target in logits.topk(20).indices.tolist():
+        among = [token for token in logits.topk(101).indices.tolist() if token != target][:100]
+        orders = [
+            sorted(among, key=lambda token, M=M, t=target: -float(torch.cosine_similarity(M[:, token], M[:, t], 0)))[:5]
+            for M in (W - W.mean(1, keepdim=True), W)
+        ]
+        assert js.AlternativesScope(target, choice="similar").alternatives(seen[0]) == orders[0]
+        differing += orders[0] != orders[1]
+    assert differing
 
 
 def test_one_baseline_is_in_the_headline_and_lists_survive_a_file(llama: Any, tmp_path: Path) -> None:
