@@ -89,7 +89,7 @@ class GroundTruth(Sequence[ValidatedPrompt]):
 
     def _half(self, which: int) -> "GroundTruth":
         ordered = sorted(self.prompts, key=lambda prompt: (list(self.yields).index(prompt.family), prompt.template))
-        starts = {}
+        starts: dict[str, int] = {}
         for place, prompt in enumerate(ordered):
             starts.setdefault(prompt.family, place)
         kept = [p for place, p in enumerate(ordered) if (place - starts[p.family]) % 2 == which]

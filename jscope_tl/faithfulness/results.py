@@ -142,7 +142,8 @@ def mean_of(values: Float[np.ndarray, "n"], stderr: float | None = None) -> Mean
     """Percentile bootstrap over prompts that have a number; the same resamples for as many prompts, so that methods compare."""
     values = values[~np.isnan(values)]
     if not len(values):
-        return Mean(*[float("nan")] * 4, 0)
+        nothing = float("nan")
+        return Mean(nothing, nothing, nothing, nothing, 0)
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
     error = _standard_error(values) if stderr is None else stderr

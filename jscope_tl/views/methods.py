@@ -27,7 +27,7 @@ def faithfulness(result: Faithfulness) -> "Figure":
         >>> model, prompts = js.load_pocket_model(), js.pocket_prompts("assistant", 3)
         >>> found = js.faithfulness.evaluate(model, prompts, ["log_prob", "random"], "known_cause")
         >>> len(js.views.faithfulness(found["known_cause"]).axes)
-        3
+        4
     """
     from matplotlib.figure import Figure
 
