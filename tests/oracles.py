@@ -77,6 +77,12 @@ def contrastive(o: Oracle, target: int, baseline: int) -> Tensor:
     return norm_score(o.J, o.D[target] - o.D[baseline])
 
 
+def alternatives(o: Oracle, target: int, n: int) -> Tensor:
+    """Against the mean of the ``n`` most probable others."""
+    others = [i for i in o.z.argsort(descending=True).tolist() if i != target][:n]
+    return norm_score(o.J, o.D[target] - sum(o.D[i] for i in others) / n)
+
+
 def temperature(o: Oracle) -> Tensor:
     return norm_score(o.J, o.y / o.y.norm())
 
@@ -135,6 +141,7 @@ SCOPES: dict[str, tuple[dict[str, Any], Callable[[Oracle], Tensor]]] = {
     "semantic": ({"target": 44}, lambda o: semantic(o, 44)),
     "log_prob": ({"target": 44}, lambda o: log_prob(o, 44)),
     "contrastive": ({"target": 44, "baseline": 3}, lambda o: contrastive(o, 44, 3)),
+    "alternatives": ({"target": 44, "n": 3}, lambda o: alternatives(o, 44, 3)),
     "temperature": ({}, temperature),
     "logit_temperature": ({}, logit_temperature),
     "entropy": ({}, entropy),

@@ -110,8 +110,11 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         ([PROMPT, "--save", ""], "no file to write to"),
         ([PROMPT, "--html", "."], "no file to write to"),
         ([PROMPT, "--attention"], "give both"),
-        ([PROMPT, "--scope", "fisher", "--target", " are"], "one that has: contrastive, log_prob, semantic"),
-        ([PROMPT, "--baseline", " is"], "Leave it out, or take one that has: contrastive"),
+        (
+            [PROMPT, "--scope", "fisher", "--target", " are"],
+            "one that has: alternatives, contrastive, log_prob, semantic",
+        ),
+        ([PROMPT, "--baseline", " is"], "Leave it out, or take one that has: alternatives, contrastive"),
         ([" \n\t"], "the prompt is empty; give one"),
         ([PROMPT, "--html", "same", "--save", "./same"], "the same file"),
         ([PROMPT, "--save", os.devnull], "give a file name"),
@@ -227,13 +230,13 @@ def slower(monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int] | None = No
     """temperature seems to take 20 s and entropy an hour; returns what is explained, and Ctrl-C comes at one of them."""
     plain, seen, prompts = methods_module.Explainer._one, list[tuple[str, int]](), list[Any]()
 
-    def one(self: Any, name: str, tokens: Any, target: int) -> Any:
+    def one(self: Any, name: str, tokens: Any, *given: Any) -> Any:
         prompts.extend([] if any(tokens is known for known in prompts) else [tokens])
         seen.append((name, next(i for i, known in enumerate(prompts) if known is tokens)))
         if seen[-1] == stop_at:
             raise KeyboardInterrupt
         seconds = {"temperature": 20.0, "entropy": 3600.0}.get(name, 0.1)
-        return replace(plain(self, name, tokens, target), seconds=seconds)
+        return replace(plain(self, name, tokens, *given), seconds=seconds)
 
     monkeypatch.setattr(methods_module.Explainer, "_one", one)
     return seen

@@ -36,8 +36,9 @@ def test_every_matrix_keeps_its_numbers_in_another_order(pocket: Any) -> None:
         other = bits(pocket)
     for old, new, another in zip(before, within, other, strict=True):
         assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)
-        assert torch.equal(old, new) == (old.ndim < 2)
-        assert torch.equal(new, another) == (old.ndim < 2)
+        stays = old.ndim < 2 or bool((old == old.flatten()[0]).all())  # a bias by head of zeros
+        assert torch.equal(old, new) == stays
+        assert torch.equal(new, another) == stays
 
 
 def test_a_failure_puts_the_weights_back(pocket: Any) -> None:

@@ -18,13 +18,24 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_python_blocks_run_and_print_what_they_show() -> None:
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-    test = doctest.DocTestParser().get_doctest(code, {}, "README.md", "README.md", 0)
+def examples_run(path: Path) -> int:
+    """How many lines of Python a page has, all of which print what it shows."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(code, {}, path.name, str(path), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert runner.run(test).failed == 0
-    assert len(test.examples) > 12
+    return len(test.examples)
+
+
+@pytest.mark.slow
+def test_python_blocks_run_and_print_what_they_show() -> None:
+    assert examples_run(ROOT / "README.md") > 12
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "guide").glob("*.md")), ids=lambda path: path.stem)
+def test_python_blocks_of_the_guide_run(path: Path) -> None:
+    assert examples_run(path) >= (path.stem == "causes")
+    assert "@@" not in path.read_text(encoding="utf-8")
 
 
 def test_the_two_commands_are_the_first_two() -> None:
@@ -48,6 +59,7 @@ def test_files_that_it_names_are_there() -> None:
 
 def test_nothing_is_left_to_fill_in() -> None:
     assert "README_" not in README
+    assert "@@" not in README
 
 
 def test_no_paths_of_a_machine() -> None:

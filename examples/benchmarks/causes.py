@@ -83,8 +83,10 @@ def scored(model: Any, case: Case, prompt: Any, question: Question, rules: Seque
     left_out = torch.zeros(len(case.tokens))
     left_out[case.candidates(False)] = torch.tensor(question.leave_one_out).float()
     found: Scores = {
-        "explain": js.explain(model, case.tokens, case.target).scores,
-        "explain, known alternative": js.explain(model, case.tokens, case.target, prompt.baseline).scores,
+        "explain": js.explain(model, case.tokens, case.target, progress=False).scores,
+        "explain, known alternative": js.explain(
+            model, case.tokens, case.target, prompt.baseline, progress=False
+        ).scores,
         "leave-one-out": left_out,
         "attention, all heads": mean_of_all(model, case.tokens, case.target),
         "attention, last layer": last_layer(model, case.tokens, case.target),

@@ -96,8 +96,8 @@ def row(model: Any, claim: Claim) -> list[str]:
     maps = [
         js.attribute(model, claim.prompt, claim.scope, progress=False, **own),
         js.attribute(model, claim.prompt, "random_direction"),
-        js.explain(model, claim.prompt, target),
-        js.explain(model, claim.prompt, target, others) if others and target not in others else None,
+        js.explain(model, claim.prompt, target, progress=False),
+        js.explain(model, claim.prompt, target, others, progress=False) if others and target not in others else None,
     ]
     rank = maps[2].prediction.target_rank if maps[2] else 0
     cells = ["" if found is None else highest(found, claim.words, claim.prompt) for found in maps]

@@ -105,7 +105,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _percent(hits: np.ndarray) -> str:
-    return "-" if np.isnan(hits).all() else f"{100 * np.nanmean(hits):.0f}"
+    return "-" if np.isnan(hits).all() else f"{round(100 * float(np.nanmean(hits)), 1):g}"
 
 
 def _cells(found: Measured, method: str) -> list[str]:
@@ -114,9 +114,9 @@ def _cells(found: Measured, method: str) -> list[str]:
         return ["-"] * 3
     low, high = interval(hits)
     inner = found.values(method, INNER)
-    without = "" if np.isnan(inner).all() else f"; {100 * np.nanmean(inner):.0f}"
+    without = "" if np.isnan(inner).all() else f"; {_percent(inner)}"
     others = [found.values(method, number) for number in (SWAP, LEFT_OUT)]
     return [
-        f"{100 * np.nanmean(hits):.0f} [{100 * low:.0f}, {100 * high:.0f}]{without}",
+        f"{_percent(hits)} [{100 * low:.0f}, {100 * high:.0f}]{without}",
         *("-" if np.isnan(values).all() else f"{np.nanmean(values):.2f}" for values in others),
     ]

@@ -102,7 +102,9 @@ class Attribution(Result):
             ((4, 4, 6), (3, 6))
         """
         if not self.hook_points:
-            raise InputError("There are no rows to choose among: this is no layer map. Its highest scores are in top().")
+            raise InputError(
+                "There are no rows to choose among: this is no layer map. Its highest scores are in top()."
+            )
         scores, errors = self._rows()
         counted = [t for t in range(len(self.str_tokens)) if t not in self.bos_positions]
         kept = scores[:, counted].sum(1).argsort(descending=True, stable=True)[: count("n", n, 1)].tolist()

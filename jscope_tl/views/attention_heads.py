@@ -60,7 +60,8 @@ def attention(
     need_no_map(given)
     scopes = [as_pattern(result) for result in given]
     need_one_prompt(scopes)
-    names = unique(_tile_names(to_labels(labels, scopes), scopes))
+    whole_names = to_labels(labels, scopes)
+    names = unique(_tile_names(whole_names, scopes))
     if (whole(max_cells) or 0) < 1:
         raise InputError(f"max_cells is how many cells to draw, 1 or more; got {max_cells!r}.")
     own = [] if cache_or_patterns is None else to_heads(cache_or_patterns, scopes[0].tokens, layers, heads)
@@ -73,7 +74,7 @@ def attention(
         )
     where, element = place()
     picture = ROOM.format(where=where, element=element)
-    body = _caption(scopes, names) + picture + _notes(notes) + _table(agreement, names[0])
+    body = _caption(scopes, names) + picture + _notes(notes) + _table(agreement, whole_names[0])
     properties = _properties(scopes, names, shown, kept)
     return View(
         f"{', '.join(names)} beside {len(shown)} attention heads", body, (call(where, "AttentionHeads", properties),)

@@ -15,7 +15,7 @@ from tests.models import TOKENS
 
 def test_names() -> None:
     assert js.available_scopes() == [
-        "contrastive", "entropy", "fisher", "fisher_input", "log_prob", "logit_temperature", "random_direction", "semantic", "spectral", "temperature"
+        "alternatives", "contrastive", "entropy", "fisher", "fisher_input", "log_prob", "logit_temperature", "random_direction", "semantic", "spectral", "temperature"
     ]  # fmt: skip
 
 
