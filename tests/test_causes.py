@@ -29,22 +29,8 @@ def test_the_table_and_what_it_is_made_of(
     written = tmp_path / "page.md"
     written.write_text("# Causes\n\n<!-- made by python examples/benchmarks causes -->\n\nold\n")
     causes, tables = benchmark("causes"), benchmark("table_of_causes")
-    causes.main(
-        [
-            "pocket",
-            "--folder",
-            str(tmp_path),
-            "--n",
-            "4",
-            "--most",
-            "1",
-            "--rules",
-            "plain",
-            "relp",
-            "--write",
-            str(written),
-        ]
-    )
+    where = ["--truth", str(tmp_path), "--numbers", str(tmp_path), "--write", str(written)]
+    causes.main(["pocket", *where, "--n", "2", "--most", "1", "--rules", "relp"])
     found = tables.Measured.load(tmp_path / "pocket.report.json")
     assert len(found.rows) == len(found.families) == 6
     assert "| explain |" in capsys.readouterr().out
