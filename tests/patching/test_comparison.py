@@ -15,7 +15,7 @@ from tests.models import TOKENS, Tiny, snapshot
 CORRUPTED = TOKENS.clone()
 CORRUPTED[2:4] = torch.tensor([77, 350])
 NEED = {
-    "contrastive": {"target": 5, "baseline": 9}, "fisher": {"method": "exact"},
+    "alternatives": {"target": 3, "n": 2}, "contrastive": {"target": 5, "baseline": 9}, "fisher": {"method": "exact"},
     "fisher_input": {"method": "exact"}, "semantic": {"target": 3}, "log_prob": {"target": 3}
 }  # fmt: skip
 compare = inspect.unwrap(js.patching.compare)
@@ -28,9 +28,11 @@ def naive_quantity(
     log_p, log_q = z.double().log_softmax(-1), base[1].double().log_softmax(-1)
     v = torch.randn(1, len(y), generator=torch.Generator().manual_seed(0))[0]
     kl = (log_q.exp() * (log_q - log_p)).sum()
+    others = [token for token in base[1].argsort(descending=True).tolist() if token != 3][:2]
     return {
         "semantic": lambda: z[3],
         "log_prob": lambda: log_p[3],
+        "alternatives": lambda: z[3] - z[others].mean(),
         "contrastive": lambda: z[5] - z[9],
         "temperature": lambda: y.norm(),
         "logit_temperature": lambda: (z - z.mean()).norm(),
