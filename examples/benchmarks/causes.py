@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import jscope_tl as js
+from jscope_tl.attribution.explain import contrast_map, with_vectors
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.rules import RULES
 from jscope_tl.faithfulness.attention import last_layer, mean_of_all
@@ -57,9 +58,7 @@ def by_rule(model: Any, case: Case, prompt: Any, rule: str) -> Iterator[tuple[st
         named = {name: scope.rows(state) for name, scope in scopes(prompt).items()}
         factor = fisher_factor(state)
         named["fisher, rank 4"] = leading_rows(factor, 4) * factor.size
-        both = backward.elsewhere([*forward.xs, *forward.patterns.values()], forward.y, forward.positions)
-        both.arrange = lambda rows: [torch.cat(rows, -1)]
-        rows = torch.cat(list(both.rows(torch.cat(list(named.values())))))
+        rows = torch.cat(list(with_vectors(forward, backward).rows(torch.cat(list(named.values())))))
     for name, own in zip(named, rows.split([len(of_one) for of_one in named.values()]), strict=True):
         yield from _reduced(f"{name} · {rule}", own[..., :d_in], own[..., d_in:], state.x.detach())
 
@@ -75,7 +74,7 @@ def _reduced(
     positive, energy = entries.relu().sum((0, 2)), entries.square().sum((0, 2))
     yield f"{name} · pattern", positive if len(entries) == 1 else 0.5 * energy
     if len(entries) == 1:  # as js.explain combines them
-        yield f"{name} · map", (positive**2 * energy.sqrt() * gradient.square().sum((0, 2)).sqrt()) ** 0.25
+        yield f"{name} · map", contrast_map(gradient, entries)[0]
 
 
 def scored(model: Any, case: Case, prompt: Any, question: Question, rules: Sequence[str]) -> Scores:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, bos_positions, to_str_tokens
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Score
+from jscope_tl.scopes.directions import ContrastiveScope
 
 UNIT = "share of the map (unsigned, does not add up)"
 N = 5
@@ -90,7 +90,7 @@ def explain(
     counted = _counted(setup, tokens, at)
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [at]) as (forward, backward):
-        shares, others = _shares(setup, forward, backward, counted), setup.scope.alternatives(forward.state())
+        shares, others = _shares(setup, forward, backward, counted)
         values, decisive = shares.max(0)
         against = to_str_tokens(setup.view, [others[decisive[(values * counted.to(values)).argmax()]]])[0]
         score = Score(values, resolved={"strongest_against": against})
@@ -113,28 +113,29 @@ def _counted(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Bool[Te
 
 def _shares(
     setup: Setup, forward: Run, backward: Backward, counted: Bool[Tensor, "pos"]
-) -> Float[Tensor, "alternative pos"]:
-    """A map for each alternative, divided by its sum over the counted tokens."""
+) -> tuple[Float[Tensor, "alternative pos"], list[int]]:
+    """A map for each alternative, divided by its sum over the counted tokens; and the alternatives."""
     state = forward.state()
     target, others = setup.scope.target_id(state), setup.scope.alternatives(state)
-    contrasts = torch.stack([state.gradient(partial(_difference, target, other)) for other in others])
-    both = replace(backward, xs=[*forward.xs, *backward.xs], arrange=_side_by_side)
+    contrasts = torch.cat([ContrastiveScope(target, other).rows(state) for other in others])
     d_in = forward.xs[0].shape[-1]
-    maps = torch.cat([_map(rows[..., :d_in], rows[..., d_in:]) for rows in both.rows(contrasts)])
+    rows = with_vectors(forward, backward).rows(contrasts)
+    maps = torch.cat([contrast_map(chunk[..., :d_in], chunk[..., d_in:]) for chunk in rows])
     maps[:, state.position + 1 :] = 0
-    return maps / (maps @ counted.to(maps)).clamp_min(torch.finfo(maps.dtype).tiny).unsqueeze(1)
+    return maps / (maps @ counted.to(maps)).clamp_min(torch.finfo(maps.dtype).tiny).unsqueeze(1), others
+
+
+def with_vectors(forward: Run, backward: Backward) -> Backward:
+    """Backward passes to the vectors at the hook point and to what ``backward`` goes to, in rows side by side."""
+    return replace(backward, xs=[*forward.xs, *backward.xs], arrange=_side_by_side)
 
 
 def _side_by_side(rows: Sequence[Float[Tensor, "chunk pos _"]]) -> list[Float[Tensor, "chunk pos all"]]:
     return [torch.cat([row.to(rows[0].device) for row in rows], -1)]
 
 
-def _difference(target: int, other: int, logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]:
-    return logits[target] - logits[other]
-
-
-def _map(
+def contrast_map(
     gradient: Float[Tensor, "chunk pos d_in"], entries: Float[Tensor, "chunk pos entries"]
 ) -> Float[Tensor, "chunk pos"]:
-    """The root of each factor by itself: their product leaves float32's range where they are small."""
+    """``(A² · E · B)^(1/4)``; the root of each factor by itself, as their product leaves float32's range where they are small."""
     return entries.relu().sum(-1).sqrt() * (entries.norm(dim=-1) * gradient.norm(dim=-1)).pow(1 / 4)
