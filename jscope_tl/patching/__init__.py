@@ -3,6 +3,18 @@
 from jscope_tl.patching.ablation import Ablation, ablate
 from jscope_tl.patching.activation_patching import compare
 from jscope_tl.patching.comparison import Agreement, Comparison, Cost
+from jscope_tl.patching.component_effects import ComponentEffect, ComponentEffects
 from jscope_tl.patching.three_runs import SideBySide, side_by_side
 
-__all__ = ["Ablation", "Agreement", "Comparison", "Cost", "SideBySide", "ablate", "compare", "side_by_side"]
+__all__ = [
+    "Ablation",
+    "Agreement",
+    "Comparison",
+    "ComponentEffect",
+    "ComponentEffects",
+    "Cost",
+    "SideBySide",
+    "ablate",
+    "compare",
+    "side_by_side",
+]

@@ -1,0 +1,280 @@
+"""`ComponentEffects`: what changing each component of a model would do to a prediction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, whole
+from jscope_tl.patching.comparison import Cost
+from jscope_tl.results.attribution import Prediction
+from jscope_tl.results.base import Provenance
+from jscope_tl.results.checks import need
+from jscope_tl.results.files import Saved
+from jscope_tl.results.text import score_text
+
+KINDS = ("heads", "edges", "attn", "mlps", "neurons", "features")
+"""As ``of=`` takes them."""
+ERROR = -1
+"""In place of a feature's number: what an autoencoder leaves unexplained."""
+HOW = ("predicted", "refined", "measured")
+
+
+@dataclass(frozen=True)
+class ComponentEffect:
+    """The effect of one component.
+
+    Attributes:
+        name: TransformerLens' name of the hook point, and which part of its activation it is: ``blocks.9.attn.hook_z head 6``.
+        effect: of changing it, in the unit of the effects.
+        stderr: standard error of the linear prediction, where it is an estimate.
+        how: ``"predicted"`` from backward rows; ``"refined"``, the same behind a few blocks that were run with the change; ``"measured"``.
+        hook_point, layer: where it is.
+        head: of the layer; None where it is no head.
+        unit: the number of a neuron or a feature (-1: the error of the autoencoder); None for others.
+        pos: the position that is changed; None: all of them.
+        dest, src: of an edge.
+    """
+
+    name: str
+    effect: float
+    stderr: float | None
+    how: str
+    hook_point: str
+    layer: int
+    head: int | None = None
+    unit: int | None = None
+    pos: int | None = None
+    dest: int | None = None
+    src: int | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ComponentEffects(Saved):
+    """What changing each component of a model, by itself, would do to what a scope explains.
+
+    Attributes:
+        of: the kind of components, of `KINDS`.
+        axes: names of the axes: ``layer head``, ``layer head pos``, ``layer head dest src``, ``layer``, ``layer neuron``, ``feature``, ...
+            Edges of long prompts are ``layer head entry``: the strongest of each head.
+        predicted: the effects as predicted, float32 on the CPU; signed for scopes with one cotangent, a KL divergence for Fisher's.
+        stderr: standard errors of the linear prediction, where it is an estimate; the rest of its error, that networks are not
+            linear, is not in it.
+        refined: which predictions are behind a few blocks that were run with the change.
+        measured: effects of the change itself, NaN where it was not run; None before `measure`.
+        index: what the last axis counts where that is not its place: ids of features (-1: the error), ``dest * pos + src`` of edges.
+        hook_points: one for each layer; the one of features.
+        source: what was put in place of the components, in words.
+        direction: ``"noising"`` or ``"denoising"``.
+        scope, asked: what is explained; the target, as ``, target ' Mary'``.
+        options: of the scope, and what was done under ``"resolved"``.
+        unit: of the effects.
+        tokens, str_tokens, position, bos_positions: the prompt that was run.
+        source_str_tokens: the other prompt's, where there is one.
+        prediction: the distribution that is explained.
+        provenance: model, versions, cost of the prediction.
+        costs: of the ``"prediction"``, and after `measure` of ``"measuring"``.
+        warnings: doubts about these numbers, in sentences.
+    """
+
+    of: str
+    axes: tuple[str, ...]
+    predicted: Float[Tensor, "*axes"]
+    stderr: Float[Tensor, "*axes"] | None
+    refined: Bool[Tensor, "*axes"]
+    measured: Float[Tensor, "*axes"] | None
+    index: Int[Tensor, "*some"] | None
+    hook_points: tuple[str, ...]
+    source: str
+    direction: str
+    scope: str
+    asked: str
+    options: dict[str, Any]
+    unit: str
+    tokens: Int[Tensor, "pos"]
+    str_tokens: list[str]
+    position: int
+    bos_positions: tuple[int, ...]
+    source_str_tokens: list[str] | None
+    prediction: Prediction
+    provenance: Provenance
+    costs: dict[str, Cost]
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        shape, pos = self.predicted.shape, len(self.str_tokens)
+        need(
+            self.of in KINDS and len(self.axes) == len(shape),
+            f"there are {len(shape)} axes of one of {', '.join(KINDS)}",
+        )
+        need(bool(self.predicted.isfinite().all()), "predicted effects are finite")
+        for other in (self.stderr, self.refined, self.measured):
+            need(other is None or other.shape == shape, f"all effects have the shape {list(shape)}")
+        need(self.measured is None or not bool(self.measured.isinf().any()), "measured effects are not infinite")
+        need(len(self.hook_points) == (shape[0] if self.axes[0] == "layer" else 1), "each layer has a hook point")
+        need(len(self.tokens) == pos and 0 <= self.position < pos, f"positions are below {pos}")
+        need(
+            (self.index is None) == (self.axes[-1] not in ("entry",) and self.of != "features"),
+            "an index, where there is need of one",
+        )
+        need({"prediction"} <= self.costs.keys(), "costs are those of the prediction")
+
+    @property
+    def values(self) -> Float[Tensor, "*axes"]:
+        """The measured effects where there are any, else the predicted ones."""
+        if self.measured is None:
+            return self.predicted
+        return torch.where(self.measured.isnan(), self.predicted, self.measured)
+
+    @property
+    def signed(self) -> bool:
+        """Whether effects have a sign; KL divergences have none."""
+        return bool((self.predicted < 0).any())
+
+    def top(self, k: int = 10) -> list[ComponentEffect]:
+        """The ``k`` components with the largest absolute effect, the largest first.
+
+        Args:
+            k: how many.
+
+        Raises:
+            InputError: ``k`` is not 1 or more.
+        """
+        if (count := whole(k)) is None or count < 1:
+            raise InputError(f"k is how many components to return, 1 or more; got {k!r}.")
+        return [self.component(i) for i in strongest(self.values, count)]
+
+    def component(self, cell: int) -> ComponentEffect:
+        """The component at a place of the flattened effects.
+
+        Args:
+            cell: its place.
+        """
+        at = dict(
+            zip(self.axes, (int(i) for i in torch.unravel_index(torch.tensor(cell), self.predicted.shape)), strict=True)
+        )
+        hook_point = self.hook_points[at.get("layer", 0)]
+        measured = self.measured is not None and not bool(self.measured.flatten()[cell].isnan())
+        place = self._place(at)
+        return ComponentEffect(
+            name=" ".join([hook_point, *_said(place)]),
+            effect=float(self.values.flatten()[cell]),
+            stderr=None if measured or self.stderr is None else float(self.stderr.flatten()[cell]),
+            how=HOW[2 if measured else int(self.refined.flatten()[cell])],
+            hook_point=hook_point,
+            layer=_layer_of(hook_point),
+            **place,
+        )
+
+    def _place(self, at: dict[str, int]) -> dict[str, int]:
+        place = {name: at[name] for name in ("head", "pos", "dest", "src") if name in at}
+        if "neuron" in at:
+            place["unit"] = at["neuron"]
+        if "feature" in at and self.index is not None:
+            place["unit"] = int(self.index[at["feature"]])
+        if "entry" in at and self.index is not None:
+            edge = int(self.index[at["layer"], at["head"], at["entry"]])
+            place |= {"dest": edge // len(self.tokens), "src": edge % len(self.tokens)}
+        return place
+
+    def measure(self, only_top: int = 20, *, progress: bool | None = None) -> "ComponentEffects":
+        """Make the changes that are predicted to do most, one by one, and put what they do in place of the predictions.
+
+        Runs side by side, from the changed block on. Repeated, it goes on where the last call ended.
+
+        Args:
+            only_top: how many components, by their absolute effects so far.
+            progress: a progress bar always (True), never (False), or where the wait is over a second (None).
+
+        Returns:
+            The same effects with ``measured``; `top` and the views mark them.
+
+        Raises:
+            InputError: ``only_top`` is not 1 or more, or the model is not at hand: effects from a file know it no more.
+
+        Example:
+            >>> import jscope_tl as js
+            >>> model = js.load_pocket_model()
+            >>> effects = js.patching.components(model, "the keys to the cabinet near the doors")
+            >>> [found.how for found in effects.measure(only_top=2).top(2)]
+            ['measured', 'measured']
+        """
+        if (count := whole(only_top)) is None or count < 1:
+            raise InputError(f"only_top is how many components to measure, 1 or more; got {only_top!r}.")
+        measurer: Measurer | None = getattr(self, "_measurer", None)
+        if measurer is None:
+            raise InputError(
+                "These effects come from a file, which holds no model to measure with. Call js.patching.components again, and "
+                "measure its result."
+            )
+        known = torch.full_like(self.predicted, torch.nan) if self.measured is None else self.measured.clone()
+        cells = [i for i in strongest(self.values, count) if bool(known.flatten()[i].isnan())]
+        found, cost = measurer(self, cells, progress)
+        known.view(-1)[cells] = found
+        before = self.costs.get("measuring", Cost(0, 0, 0.0))
+        total = Cost(before.n_forward + cost.n_forward, 0, before.seconds + cost.seconds)
+        return measurable(replace(self, measured=known, costs={**self.costs, "measuring": total}), measurer)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each component: its name and place, effect, standard error, and how the effect was found."""
+        rows = [vars(self.component(i)) for i in range(self.predicted.numel())]
+        frame = pd.DataFrame(rows).dropna(axis=1, how="all")
+        frame.attrs = {
+            "scope": self.scope,
+            "unit": self.unit,
+            "model": self.provenance.model_name,
+            "source": self.source,
+        }
+        return frame
+
+    def headline(self) -> str:
+        """What was explained, and what was changed, in one line."""
+        shape = " x ".join(str(n) for n in self.predicted.shape)
+        return f"{self.scope} scope{self.asked}, {self.of} [{', '.join(self.axes)}] = {shape}, source {self.source}, effects in {self.unit}"
+
+    def __repr__(self) -> str:
+        lines = [f"ComponentEffects: {self.headline()}"]
+        for rank, found in enumerate(self.top(min(5, self.predicted.numel())), start=1):
+            lines.append(f"  {rank}. {found.name:<36} {score_text(found.effect, found.stderr)}  {found.how}")
+        spent = "; ".join(
+            f"{name} {cost.forward_equivalents:.1f} passes, {cost.seconds:.2f} s" for name, cost in self.costs.items()
+        )
+        return "\n".join([*lines, f"  cost: {spent}", *(f"  warning: {warning}" for warning in self.warnings)])
+
+
+Measurer = Callable[[ComponentEffects, list[int], bool | None], tuple[Float[Tensor, "cells"], Cost]]
+"""From effects and places among them to the measured effects there, and what that cost."""
+
+
+def measurable(effects: ComponentEffects, measurer: Measurer) -> ComponentEffects:
+    """The effects, which can be measured from now on; beside the fields, as a file cannot hold it."""
+    object.__setattr__(effects, "_measurer", measurer)
+    return effects
+
+
+def strongest(values: Float[Tensor, "*axes"], k: int) -> list[int]:
+    """Places of the ``k`` largest absolute values, the largest first."""
+    sizes = values.flatten().abs()
+    return sizes.topk(min(k, len(sizes))).indices.tolist()
+
+
+def _layer_of(hook_point: str) -> int:
+    numbers = [int(part) for part in hook_point.split(".") if part.isdecimal()]
+    return numbers[0] if numbers else 0
+
+
+def _said(place: dict[str, int]) -> list[str]:
+    """The parts of a component's name behind its hook point."""
+    said = [f"head {place['head']}"] if "head" in place else []
+    if "unit" in place:
+        said.append("error" if place["unit"] == ERROR else f"unit {place['unit']}")
+    if "pos" in place:
+        said.append(f"pos {place['pos']}")
+    if "dest" in place:
+        said.append(f"{place['dest']} <- {place['src']}")
+    return said
