@@ -27,6 +27,7 @@ class Cuts:
     inputs: Inputs
     activations: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     xs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    watched: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     y: list[Tensor] = field(default_factory=list)
     y_cuts: list[list[Tensor]] = field(default_factory=list)
     unembedded: list[Tensor] = field(default_factory=list)
@@ -57,6 +58,15 @@ class Cuts:
             self.activations[name].append(self.xs[name][-1])
 
         return read
+
+    def watch(self, name: str) -> Callable[..., Float[Tensor, "batch *rest"]]:
+        """A hook that keeps the activation, in the shape that the hook point shows, and goes on with that tensor itself."""
+
+        def watch(activation: Float[Tensor, "batch *rest"], hook: Any) -> Float[Tensor, "batch *rest"]:
+            self.watched[name].append(activation)
+            return activation
+
+        return watch
 
     def _cut_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self.y.append(args[0][list(self.rows), list(self.positions)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jscope_tl.engine.cuts import Cuts
 from jscope_tl.engine.inputs import NORM, Inputs
-from jscope_tl.engine.ruled_pass import HeldConstant
+from jscope_tl.engine.ruled_pass import HeldConstant, RuledPass
 from jscope_tl.engine.run import Run, Settings
 from jscope_tl.engine.under_rules import under_rules
 from jscope_tl.errors import InputError
@@ -86,6 +86,7 @@ def _forward(
             stack.enter_context(_parameters_frozen(view))
             # The cut comes last, so that it is made in what the user's hooks leave at the same point.
             own = [(name, _cut(view, cuts, name)) for name in settings.at]
+            own += [(name, cuts.watch(name)) for name in settings.watched]
             stack.enter_context(hooked(view, hooks, own))
             for handle in cuts.attach(view.model.unembed):
                 stack.callback(handle.remove)
@@ -93,7 +94,7 @@ def _forward(
             batch, pos = tokens.shape
             ruled = stack.enter_context(under_rules(view, settings.rules, held, pos, batch, settings.patterns))
             output = logits_of(view, tokens.clone(), passes)
-        yield _run(settings, prompts, cuts, output, ruled.patterns, held, passes)
+        yield _run(settings, prompts, cuts, output, ruled, passes)
 
 
 def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:
@@ -148,15 +149,15 @@ def _run(
     prompts: Sequence[Int[Tensor, "_"]],
     cuts: Cuts,
     output: Float[Tensor, "rows seen d_vocab"],
-    patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None,
-    held: HeldConstant,
+    ruled: RuledPass,
     passes: Passes,
 ) -> Run:
     at = settings.at
     _need_one_cut_each(settings, cuts)
     activations, xs = ([kept[name][0] for name in at] for kept in (cuts.activations, cuts.xs))
     y = cuts.y[0]
-    named = [*zip(at, activations, strict=True), ("the final hidden state", y), ("the logits", output)]
+    watched = {name: cuts.watched[name][0] for name in settings.watched}
+    named = [*zip(at, activations, strict=True), *watched.items(), ("the final hidden state", y), ("the logits", output)]
     for name, tensor in named:
         if not tensor.isfinite().all():
             raise InputError(
@@ -177,13 +178,15 @@ def _run(
     slope = _slope(logits, cuts.unembedded[0])[explained]
     where = (prompts, cuts.rows, cuts.positions)
     return Run(
-        settings, *where, activations, xs, y, cuts.y_cuts[0], logits, slope, cuts.inputs, patterns, held, passes
+        settings, *where, activations, xs, y, cuts.y_cuts[0], logits, slope, cuts.inputs, ruled.patterns, ruled.entries, watched,
+        ruled.held, passes,
     )  # fmt: skip
 
 
 def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:
     """Refuse a hook point or an unembedding that runs not at all, or several times: there is no one Jacobian then."""
-    for name, times in [*((name, len(cuts.xs[name])) for name in settings.at), ("The unembedding", len(cuts.y))]:
+    points = [*((name, len(cuts.xs[name])) for name in settings.at), *((name, len(cuts.watched[name])) for name in settings.watched)]
+    for name, times in [*points, ("The unembedding", len(cuts.y))]:
         if times != 1:
             raise InputError(
                 f"{name!r} ran {times} times in one forward pass of {settings.view.name}; it must run once. Choose another "

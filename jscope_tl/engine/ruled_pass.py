@@ -24,6 +24,9 @@ WHAT = {"norm": "norm scales", "attn": "attention patterns", "mlp": "activations
 """What rules are for."""
 
 
+ChangePattern = Callable[[int, Float[Tensor, "batch head dest src"]], Float[Tensor, "batch head dest src"]]
+
+
 def halved(f: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The same value with half of the gradient."""
     return f / 2 + f.detach() / 2
@@ -50,6 +53,8 @@ class RuledPass(TorchFunctionMode):
         last_activated: what the last activation with a rule returned, by which gated products are known.
         patterns: by layer the entries of its pattern as factors of 1, ``[1, (batch src), (head dest)]``, where gradients with respect
             to them are asked for; else None.
+        entries: by layer the entries themselves, laid out alike.
+        change: from a layer's number and its pattern to the one to go on with, in runs without gradients; or None.
     """
 
     def __init__(
@@ -61,17 +66,13 @@ class RuledPass(TorchFunctionMode):
         pos: int,
         batch: int,
         with_patterns: bool,
+        change: "ChangePattern | None" = None,
     ) -> None:
         super().__init__()
-        self.rules, self.functions, self.check, self.held, self.pos, self.batch = (
-            rules,
-            functions,
-            check,
-            held,
-            pos,
-            batch,
-        )
+        self.rules, self.functions, self.check, self.held = rules, functions, check, held
+        self.pos, self.batch, self.change = pos, batch, change
         self.patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None = {} if with_patterns else None
+        self.entries: dict[int, Float[Tensor, "1 all_src head_dest"]] = {}
         self.found: Counter[str] = Counter()
         self.missed: dict[str, list[str]] = {}
         self.last_activated: Tensor | None = None
@@ -142,8 +143,8 @@ class RuledPass(TorchFunctionMode):
         return kept
 
     def pattern_input(self, pattern: Float[Tensor, "*heads dest src"]) -> Float[Tensor, "*heads dest src"]:
-        """The pattern, each entry times a factor of 1 with respect to which gradients are asked for."""
-        if self.patterns is None or not torch.is_grad_enabled():
+        """The pattern, each entry times a factor of 1 with respect to which gradients are asked for; or as ``change`` makes it."""
+        if self.change is None and (self.patterns is None or not torch.is_grad_enabled()):
             return pattern
         if pattern.ndim == 3 and len(pattern) % self.batch == 0:
             return self.pattern_input(pattern.unflatten(0, (self.batch, -1))).flatten(0, 1)
@@ -153,6 +154,8 @@ class RuledPass(TorchFunctionMode):
                 f"Gradients with respect to attention patterns need patterns [batch, head, dest, src]; this model computes "
                 f"{list(pattern.shape)} for {self.pos} tokens. Use at='hook_embed'."
             )
+        if self.change is not None:
+            return self.change(self._layer(), pattern)
         factors = rearrange(self._factors(pattern), "1 (b src) (h dest) -> b h dest src", b=self.batch, dest=self.pos)
         return pattern * (functional.pad(factors, (0, beside), value=1.0) if beside else factors)
 
@@ -165,6 +168,7 @@ class RuledPass(TorchFunctionMode):
         batch, head, dest, _ = pattern.shape
         one = pattern.new_ones(1, 1, 1)  # one number in memory, for as many entries as there are
         self.patterns[layer] = one.expand(1, batch * self.pos, head * dest).requires_grad_()
+        self.entries[layer] = rearrange(pattern.detach()[..., : self.pos], "b h dest src -> 1 (b src) (h dest)")
         return self.patterns[layer]
 
     def _layer(self) -> int:

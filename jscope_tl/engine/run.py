@@ -29,6 +29,7 @@ class Settings:
         fwd_hooks: the user's.
         rules: how gradients go through norms, attention and MLPs.
         patterns: whether Jacobians are taken with respect to the entries of attention patterns too.
+        watched: further hook points, of whatever shape, with respect to which Jacobians are taken.
     """
 
     view: ModelView
@@ -36,6 +37,7 @@ class Settings:
     fwd_hooks: Sequence[Any] = ()
     rules: Rules = RULES["plain"]
     patterns: bool = False
+    watched: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Run:
             longest.
         xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
         patterns: by layer the factors of the entries of its attention pattern, ``[1, src, (head dest)]``; None where they were not asked for.
+        entries: by layer these entries, laid out alike.
+        watched: by name the activations at the watched hook points, attached to ``xs``.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
         inputs: with respect to what Jacobians are taken, and where.
         held: what was held constant.
@@ -69,6 +73,8 @@ class Run:
     _slope: Float[Tensor, "n d_vocab"]
     inputs: Inputs
     patterns: dict[int, Float[Tensor, "1 all_src head_dest"]] | None
+    entries: dict[int, Float[Tensor, "1 all_src head_dest"]]
+    watched: dict[str, Float[Tensor, "batch *rest"]]
     held: HeldConstant
     passes: Passes
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from jscope_tl.engine import attention_rules, mlp_rules, norm_rules, product_rules
-from jscope_tl.engine.ruled_pass import WHAT, HeldConstant, RuledPass
+from jscope_tl.engine.ruled_pass import WHAT, ChangePattern, HeldConstant, RuledPass
 from jscope_tl.engine.rules import PLAIN, Rules
 from jscope_tl.errors import InputError
 from jscope_tl.model.hooks import on_this_thread
@@ -32,15 +32,23 @@ NAMED = 6
 
 @contextmanager
 def under_rules(
-    view: ModelView, rules: Rules, held: HeldConstant, pos: int, batch: int = 1, with_patterns: bool = False
+    view: ModelView,
+    rules: Rules,
+    held: HeldConstant,
+    pos: int,
+    batch: int = 1,
+    with_patterns: bool = False,
+    change: ChangePattern | None = None,
 ) -> Iterator[RuledPass]:
     """One forward pass over ``batch`` prompts of ``pos`` tokens, with the same values and the gradients that the rules say.
+
+    Without gradients, ``change`` puts other attention patterns in place.
 
     Raises:
         InputError: there is nothing that a rule is for, or something is computed in a way that has none.
     """
     check = product_rules.check_unknown if rules.splits_products else None
-    ruled = RuledPass(rules, _functions(rules, with_patterns), check, held, pos, batch, with_patterns)
+    ruled = RuledPass(rules, _functions(rules, with_patterns), check, held, pos, batch, with_patterns, change)
     if not ruled.functions:
         yield ruled
         return
@@ -55,7 +63,8 @@ def under_rules(
                 stack.enter_context(_own_activations(ruled, module))
         stack.enter_context(ruled)
         yield ruled
-    _need_all(view, ruled, needed)
+    if change is None:
+        _need_all(view, ruled, needed)
 
 
 def _functions(rules: Rules, with_patterns: bool) -> Mapping[Any, Callable[..., Any]]:
