@@ -52,7 +52,7 @@ def attribution(
         scores=finished(score.values.reshape(shape), state.x.dtype, view.name),
         stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
         options={**options, "resolved": resolved} if resolved else options,
-        prediction=_prediction(state, view, target),
+        prediction=prediction(state, view, target),
         warnings=[*warnings, *score.warnings, *_underflow(score, state)],
         hook_points=layers,
     )
@@ -153,7 +153,8 @@ def predicted(state: State, view: ModelView, ids: list[int]) -> list[PredictedTo
     return [PredictedToken(i, text, float(probabilities[i])) for i, text in zip(ids, texts, strict=True)]
 
 
-def _prediction(state: State, view: ModelView, target: int, k: int = 10) -> Prediction:
+def prediction(state: State, view: ModelView, target: int, k: int = 10) -> Prediction:
+    """The distribution that is explained, and the target's place in it."""
     log_probs = state.log_probs.detach()
     best = log_probs.topk(min(k, len(log_probs))).indices.tolist()
     tokens = predicted(state, view, [*best, target])

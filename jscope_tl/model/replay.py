@@ -37,11 +37,12 @@ def recorded_blocks(view: ModelView) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def first_blocks_replayed(view: ModelView, outputs: Sequence[Any], n: int, batch: int) -> Iterator[None]:
-    """Inside, the first ``n`` blocks don't run; each returns what it returned for one prompt, ``batch`` times side by side."""
+def blocks_replayed(view: ModelView, outputs: Sequence[Any], which: Sequence[int], batch: int) -> Iterator[None]:
+    """Inside, some blocks don't run; each returns what it returned for one prompt, ``batch`` times side by side."""
+    blocks = _blocks(view)
     with ExitStack() as stack:
-        for block, output in zip(_blocks(view)[:n], outputs[:n], strict=True):
-            stack.enter_context(_returning(block, output, batch))
+        for number in which:
+            stack.enter_context(_returning(blocks[number], outputs[number], batch))
         yield
 
 

@@ -4,6 +4,7 @@ from jscope_tl.patching.ablation import Ablation, ablate
 from jscope_tl.patching.activation_patching import compare
 from jscope_tl.patching.comparison import Agreement, Comparison, Cost
 from jscope_tl.patching.component_effects import ComponentEffect, ComponentEffects
+from jscope_tl.patching.component_prediction import components
 from jscope_tl.patching.three_runs import SideBySide, side_by_side
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "SideBySide",
     "ablate",
     "compare",
+    "components",
     "side_by_side",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.model.hooks import hooked
-from jscope_tl.model.replay import block_of, first_blocks_replayed, recorded_blocks
+from jscope_tl.model.replay import block_of, blocks_replayed, recorded_blocks
 from jscope_tl.model.running import ONE_AT_A_TIME, Ends, Passes, ends_at, undisturbed
 from jscope_tl.model.view import ModelView
 from jscope_tl.patching.batches import in_batches
@@ -133,7 +133,7 @@ class _Runs:
     def patched(self, patches: Sequence[Patch], blocks: list[Any] | None) -> Ended:
         """The base prompt under each patch, side by side; from the first patched block on where ``blocks`` are given."""
         start = min(self.block(patch) for patch in patches) if blocks else 0
-        replayed = first_blocks_replayed(self.view, blocks or [], start, len(patches))
+        replayed = blocks_replayed(self.view, blocks or [], range(start), len(patches))
         with hooked(self.view, [], self._hooks(patches)), replayed:
             rows = repeat(self.pair.base, "pos -> batch pos", batch=len(patches))
             return self._ended(rows, 1 - start / self.n_blocks)

@@ -14,6 +14,7 @@ from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.basis import Basis
+from jscope_tl.scopes.effects import EffectRows
 
 Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 """From the ``y`` and the logits that a run ended in to how far it is from the base run."""
@@ -126,6 +127,10 @@ class Scope(ABC):
     def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
         """The effect to leading order, from how far each row that was pulled back for ``score`` moves."""
         return _to_leading_order(moved)
+
+    def effect_rows(self, state: State) -> EffectRows:
+        """The rows that tell what a change of anything in the network does, by how far they move: `rows`, to leading order."""
+        return EffectRows(self.rows(state))
 
     @property
     def effect_unit(self) -> str:

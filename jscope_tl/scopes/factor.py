@@ -142,6 +142,14 @@ class FisherFactor(Factor):
         U = U.to(self.p) * self._weights
         return self._unembedded(self._summing_to_zero(U - U.sum(1, keepdim=True) * self.p) * self.slope)
 
+    def logits(
+        self, rows: Float[Tensor, "k d_model"], directions: Float[Tensor, "k d_model"]
+    ) -> Float[Tensor, "k d_vocab"]:
+        """How the logits go with each of some orthogonal rows ``λ^{1/2} u^T``, by how far it moves: ``λ^{-1/2} D u``."""
+        sizes = (rows * directions).sum(1, keepdim=True)
+        along = torch.where(sizes > 0, directions / sizes, torch.zeros_like(directions))
+        return torch.cat([along @ W for W in self._blocks()], 1) * self.slope.to(along)
+
     def gram(self) -> Float[Tensor, "d_model d_model"]:
         """``S^T S`` from centred rows, `VOCAB_BLOCK` tokens at a time."""
         mean = self._unembedded(self._summing_to_zero(self.p.clone().unsqueeze(0)) * self.slope)[0]

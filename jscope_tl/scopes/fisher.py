@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import torch
 from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
@@ -15,9 +16,12 @@ from jscope_tl.model.basis import Basis
 from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
 from jscope_tl.scopes.budget import Budget, Tolerance
-from jscope_tl.scopes.factor import Factor, FisherFactor, leading_rows, principal_rows
+from jscope_tl.scopes.effects import EffectRows, divergence_of
+from jscope_tl.scopes.factor import Factor, FisherFactor, leading_rows, principal_rows, without
 from jscope_tl.scopes.registry import register_scope
 
+EFFECT_RANK, EFFECT_PROBES = 12, 8
+"""Leading directions and probes by which effects are predicted, where the options leave it open."""
 METHODS = ("auto", "exact", "low_rank", "sampled", "krylov")
 
 
@@ -165,6 +169,24 @@ class FisherScope(Scope):
         if score.weights is None:
             return 0.5 * reduce(moved.square(), "k ... -> ...", "sum")
         return 0.5 * einsum(score.weights.to(moved), moved.square(), "k, k ... -> ...")
+
+    def effect_rows(self, state: State) -> EffectRows:
+        """Leading directions, by default 12, and 8 probes of the rest; all directions of ``"exact"``, no probes for ``"low_rank"``.
+
+        The logits go with the leading directions, so that their part of the KL divergence is that of the distribution itself, and not
+        only its second order.
+        """
+        S = fisher_factor(state)
+        rank = S.d_model if self.method == "exact" else self.rank or EFFECT_RANK
+        probes = 0 if self.method in ("exact", "low_rank") else self.probes or EFFECT_PROBES
+        if rank + probes >= S.n_directions:
+            rank, probes = S.n_directions, 0
+        known = leading_rows(S, rank) * S.size
+        directions = known / known.norm(dim=1, keepdim=True).clamp_min(torch.finfo(known.dtype).tiny)
+        signs = trace.random_signs(probes, S.n, torch.Generator("cpu").manual_seed(self.seed))
+        rest = without(S.right(signs.to(known.device)) * S.size, directions)
+        exact = divergence_of(S.logits(known, directions), state.log_probs.detach())
+        return EffectRows(torch.cat([known, rest]), probes, exact)
 
     @property
     def effect_unit(self) -> str:

@@ -11,7 +11,7 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.model import view
-from jscope_tl.model.replay import first_blocks_replayed, recorded_blocks
+from jscope_tl.model.replay import blocks_replayed, recorded_blocks
 from jscope_tl.patching.batches import in_batches
 from tests import models
 from tests.conftest import shared_tiny
@@ -263,7 +263,7 @@ def test_replayed_blocks_are_those_of_one_thread(kind: str) -> None:
         plain = model(CORRUPTED[None], return_type="logits")
         with recorded_blocks(seen) as blocks:
             base = model(TOKENS[None], return_type="logits")
-        with first_blocks_replayed(seen, blocks, 3, 2), ThreadPoolExecutor(1) as pool:
+        with blocks_replayed(seen, blocks, range(3), 2), ThreadPoolExecutor(1) as pool:
             here = model(torch.stack([CORRUPTED] * 2), return_type="logits")
 
             def elsewhere() -> torch.Tensor:

@@ -1,0 +1,155 @@
+"""Features of a sparse autoencoder as components, and what it leaves unexplained as one more."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.model.hooks import hooked
+from jscope_tl.model.view import ModelView
+from jscope_tl.patching.component_effects import ERROR
+from jscope_tl.patching.component_sites import Sites
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A vector of every position by an autoencoder: the features' activations, and the error ``x - decode(encode(x))``."""
+
+    acts: Float[Tensor, "pos d_sae"]
+    error: Float[Tensor, "pos d_in"]
+
+
+@dataclass(frozen=True)
+class Features(Sites):
+    """The active features of an autoencoder at one hook point, and its error.
+
+    Attributes:
+        sae: has ``encode`` and ``decode``.
+        base, source: of what is there, and of what takes its place.
+        ids: of the features that are active in either; -1 for the error.
+        each: whether every position is a component of its own.
+    """
+
+    sae: Any
+    points: tuple[str, ...]
+    base: Encoded
+    source: Encoded
+    ids: Int[Tensor, "feature"]
+    each: bool
+    of = "features"  # type: ignore[misc]
+
+    @property
+    def index(self) -> Int[Tensor, "feature"]:  # type: ignore[override]
+        """The ids."""
+        return self.ids
+
+    @property
+    def axes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """``feature``, and ``pos`` where each position counts."""
+        return ("feature", "pos") if self.each else ("feature",)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the array of components."""
+        return (len(self.ids), len(self.base.acts)) if self.each else (len(self.ids),)
+
+    def moved(self, rows: Sequence[Float[Tensor, "chunk pos *unit"]]) -> Float[Tensor, "chunk *axes"]:
+        """Rows through the decoder, times the change of each feature; and rows times the change of the error."""
+        vectors = rows[0].flatten(2)
+        with torch.enable_grad():
+            acts = self.base.acts.clone().requires_grad_()
+            decoded = self.sae.decode(acts)
+        grads = [torch.autograd.grad(decoded, acts, row.to(decoded), retain_graph=True)[0] for row in vectors]
+        ids = self.ids[self.ids != ERROR].to(acts.device)
+        change = (self.source.acts - self.base.acts)[:, ids]
+        parts = torch.stack([grad[:, ids] * change for grad in grads]).to(vectors)
+        error = (vectors * (self.source.error - self.base.error).to(vectors)).sum(-1, keepdim=True)
+        moved = rearrange(torch.cat([parts, error], -1), "chunk pos feature -> chunk feature pos")
+        return moved if self.each else moved.sum(-1)
+
+    @contextmanager
+    def changed(self, view: ModelView, cells: Sequence[int | None]) -> Iterator[None]:
+        """A hook that adds what the change of a feature does to the decoded vectors."""
+        deltas = [None if cell is None else self._delta(cell) for cell in cells]
+        with hooked(view, [], [(self.points[0], partial(_added, deltas))]):
+            yield
+
+    @torch.no_grad()
+    def _delta(self, cell: int) -> Float[Tensor, "pos d_in"]:
+        feature, pos = divmod(cell, len(self.base.acts)) if self.each else (cell, slice(None))
+        if int(self.ids[feature]) == ERROR:
+            delta = torch.zeros_like(self.base.error)
+            delta[pos] = (self.source.error - self.base.error)[pos]
+            return delta
+        acts = self.base.acts.clone()
+        acts[pos, self.ids[feature]] = self.source.acts[pos, self.ids[feature]]
+        return self.sae.decode(acts) - self.sae.decode(self.base.acts)
+
+
+def _added(
+    deltas: Sequence[Float[Tensor, "pos d_in"] | None], activation: Float[Tensor, "batch pos *unit"], hook: Any
+) -> Float[Tensor, "batch pos *unit"]:
+    changed = activation.clone()
+    for row, delta in enumerate(deltas):
+        if delta is not None:
+            changed[row] += delta.to(changed).view_as(changed[row])
+    return changed
+
+
+def features_point(view: ModelView, sae: Any, at: Any) -> str:
+    """The hook point of an autoencoder: as given, or as its own configuration says.
+
+    Raises:
+        InputError: there is none, or the model does not have it; or it is no autoencoder.
+    """
+    if not (callable(getattr(sae, "encode", None)) and callable(getattr(sae, "decode", None))):
+        raise InputError(
+            f"of='features' needs sae=, an object with encode and decode, such as an SAE of SAELens; got {type(sae).__name__}."
+        )
+    cfg = getattr(sae, "cfg", None)
+    own = getattr(cfg, "hook_name", None) or getattr(getattr(cfg, "metadata", None), "hook_name", None)
+    name = at if at is not None else own
+    if not isinstance(name, str) or name not in view.points:
+        said = "at= names it" if name is None else f"{view.name} has no hook point {name!r}.{nearest(str(name), view.points)} at= names it"
+        raise InputError(f"Features need the hook point that the autoencoder was trained at: {said}, such as 'blocks.5.hook_resid_post'.")
+    return name
+
+
+@torch.no_grad()
+def encoded(sae: Any, x: Float[Tensor, "1 pos *unit"], name: str) -> Encoded:
+    """The vectors at a hook point by an autoencoder.
+
+    Raises:
+        InputError: it is of another width.
+    """
+    vectors = x.detach()[0].flatten(1)
+    try:
+        acts = sae.encode(vectors)
+        decoded = sae.decode(acts)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(
+            f"The autoencoder does not take the vectors [pos, {vectors.shape[1]}] at {name!r} ({reason}). Give one that was trained on "
+            "this hook point of this model."
+        ) from error
+    if not isinstance(acts, Tensor) or acts.ndim != 2 or len(acts) != len(vectors) or decoded.shape != vectors.shape:
+        raise InputError(
+            f"The autoencoder makes {list(getattr(acts, 'shape', []))} and {list(getattr(decoded, 'shape', []))} of the vectors "
+            f"{list(vectors.shape)} at {name!r}; needed are features [pos, d_sae], and vectors of the same width."
+        )
+    if not decoded.isfinite().all():
+        raise InputError(f"The autoencoder gives infinite or undefined values at {name!r}.")
+    return Encoded(acts, vectors - decoded)
+
+
+def active(base: Encoded, source: Encoded, last: int) -> Int[Tensor, "feature"]:
+    """Ids of the features that are active in either up to the explained position, and -1 for the error."""
+    any_active = ((base.acts != 0) | (source.acts != 0))[: last + 1].any(0)
+    return torch.cat([any_active.nonzero().flatten().cpu(), torch.tensor([ERROR], device="cpu")])

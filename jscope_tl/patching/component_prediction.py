@@ -1,0 +1,275 @@
+"""`components`: which heads, edges, MLPs, neurons and features carry what a scope explains."""
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.describe import about, asked, of_prompt, prediction
+from jscope_tl.attribution.setup import Setup, refuse, set_up
+from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.engine.inputs import NORM
+from jscope_tl.engine.rules import Rules
+from jscope_tl.engine.run import Run
+from jscope_tl.engine.vjp import Backward
+from jscope_tl.errors import InputError, count, nearest
+from jscope_tl.model.prompts import Prompt
+from jscope_tl.model.view import ModelView
+from jscope_tl.patching.comparison import Cost
+from jscope_tl.patching.component_edges import Edges, predicted_edges
+from jscope_tl.patching.component_effects import KINDS, ComponentEffects, Measurer, measurable, strongest
+from jscope_tl.patching.component_kinds import points_of, to_sites
+from jscope_tl.patching.component_runs import ComponentRuns
+from jscope_tl.patching.component_sites import Sites
+from jscope_tl.patching.component_sources import Source, texts_of_source, to_source
+from jscope_tl.scopes.base import Effect, Scope
+from jscope_tl.scopes.effects import EffectRows
+
+REFINED = 48
+"""Components that are refined by default."""
+SHARE = 5
+"""The part of the blocks, one of so many, that a refined change goes through before it is taken to be linear."""
+LEAST = 2
+"""Blocks, in models of few."""
+POSITIONS = ("all", "each")
+
+
+@documented
+@torch.inference_mode(False)
+def components(
+    model: Any,
+    prompt: Prompt,
+    scope: str | Scope | Callable[..., Any] = "fisher",
+    *,
+    of: str = "heads",
+    source: str | Prompt = "zero",
+    position: int = -1,
+    positions: str = "all",
+    prompts: Sequence[Prompt] | None = None,
+    resample_seed: int = 0,
+    direction: str = "noising",
+    sae: Any = None,
+    at: str | None = None,
+    refine: int | None = None,
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    gradient: str | Rules = "plain",
+    frozen: str | Sequence[str] = (),
+    chunk_size: int | None = None,
+    matmul_precision: str | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> ComponentEffects:
+    """Which heads, edges, MLPs, neurons or features carry a prediction: the effect of changing each of them, predicted for all at once.
+
+    One forward pass and a few backward rows ``C`` give how far every row moves when a component's activation ``a`` is changed,
+    ``m = C J_a (a_source - a)``, for every component. To first order that is the change of what a scope with one cotangent explains
+    (attribution patching, signed). For ``"fisher"`` it is the KL divergence between the prediction and the changed one: that of
+    ``softmax(z + D Δy)`` along 12 leading directions of the Fisher matrix, and ``½ E m²`` of 8 random probes of the rest.
+
+    Networks are not linear, above all where early components are taken away. The ``refine`` components that are predicted to do most
+    are therefore changed in truth, and go through a fifth of the blocks as they are, side by side; only behind these the change is
+    taken to be linear. `ComponentEffects.measure` makes whole runs of the strongest.
+
+    Args:
+        of: ``"heads"``: outputs of heads before ``W_O`` (``attn.hook_z``); ``"edges"``: entries of their patterns, the effect if this
+            head did not look there; ``"attn"``, ``"mlps"``: outputs of layers; ``"neurons"`` (``mlp.hook_post``); ``"features"``: those of
+            an autoencoder ``sae``, active ones, and its error as one more.
+        source: what is put in place: ``"zero"``; ``"mean"``, over the positions of the prompt up to the explained one, or over
+            ``prompts``; ``"resample"``, what one of ``prompts``, drawn at random, has there; or another prompt of as many tokens.
+        positions: ``"all"``: a component is changed at all positions together; ``"each"``: at every one by itself (not of edges).
+        prompts: for ``"mean"`` and ``"resample"``: prompts of as many tokens give a mean for each position, others one for all.
+        resample_seed: which of the prompts is drawn.
+        direction: with another prompt as source: ``"noising"`` puts its activations into ``prompt``; ``"denoising"`` runs the source, which
+            is the corrupted one, and puts those of ``prompt`` into it.
+        sae: an object with ``encode`` and ``decode``, for ``of="features"``; SAEs of SAELens are such.
+        at: its hook point; None: what ``sae.cfg`` says.
+        refine: how many components are refined; 0 for none. None: 48, and none where hooks of the user's are active.
+        options: of the scope, where it is given by name: ``target``; for ``"fisher"`` also ``rank``, ``probes``, ``method="exact"``.
+        {shared}
+
+    Returns:
+        `ComponentEffects`.
+
+    Raises:
+        InputError: no such kind or source, an autoencoder of another width, a source of other length, a model without the hook points
+            or without attention patterns, and what `attribute` refuses.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model = js.load_pocket_model()
+        >>> effects = js.patching.components(model, "the keys to the cabinet near the doors", "fisher")
+        >>> effects.axes, tuple(effects.predicted.shape), effects.unit
+        (('layer', 'head'), (4, 4), 'nat (KL)')
+    """
+    start = time.perf_counter()
+    refuse("patching.components", options)
+    _check(of, positions)
+    setup = set_up(
+        model, scope, options, fwd_hooks=fwd_hooks, reduction=NORM, gradient=gradient, frozen=frozen, chunk_size=chunk_size,
+        matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    view = setup.view
+    put, tokens, explained = to_source(view, prompt, source, prompts, direction, prepend_bos, position, resample_seed)
+    setup, points = _watching(setup, of, sae, at)
+    found = _linear(setup, put, tokens, explained, of, points, sae, positions == "each")
+    runs = ComponentRuns(view, found.sites, tokens, explained, setup.settings.fwd_hooks)
+    found = _refined(found, runs, refine, progress)
+    effects = _effects(setup, found, put, runs, time.perf_counter() - start)
+    return measurable(of_prompt(effects, prompt), _measurer(view, found, runs))
+
+
+def _check(of: Any, positions: Any) -> None:
+    if not isinstance(of, str) or of not in KINDS:
+        raise InputError(f"There are no components {of!r}.{nearest(str(of), KINDS)} Known: {', '.join(KINDS)}.")
+    if positions not in POSITIONS:
+        raise InputError(f"positions is 'all' or 'each', not {positions!r}.")
+    if of == "edges" and positions == "each":
+        raise InputError("Edges have positions of their own, dest and src; leave positions='each' out.")
+
+
+def _watching(setup: Setup, of: str, sae: Any, at: Any) -> tuple[Setup, tuple[str, ...]]:
+    """The settings under which a run keeps what is needed of it, and the hook points of the components."""
+    view = setup.view
+    points = points_of(view, of, sae, at)
+    streams = [name for layer in range(int(view.cfg.n_layers)) if (name := f"blocks.{layer}.hook_resid_post") in view.points]
+    watched = tuple(dict.fromkeys([*points, *streams]))
+    return replace(setup, settings=replace(setup.settings, watched=watched, patterns=of == "edges")), points
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the backward rows gave.
+
+    Attributes:
+        moved: how far each row moves with each component.
+        streams: by hook point the rows at the residual stream.
+        refined: places of the components that were refined.
+    """
+
+    sites: Sites
+    effect_rows: EffectRows
+    moved: Float[Tensor, "k *axes"]
+    streams: dict[str, Float[Tensor, "k pos d_model"]]
+    effect: Effect
+    described: dict[str, Any]
+    notes: list[str]
+    refined: tuple[int, ...] = ()
+    resolved: dict[str, Any] | None = None
+
+
+def _linear(
+    setup: Setup, source: Source, tokens: Int[Tensor, "pos"], explained: int, of: str, points: tuple[str, ...], sae: Any, each: bool
+) -> _Found:
+    """The linear prediction, from one forward pass and the rows through it."""
+    warnings = setup.warnings(tokens)
+    with setup.run(tokens, [explained]) as (forward, backward):
+        state = forward.state()
+        target = setup.scope.target_id(state)
+        effect_rows = setup.scope.effect_rows(state)
+        sites = to_sites(setup, source, forward, of, points, sae, each)
+        rows = _rows(forward, backward, effect_rows)
+        at_points = [rows[name] for name in points]
+        if isinstance(sites, Edges):
+            sites, moved = predicted_edges(sites, forward, at_points, effect_rows)
+        else:
+            moved = sites.moved(at_points)
+        described = about(setup, tokens, state.x, forward.passes, None)
+        described |= {"asked": asked(setup, state), "prediction": prediction(state, setup.view, target)}
+        streams = {name: row for name, row in rows.items() if name.endswith("hook_resid_post")}
+        effect = setup.scope.effect_from(state)
+    return _Found(sites, effect_rows, moved, streams, effect, described, [*warnings, *backward.notes])
+
+
+def _rows(forward: Run, backward: Backward, effect_rows: EffectRows) -> dict[str, Float[Tensor, "k pos *unit"]]:
+    """The rows at every watched hook point; the graph stays for the patterns'."""
+    names, kept = list(forward.watched), list[list[Tensor]]()
+    watching = replace(backward, xs=list(forward.watched.values()), arrange=lambda rows: rows[:1], capture=kept.append)
+    for _ in watching.rows(effect_rows.rows, retain_graph=True):
+        pass
+    return {name: torch.cat(parts) for name, parts in zip(names, zip(*kept, strict=True), strict=True)}
+
+
+def _refined(found: _Found, runs: ComponentRuns, refine: Any, progress: bool | None) -> _Found:
+    """The strongest components again, behind a few blocks that were run with the change."""
+    most = 0 if refine is None and runs.is_hooked() else count("refine", REFINED if refine is None else refine, 0)
+    values = found.effect_rows.effects(found.moved)[0]
+    cells = strongest(values, most) if most else []
+    if not cells:
+        return found
+    n = max(LEAST, ceil(runs.n_blocks / SHARE))
+    changes = runs.streams(cells, n, progress)
+    moved = found.moved.flatten(1).clone()
+    for cell, change in zip(cells, changes, strict=True):
+        rows = found.streams[f"blocks.{runs.end(cell, n)}.hook_resid_post"]
+        moved[:, cell] = einsum(rows, change.to(rows), "k pos d, pos d -> k").to(moved)
+    resolved = {"refined": len(cells), "blocks": n}
+    return replace(found, moved=moved.view_as(found.moved), refined=tuple(cells), resolved=resolved)
+
+
+def _effects(setup: Setup, found: _Found, source: Source, runs: ComponentRuns, seconds: float) -> ComponentEffects:
+    values, stderr = found.effect_rows.effects(found.moved)
+    if not values.isfinite().all():
+        raise InputError(f"Effects on {setup.view.name} come out infinite or undefined. Try a model in float32.")
+    refined = torch.zeros(values.numel(), dtype=torch.bool, device="cpu")
+    refined[list(found.refined)] = True
+    about_it, resolved = found.described, dict(found.resolved or {})
+    resolved |= {"rows": len(found.effect_rows.rows), "probes": found.effect_rows.n_probes}
+    if setup.scope.needs_target:
+        resolved["target"] = about_it["prediction"].target.str_token
+    provenance = about_it["provenance"]
+    cost = Cost(provenance.n_forward + runs.n_forward, provenance.n_backward, seconds)
+    return ComponentEffects(
+        of=found.sites.of,
+        axes=found.sites.axes,
+        predicted=values.detach().float().cpu(),
+        stderr=None if stderr is None else stderr.detach().float().cpu(),
+        refined=refined.view(values.shape),
+        measured=None,
+        index=found.sites.index,
+        hook_points=_shown(found.sites),
+        source=source.name,
+        direction=source.direction,
+        scope=about_it["scope"],
+        asked=about_it["asked"],
+        options={**setup.options(), "resolved": resolved},
+        unit=setup.scope.effect_unit,
+        tokens=about_it["tokens"],
+        str_tokens=about_it["str_tokens"],
+        position=runs.position,
+        bos_positions=about_it["bos_positions"],
+        source_str_tokens=texts_of_source(setup.view, source),
+        prediction=about_it["prediction"],
+        provenance=provenance,
+        costs={"prediction": cost},
+        warnings=found.notes,
+    )
+
+
+def _shown(sites: Sites) -> tuple[str, ...]:
+    """Edges are entries of patterns, though their rows come through ``z``."""
+    return tuple(name.replace("hook_z", "hook_pattern") for name in sites.points) if sites.of == "edges" else sites.points
+
+
+def _measurer(view: ModelView, found: _Found, runs: ComponentRuns) -> Measurer:
+    """Whole runs, for `ComponentEffects.measure`, which does not keep the model alive."""
+    model, sites, effect, rest = weakref.ref(view.model), found.sites, found.effect, (runs.tokens, runs.position, runs.hooks)
+
+    def measure(effects: ComponentEffects, cells: list[int], progress: bool | None) -> tuple[Float[Tensor, "cells"], Cost]:
+        alive = model()
+        if alive is None:
+            raise InputError("The model of these effects is gone; load it again, and call js.patching.components.")
+        start = time.perf_counter()
+        again = ComponentRuns(ModelView(alive), sites, *rest)
+        values = again.effects(cells, effect, progress) if cells else torch.zeros(0, device="cpu")
+        return values.float(), Cost(again.n_forward, 0, time.perf_counter() - start)
+
+    return measure

@@ -1,0 +1,208 @@
+"""Where components are: hook points, what of their activations is one component, and what takes its place.
+
+Three kinds of sites: parts of activations (heads, attention and MLP outputs, neurons), edges of attention patterns
+(`component_edges`), and features of an autoencoder (`component_features`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.engine.run import Run
+from jscope_tl.errors import InputError
+from jscope_tl.model.hooks import hooked
+from jscope_tl.model.replay import block_of
+from jscope_tl.model.view import ModelView
+
+Activation = Float[Tensor, "1 pos *unit"]
+
+
+class Sites(ABC):
+    """All components of one kind in a prompt, as cells of an array.
+
+    Attributes:
+        of: as ``of=`` takes it.
+        points: the hook points, in the order of the blocks.
+        axes, shape: of the array.
+        index: what its last axis counts, where that is not its place.
+    """
+
+    of: ClassVar[str]
+    points: tuple[str, ...]
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    index: Int[Tensor, "*some"] | None = None
+
+    @abstractmethod
+    def moved(self, rows: Sequence[Float[Tensor, "chunk pos *unit"]]) -> Float[Tensor, "chunk *axes"]:
+        """How far each row moves when one component after the other is changed, from the rows at the hook points."""
+
+    @abstractmethod
+    def changed(self, view: ModelView, cells: Sequence[int | None]) -> Any:
+        """A context: in the runs inside, the ``i``-th prompt goes on with the ``i``-th of these components changed (None: with none)."""
+
+    def block(self, cell: int) -> int:
+        """The block that a component is in."""
+        return block_of(self.points[self._layer(cell)])
+
+    def _layer(self, cell: int) -> int:
+        return cell // max(1, int(torch.tensor(self.shape[1:]).prod())) if self.axes[0] == "layer" else 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which parts of an activation ``[1, pos, *unit, d]`` are components.
+
+    Attributes:
+        hook: the end of the hook points' names.
+        unit: name of the axis of components behind ``pos``; None: the whole vector is one.
+        vector: whether each is a vector, and not a number.
+    """
+
+    hook: str
+    unit: str | None
+    vector: bool
+
+
+PARTS = {
+    "heads": Part("attn.hook_z", "head", True),
+    "attn": Part("hook_attn_out", None, True),
+    "mlps": Part("hook_mlp_out", None, True),
+    "neurons": Part("mlp.hook_post", "neuron", False),
+}
+
+
+@dataclass(frozen=True)
+class ActivationParts(Sites):
+    """Heads, attention or MLP outputs, neurons.
+
+    Attributes:
+        kind: which of `PARTS`.
+        source: by hook point what takes their place, ``[pos, *unit, d]``.
+        deltas: that less what is there.
+        each: whether every position is a component of its own.
+    """
+
+    kind: str
+    points: tuple[str, ...]
+    source: dict[str, Float[Tensor, "pos *unit"]]
+    deltas: dict[str, Float[Tensor, "pos *unit"]]
+    each: bool
+
+    @property
+    def of(self) -> str:  # type: ignore[override]
+        """As ``of=`` takes it."""
+        return self.kind
+
+    @property
+    def part(self) -> Part:
+        """What is one component."""
+        return PARTS[self.kind]
+
+    @property
+    def axes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """``layer``, the unit, and ``pos`` where each position counts."""
+        return ("layer", *([self.part.unit] if self.part.unit else []), *(["pos"] if self.each else []))
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the array of components."""
+        pos, *unit = self.deltas[self.points[0]].shape
+        units = unit[:-1] if self.part.vector else unit
+        return (len(self.points), *units, *([pos] if self.each else []))
+
+    def moved(self, rows: Sequence[Float[Tensor, "chunk pos *unit"]]) -> Float[Tensor, "chunk *axes"]:
+        """``C J δ``, over all positions together or one by one."""
+        return torch.stack([self._moved(row, self.deltas[name]) for row, name in zip(rows, self.points, strict=True)], 1)
+
+    def _moved(
+        self, row: Float[Tensor, "chunk pos *unit"], delta: Float[Tensor, "pos *unit"]
+    ) -> Float[Tensor, "chunk *cell"]:
+        product = row * delta.to(row)
+        product = product.sum(-1) if self.part.vector else product
+        return rearrange(product, "chunk pos ... -> chunk ... pos") if self.each else product.sum(1)
+
+    @contextmanager
+    def changed(self, view: ModelView, cells: Sequence[int | None]) -> Iterator[None]:
+        """Hooks that put the source in place of one part in each prompt."""
+        own = []
+        for layer, name in enumerate(self.points):
+            where = [(row, cell) for row, cell in enumerate(cells) if cell is not None and self._layer(cell) == layer]
+            if where:
+                places = [(row, *self._inside(cell)) for row, cell in where]
+                own.append((name, partial(_replaced, self.source[name], places)))
+        with hooked(view, [], own):
+            yield
+
+    def _inside(self, cell: int) -> tuple[Any, ...]:
+        """The place of a component in ``[pos, *unit]``."""
+        at = torch.unravel_index(torch.tensor(cell), self.shape)
+        place = dict(zip(self.axes, (int(i) for i in at), strict=True))
+        unit = (place[self.part.unit],) if self.part.unit else ()
+        return (place.get("pos", slice(None)), *unit)
+
+
+def _replaced(
+    source: Float[Tensor, "pos *unit"],
+    places: Sequence[tuple[Any, ...]],
+    activation: Float[Tensor, "batch pos *unit"],
+    hook: Any,
+) -> Float[Tensor, "batch pos *unit"]:
+    changed = activation.clone()
+    shown = changed.view(*changed.shape[:2], *source.shape[1:])
+    for row, *place in places:
+        shown[row][tuple(place)] = source[tuple(place)].to(shown)
+    return changed
+
+
+def points_of(view: ModelView, kind: str) -> tuple[str, ...]:
+    """The hook points of `PARTS`, one for each block that has one.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = [f"blocks.{layer}.{PARTS[kind].hook}" for layer in range(int(view.cfg.n_layers))]
+    found = tuple(name for name in names if name in view.points)
+    if not found:
+        others = [other for other in PARTS if any(f"blocks.0.{PARTS[other].hook}" == name for name in view.points)]
+        raise InputError(
+            f"{view.name} has no hook point {names[0]!r}, where {kind} are. It has those of {', '.join(others) or 'no components'}."
+        )
+    return found
+
+
+def shaped(view: ModelView, kind: str, name: str, activation: Float[Tensor, "1 pos *unit"]) -> Float[Tensor, "pos *unit"]:
+    """An activation with heads on an axis of their own.
+
+    Raises:
+        InputError: it does not have them.
+    """
+    part, shown = PARTS[kind], activation[0]
+    heads = int(view.cfg.n_heads)
+    if part.unit == "head" and shown.ndim == 2 and shown.shape[-1] % heads == 0:
+        shown = rearrange(shown, "pos (head d) -> pos head d", head=heads)
+    if shown.ndim != 1 + part.vector + (part.unit is not None):
+        raise InputError(f"{view.name} shows {list(activation.shape)} at {name!r}, in which {kind} are not to be told apart.")
+    return shown
+
+
+def heads_alike(view: ModelView, kind: str, activations: dict[str, Float[Tensor, "pos *unit"]]) -> None:
+    """Refuse layers that differ in the number of components: they would make no array."""
+    sizes = {tuple(found.shape) for found in activations.values()}
+    if len(sizes) > 1:
+        raise InputError(f"Layers of {view.name} differ in their {kind} ({sorted(sizes)}), which make no array of effects.")
+
+
+def base_activations(view: ModelView, kind: str, forward: Run) -> dict[str, Float[Tensor, "pos *unit"]]:
+    """What a run had at the hook points of `PARTS`."""
+    found = {name: shaped(view, kind, name, forward.watched[name].detach()) for name in points_of(view, kind)}
+    heads_alike(view, kind, found)
+    return found

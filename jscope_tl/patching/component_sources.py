@@ -1,0 +1,127 @@
+"""What is put in place of components: zero, a mean, or what another prompt has there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, count, nearest
+from jscope_tl.model.prompts import prompt_texts, to_position, to_tokens
+from jscope_tl.model.view import ModelView
+from jscope_tl.patching.pairs import DIRECTIONS, to_pair
+
+NAMED = ("zero", "mean", "resample")
+Activations = dict[str, Float[Tensor, "pos *unit"]]
+"""By the name of a hook point."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where what is put in place of components comes from.
+
+    Attributes:
+        kind: ``"zero"``, ``"mean"``, or ``"prompt"``.
+        name: in words, for the result.
+        prompts: whose activations are taken; of ``"mean"`` none for those of the prompt itself.
+        direction: ``"noising"``, or ``"denoising"`` where the prompt that is run is the corrupted one.
+    """
+
+    kind: str
+    name: str
+    prompts: tuple[Int[Tensor, "_"], ...] = ()
+    direction: str = "noising"
+
+    def activations(self, base: Activations, last: int, collect: Callable[[Int[Tensor, "_"]], Activations]) -> Activations:
+        """What takes the place of the ``base`` activations, in their shape.
+
+        Args:
+            last: the explained position, up to which the prompt's own mean is taken.
+            collect: the activations of another prompt.
+        """
+        if self.kind == "zero":
+            return {name: torch.zeros_like(own) for name, own in base.items()}
+        others = [collect(prompt) for prompt in self.prompts]
+        if self.kind == "prompt":
+            return others[0]
+        found = {}
+        for name, own in base.items():
+            given = [other[name] for other in others] or [own[: last + 1]]
+            alike = bool(others) and all(other.shape == own.shape for other in given)
+            mean = torch.stack(given).mean(0) if alike else torch.cat(given).mean(0, keepdim=True)
+            found[name] = mean.to(own).expand_as(own)
+        return found
+
+
+def to_source(
+    view: ModelView,
+    prompt: Any,
+    source: Any,
+    prompts: Any,
+    direction: Any,
+    prepend_bos: bool | None,
+    position: Any,
+    seed: Any,
+) -> tuple[Source, Int[Tensor, "pos"], int]:
+    """The source, the prompt that is run, and the explained position in it.
+
+    Raises:
+        InputError: no such source; prompts where none are taken, or none where some are needed; another length; a direction
+            that there is not.
+    """
+    if direction not in DIRECTIONS:
+        raise InputError(f"direction is 'noising' or 'denoising', not {direction!r}.")
+    named = isinstance(source, str) and source in NAMED
+    if prompts is not None and (not named or source == "zero"):
+        raise InputError("prompts are taken by source='mean' and source='resample'; leave them out, or name one of these.")
+    if not named:
+        pair, explained = _pair(view, prompt, source, direction, prepend_bos, position)
+        return Source("prompt", "another prompt", (pair.source,), direction), pair.base, explained
+    if direction == "denoising":
+        raise InputError(
+            f"direction='denoising' puts a clean prompt's activations into a corrupted one: give that as source, not {source!r}."
+        )
+    tokens = to_tokens(view, prompt, prepend_bos)
+    explained, others = to_position(position, len(tokens)), _prompts(view, prompts, prepend_bos)
+    if source == "resample":
+        return _drawn(others, tokens, count("seed", seed, 0)), tokens, explained
+    words = {"zero": "zero", "mean": f"the mean over {f'{len(others)} prompts' if others else 'positions'}"}
+    return Source(source, words[source], others), tokens, explained
+
+
+def _pair(view: ModelView, prompt: Any, source: Any, direction: str, prepend_bos: bool | None, position: Any) -> Any:
+    """The prompt and the other one, which a word that is nearly a source's name is not taken for."""
+    if isinstance(source, str) and " " not in source.strip() and nearest(source, NAMED):
+        raise InputError(
+            f"There is no source {source!r}.{nearest(source, NAMED)} A source is one of {', '.join(NAMED)}, or another prompt of as many "
+            "tokens."
+        )
+    return to_pair(view, prompt, source, direction, prepend_bos, position)
+
+
+def _prompts(view: ModelView, prompts: Any, prepend_bos: bool | None) -> tuple[Int[Tensor, "_"], ...]:
+    if prompts is None:
+        return ()
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+        raise InputError(f"prompts is a list of prompts, one or more; got {prompts!r}.")
+    return tuple(to_tokens(view, prompt, prepend_bos) for prompt in prompts)
+
+
+def _drawn(prompts: Sequence[Int[Tensor, "_"]], tokens: Int[Tensor, "pos"], seed: int) -> Source:
+    if not prompts:
+        raise InputError("source='resample' takes activations from one of prompts=[...], drawn at random; give some.")
+    lengths = sorted({len(other) for other in prompts})
+    if lengths != [len(tokens)]:
+        raise InputError(
+            f"source='resample' goes position by position: prompts need {len(tokens)} tokens, as the prompt has; these have "
+            f"{', '.join(map(str, lengths))}. Exchange words for words of as many tokens, or take source='mean'."
+        )
+    drawn = int(torch.randint(len(prompts), (), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"))
+    return Source("prompt", f"prompt {drawn} of {len(prompts)}, drawn with seed {seed}", (prompts[drawn],))
+
+
+def texts_of_source(view: ModelView, source: Source) -> list[str] | None:
+    """The texts of the other prompt's tokens, where there is one."""
+    return prompt_texts(view, source.prompts[0].tolist()) if source.kind == "prompt" else None
