@@ -24,7 +24,7 @@ from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.directions import ContrastiveScope
 
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=Any)
 
 
 def attribution(

@@ -219,7 +219,7 @@ def _has_none(view: ModelView, what: str) -> bool:
 def _asked(rules: Rules, what: str) -> str:
     if rules.frozen:
         return f"frozen={what!r}"
-    return f"gradient={rules.name!r}" if rules != Rules() else "at='pattern'"
+    return f"gradient={rules.name!r}" if rules != Rules() else "moving attention patterns (at='pattern', of='edges')"
 
 
 def _unknown(rules: Rules, what: str) -> str:
@@ -233,5 +233,5 @@ def _cure(rules: Rules, what: str) -> str:
     if rules.frozen:
         return f"Leave {what!r} out of frozen."
     if rules == Rules():
-        return "Use at='hook_embed'."
+        return "Use at='hook_embed' or of='heads', or load the model with attn_implementation='eager'."
     return "Use gradient='plain', or js.Rules(norm=..., attn=..., mlp=...) without the rule for it."

@@ -34,7 +34,7 @@ class Backward:
     ``layer`` of them; one backward pass serves all.
 
     Attributes:
-        xs: what rows are taken with respect to, ``[1, pos, d_in]`` for each hook point.
+        xs: what rows are taken with respect to, ``[1, pos, d_in]`` for each hook point (any further axes, where rows are captured).
         y: the final hidden state at the ``n`` explained ``positions``, ``[n, d_model]``.
         chunk_size: rows at once; None: as many as the memory of the first one allows.
         progress: a bar always (True), never (False), or where the wait is over a second (None).
@@ -46,7 +46,7 @@ class Backward:
         notes: what happened, for the result's warnings.
     """
 
-    xs: Sequence[Float[Tensor, "1 pos _"]]
+    xs: Sequence[Float[Tensor, "1 pos ..."]]
     y: Float[Tensor, "n d_model"]
     positions: Sequence[int]
     chunk_size: int | None = None
@@ -64,7 +64,7 @@ class Backward:
     _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
 
     def elsewhere(
-        self, xs: Sequence[Float[Tensor, "1 pos _"]], y: Float[Tensor, "n d_model"], positions: Sequence[int]
+        self, xs: Sequence[Float[Tensor, "1 pos ..."]], y: Float[Tensor, "n d_model"], positions: Sequence[int]
     ) -> "Backward":
         """The backward passes through another forward pass: the same settings, counted together, no bar of their own."""
         return Backward(
@@ -89,7 +89,7 @@ class Backward:
 
     def _rows(
         self, cotangents: Float[Tensor, "k *n d_model"], of: int | Int[Tensor, "k"], retain_graph: bool
-    ) -> Iterator[list[Float[Tensor, "chunk pos d_in"]]]:
+    ) -> Iterator[list[Float[Tensor, "chunk pos ..."]]]:
         if self._graph_freed:
             raise RuntimeError(
                 "The graph of this run is freed: call rows(..., retain_graph=True) before the last time."
@@ -120,7 +120,7 @@ class Backward:
 
     def _scaled_rows(
         self, chunk: Float[Tensor, "chunk *n d_model"], starts: Int[Tensor, "chunk"], keep: bool
-    ) -> list[Float[Tensor, "chunk pos d_in"]]:
+    ) -> list[Float[Tensor, "chunk pos ..."]]:
         """One chunk; where more follow, the first tells how much memory a row takes."""
         scale = power_of_two(chunk)
         placed = self._placed((chunk / beside(scale, chunk)).to(self.y.dtype), starts)
@@ -262,7 +262,7 @@ class Backward:
 
     def _unscaled_rows(
         self, chunk: Float[Tensor, "chunk n d_model"], keep: bool
-    ) -> list[Float[Tensor, "chunk 1 pos d_in"]]:
+    ) -> list[Float[Tensor, "chunk 1 pos ..."]]:
         if len(chunk) > 1 and self._batched is not False:
             try:
                 # The first time the graph is kept, for the row-by-row way if this one fails.
@@ -283,7 +283,7 @@ class Backward:
 
     def _grad(
         self, cotangents: Float[Tensor, "*chunk n d_model"], keep: bool, **how: bool
-    ) -> list[Float[Tensor, "*chunk 1 pos d_in"]]:
+    ) -> list[Float[Tensor, "*rows"]]:
         rows = torch.autograd.grad(self.y, self.xs, cotangents, retain_graph=keep, allow_unused=True, **how)
         if all(row is None for row in rows):
             raise InputError(

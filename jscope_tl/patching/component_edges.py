@@ -55,7 +55,7 @@ class Edges(Sites):
         """The kept entries."""
         return self.kept
 
-    def moved(self, rows: Sequence[Float[Tensor, "chunk pos *unit"]]) -> Float[Tensor, "chunk *axes"]:
+    def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
         """Patterns are differentiated layer by layer: see `predicted_edges`."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ def patterns_of(run: Run) -> dict[str, Float[Tensor, "dest head src"]]:
 
 
 def predicted_edges(
-    sites: Edges, run: Run, rows: Sequence[Float[Tensor, "k pos *unit"]], effect: EffectRows
+    sites: Edges, run: Run, rows: Sequence[Float[Tensor, "k pos ..."]], effect: EffectRows
 ) -> tuple[Edges, Float[Tensor, "k *axes"]]:
     """The edges of each head that are kept, and how far rows move with them.
 
@@ -118,7 +118,7 @@ class _Layer:
     sites: Edges
     run: Run
     layer: int
-    rows: Float[Tensor, "k pos *unit"]
+    rows: Float[Tensor, "k pos ..."]
 
     def chunks(self) -> Iterator[Float[Tensor, "1 head dest src"]]:
         """``∂q/∂P ⊙ (P' - P)``, row by row."""

@@ -60,7 +60,7 @@ class Features(Sites):
         """Of the array of components."""
         return (len(self.ids), len(self.base.acts)) if self.each else (len(self.ids),)
 
-    def moved(self, rows: Sequence[Float[Tensor, "chunk pos *unit"]]) -> Float[Tensor, "chunk *axes"]:
+    def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
         """Rows through the decoder, times the change of each feature; and rows times the change of the error."""
         vectors = rows[0].flatten(2)
         with torch.enable_grad():
@@ -94,8 +94,8 @@ class Features(Sites):
 
 
 def _added(
-    deltas: Sequence[Float[Tensor, "pos d_in"] | None], activation: Float[Tensor, "batch pos *unit"], hook: Any
-) -> Float[Tensor, "batch pos *unit"]:
+    deltas: Sequence[Float[Tensor, "pos d_in"] | None], activation: Float[Tensor, "batch pos ..."], hook: Any
+) -> Float[Tensor, "batch pos ..."]:
     changed = activation.clone()
     for row, delta in enumerate(deltas):
         if delta is not None:
@@ -123,7 +123,7 @@ def features_point(view: ModelView, sae: Any, at: Any) -> str:
 
 
 @torch.no_grad()
-def encoded(sae: Any, x: Float[Tensor, "1 pos *unit"], name: str) -> Encoded:
+def encoded(sae: Any, x: Float[Tensor, "1 pos ..."], name: str) -> Encoded:
     """The vectors at a hook point by an autoencoder.
 
     Raises:

@@ -52,7 +52,7 @@ def to_sites(
 
 def _captured(
     setup: Setup, tokens: Int[Tensor, "pos"], points: tuple[str, ...], passes: Passes
-) -> dict[str, Float[Tensor, "1 pos *unit"]]:
+) -> dict[str, Float[Tensor, "1 pos ..."]]:
     return captured(setup.view, rearrange(tokens, "pos -> 1 pos"), points, setup.settings.fwd_hooks, passes)
 
 

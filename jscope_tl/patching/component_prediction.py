@@ -4,7 +4,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
 import torch
@@ -35,10 +34,8 @@ from jscope_tl.scopes.effects import EffectRows
 
 REFINED = 48
 """Components that are refined by default."""
-SHARE = 5
-"""The part of the blocks, one of so many, that a refined change goes through before it is taken to be linear."""
-LEAST = 2
-"""Blocks, in models of few."""
+PASSES = 10
+"""Forward passes that refining takes: through so many blocks do changes go before they are taken to be linear."""
 POSITIONS = ("all", "each")
 
 
@@ -76,8 +73,8 @@ def components(
     ``softmax(z + D Δy)`` along 12 leading directions of the Fisher matrix, and ``½ E m²`` of 8 random probes of the rest.
 
     Networks are not linear, above all where early components are taken away. The ``refine`` components that are predicted to do most
-    are therefore changed in truth, and go through a fifth of the blocks as they are, side by side; only behind these the change is
-    taken to be linear. `ComponentEffects.measure` makes whole runs of the strongest.
+    are therefore changed in truth, and go through the next blocks as they are, side by side, all together at the price of ten forward
+    passes; only behind these the change is taken to be linear. `ComponentEffects.measure` makes whole runs of the strongest.
 
     Args:
         of: ``"heads"``: outputs of heads before ``W_O`` (``attn.hook_z``); ``"edges"``: entries of their patterns, the effect if this
@@ -189,7 +186,7 @@ def _linear(
     return _Found(sites, effect_rows, moved, streams, effect, described, [*warnings, *backward.notes])
 
 
-def _rows(forward: Run, backward: Backward, effect_rows: EffectRows) -> dict[str, Float[Tensor, "k pos *unit"]]:
+def _rows(forward: Run, backward: Backward, effect_rows: EffectRows) -> dict[str, Float[Tensor, "k pos ..."]]:
     """The rows at every watched hook point; the graph stays for the patterns'."""
     names, kept = list(forward.watched), list[list[Tensor]]()
     watching = replace(backward, xs=list(forward.watched.values()), arrange=lambda rows: rows[:1], capture=kept.append)
@@ -205,7 +202,7 @@ def _refined(found: _Found, runs: ComponentRuns, refine: Any, progress: bool | N
     cells = strongest(values, most) if most else []
     if not cells:
         return found
-    n = max(LEAST, ceil(runs.n_blocks / SHARE))
+    n = max(1, min(runs.n_blocks, PASSES * runs.n_blocks // len(cells)))
     changes = runs.streams(cells, n, progress)
     moved = found.moved.flatten(1).clone()
     for cell, change in zip(cells, changes, strict=True):

@@ -22,7 +22,7 @@ from jscope_tl.model.hooks import hooked
 from jscope_tl.model.replay import block_of
 from jscope_tl.model.view import ModelView
 
-Activation = Float[Tensor, "1 pos *unit"]
+Activation = Float[Tensor, "1 pos ..."]
 
 
 class Sites(ABC):
@@ -42,7 +42,7 @@ class Sites(ABC):
     index: Int[Tensor, "*some"] | None = None
 
     @abstractmethod
-    def moved(self, rows: Sequence[Float[Tensor, "chunk pos *unit"]]) -> Float[Tensor, "chunk *axes"]:
+    def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
         """How far each row moves when one component after the other is changed, from the rows at the hook points."""
 
     @abstractmethod
@@ -93,8 +93,8 @@ class ActivationParts(Sites):
 
     kind: str
     points: tuple[str, ...]
-    source: dict[str, Float[Tensor, "pos *unit"]]
-    deltas: dict[str, Float[Tensor, "pos *unit"]]
+    source: dict[str, Float[Tensor, "pos ..."]]
+    deltas: dict[str, Float[Tensor, "pos ..."]]
     each: bool
 
     @property
@@ -119,12 +119,12 @@ class ActivationParts(Sites):
         units = unit[:-1] if self.part.vector else unit
         return (len(self.points), *units, *([pos] if self.each else []))
 
-    def moved(self, rows: Sequence[Float[Tensor, "chunk pos *unit"]]) -> Float[Tensor, "chunk *axes"]:
+    def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
         """``C J δ``, over all positions together or one by one."""
         return torch.stack([self._moved(row, self.deltas[name]) for row, name in zip(rows, self.points, strict=True)], 1)
 
     def _moved(
-        self, row: Float[Tensor, "chunk pos *unit"], delta: Float[Tensor, "pos *unit"]
+        self, row: Float[Tensor, "chunk pos ..."], delta: Float[Tensor, "pos ..."]
     ) -> Float[Tensor, "chunk *cell"]:
         product = row * delta.to(row)
         product = product.sum(-1) if self.part.vector else product
@@ -151,11 +151,11 @@ class ActivationParts(Sites):
 
 
 def _replaced(
-    source: Float[Tensor, "pos *unit"],
+    source: Float[Tensor, "pos ..."],
     places: Sequence[tuple[Any, ...]],
-    activation: Float[Tensor, "batch pos *unit"],
+    activation: Float[Tensor, "batch pos ..."],
     hook: Any,
-) -> Float[Tensor, "batch pos *unit"]:
+) -> Float[Tensor, "batch pos ..."]:
     changed = activation.clone()
     shown = changed.view(*changed.shape[:2], *source.shape[1:])
     for row, *place in places:
@@ -179,7 +179,7 @@ def points_of(view: ModelView, kind: str) -> tuple[str, ...]:
     return found
 
 
-def shaped(view: ModelView, kind: str, name: str, activation: Float[Tensor, "1 pos *unit"]) -> Float[Tensor, "pos *unit"]:
+def shaped(view: ModelView, kind: str, name: str, activation: Float[Tensor, "1 pos ..."]) -> Float[Tensor, "pos ..."]:
     """An activation with heads on an axis of their own.
 
     Raises:
@@ -194,14 +194,14 @@ def shaped(view: ModelView, kind: str, name: str, activation: Float[Tensor, "1 p
     return shown
 
 
-def heads_alike(view: ModelView, kind: str, activations: dict[str, Float[Tensor, "pos *unit"]]) -> None:
+def heads_alike(view: ModelView, kind: str, activations: dict[str, Float[Tensor, "pos ..."]]) -> None:
     """Refuse layers that differ in the number of components: they would make no array."""
     sizes = {tuple(found.shape) for found in activations.values()}
     if len(sizes) > 1:
         raise InputError(f"Layers of {view.name} differ in their {kind} ({sorted(sizes)}), which make no array of effects.")
 
 
-def base_activations(view: ModelView, kind: str, forward: Run) -> dict[str, Float[Tensor, "pos *unit"]]:
+def base_activations(view: ModelView, kind: str, forward: Run) -> dict[str, Float[Tensor, "pos ..."]]:
     """What a run had at the hook points of `PARTS`."""
     found = {name: shaped(view, kind, name, forward.watched[name].detach()) for name in points_of(view, kind)}
     heads_alike(view, kind, found)

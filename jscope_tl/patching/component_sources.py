@@ -14,7 +14,7 @@ from jscope_tl.model.view import ModelView
 from jscope_tl.patching.pairs import DIRECTIONS, to_pair
 
 NAMED = ("zero", "mean", "resample")
-Activations = dict[str, Float[Tensor, "pos *unit"]]
+Activations = dict[str, Float[Tensor, "pos ..."]]
 """By the name of a hook point."""
 
 
