@@ -19,7 +19,7 @@ from jscope_tl.model.prompts import bos_positions, prompt_texts, to_id, to_str_t
 from jscope_tl.model.running import Passes
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution, Prediction
-from jscope_tl.results.base import PredictedToken, Provenance, Result
+from jscope_tl.results.base import PredictedToken, Provenance
 from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.directions import ContrastiveScope

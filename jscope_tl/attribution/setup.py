@@ -51,7 +51,9 @@ NOT_TAKEN = {
         "reduction": "effects are predicted from whole rows, times the difference of the two runs",
         "path": "effects are predicted at the base run",
     },
-    "patching.components": dict.fromkeys(("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"),
+    "patching.components": dict.fromkeys(
+        ("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"
+    ),
     "patching.ablate": {"at": "tokens are left out at hook_embed, where the scope must be taken too"},
     "diagnostics.linearity": {
         "reduction": "a whole vector is moved, in directions of its own",

@@ -157,7 +157,12 @@ def _run(
     activations, xs = ([kept[name][0] for name in at] for kept in (cuts.activations, cuts.xs))
     y = cuts.y[0]
     watched = {name: cuts.watched[name][0] for name in settings.watched}
-    named = [*zip(at, activations, strict=True), *watched.items(), ("the final hidden state", y), ("the logits", output)]
+    named = [
+        *zip(at, activations, strict=True),
+        *watched.items(),
+        ("the final hidden state", y),
+        ("the logits", output),
+    ]
     for name, tensor in named:
         if not tensor.isfinite().all():
             raise InputError(
@@ -185,7 +190,10 @@ def _run(
 
 def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:
     """Refuse a hook point or an unembedding that runs not at all, or several times: there is no one Jacobian then."""
-    points = [*((name, len(cuts.xs[name])) for name in settings.at), *((name, len(cuts.watched[name])) for name in settings.watched)]
+    points = [
+        *((name, len(cuts.xs[name])) for name in settings.at),
+        *((name, len(cuts.watched[name])) for name in settings.watched),
+    ]
     for name, times in [*points, ("The unembedding", len(cuts.y))]:
         if times != 1:
             raise InputError(

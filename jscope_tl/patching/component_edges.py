@@ -36,7 +36,7 @@ class Edges(Sites):
     layers: tuple[int, ...]
     deltas: dict[int, Float[Tensor, "head dest src"]]
     kept: Int[Tensor, "layer head entry"] | None = None
-    of = "edges"  # type: ignore[misc]
+    of = "edges"
 
     @property
     def axes(self) -> tuple[str, ...]:  # type: ignore[override]

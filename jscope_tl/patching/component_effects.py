@@ -172,7 +172,7 @@ class ComponentEffects(Saved):
         )
 
     def _place(self, at: dict[str, int]) -> dict[str, int]:
-        place = {name: at[name] for name in ("head", "pos", "dest", "src") if name in at}
+        place: dict[str, int] = {name: at[name] for name in ("head", "pos", "dest", "src") if name in at}
         if "neuron" in at:
             place["unit"] = at["neuron"]
         if "feature" in at and self.index is not None:

@@ -43,7 +43,7 @@ class Features(Sites):
     source: Encoded
     ids: Int[Tensor, "feature"]
     each: bool
-    of = "features"  # type: ignore[misc]
+    of = "features"
 
     @property
     def index(self) -> Int[Tensor, "feature"]:  # type: ignore[override]
@@ -117,8 +117,14 @@ def features_point(view: ModelView, sae: Any, at: Any) -> str:
     own = getattr(cfg, "hook_name", None) or getattr(getattr(cfg, "metadata", None), "hook_name", None)
     name = at if at is not None else own
     if not isinstance(name, str) or name not in view.points:
-        said = "at= names it" if name is None else f"{view.name} has no hook point {name!r}.{nearest(str(name), view.points)} at= names it"
-        raise InputError(f"Features need the hook point that the autoencoder was trained at: {said}, such as 'blocks.5.hook_resid_post'.")
+        said = (
+            "at= names it"
+            if name is None
+            else f"{view.name} has no hook point {name!r}.{nearest(str(name), view.points)} at= names it"
+        )
+        raise InputError(
+            f"Features need the hook point that the autoencoder was trained at: {said}, such as 'blocks.5.hook_resid_post'."
+        )
     return name
 
 

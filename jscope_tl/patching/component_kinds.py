@@ -76,7 +76,9 @@ def _edges(setup: Setup, source: Source, forward: Run, points: tuple[str, ...]) 
     put = source.activations(base, forward.positions[0], collect)
     deltas = {int(layer): rearrange(put[layer] - base[layer], "dest head src -> head dest src") for layer in base}
     if len(deltas) != len(points):
-        raise InputError(f"{setup.view.name} shows {len(deltas)} attention patterns and {len(points)} outputs of heads; needed is one for each.")
+        raise InputError(
+            f"{setup.view.name} shows {len(deltas)} attention patterns and {len(points)} outputs of heads; needed is one for each."
+        )
     return Edges(points, tuple(deltas), deltas)
 
 

@@ -47,10 +47,10 @@ def components(
     scope: str | Scope | Callable[..., Any] = "fisher",
     *,
     of: str = "heads",
-    source: str | Prompt = "zero",
+    source: Any = "zero",
     position: int = -1,
     positions: str = "all",
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Sequence[Any] | None = None,
     resample_seed: int = 0,
     direction: str = "noising",
     sae: Any = None,
@@ -137,7 +137,9 @@ def _watching(setup: Setup, of: str, sae: Any, at: Any) -> tuple[Setup, tuple[st
     """The settings under which a run keeps what is needed of it, and the hook points of the components."""
     view = setup.view
     points = points_of(view, of, sae, at)
-    streams = [name for layer in range(int(view.cfg.n_layers)) if (name := f"blocks.{layer}.hook_resid_post") in view.points]
+    streams = [
+        name for layer in range(int(view.cfg.n_layers)) if (name := f"blocks.{layer}.hook_resid_post") in view.points
+    ]
     watched = tuple(dict.fromkeys([*points, *streams]))
     return replace(setup, settings=replace(setup.settings, watched=watched, patterns=of == "edges")), points
 
@@ -164,7 +166,14 @@ class _Found:
 
 
 def _linear(
-    setup: Setup, source: Source, tokens: Int[Tensor, "pos"], explained: int, of: str, points: tuple[str, ...], sae: Any, each: bool
+    setup: Setup,
+    source: Source,
+    tokens: Int[Tensor, "pos"],
+    explained: int,
+    of: str,
+    points: tuple[str, ...],
+    sae: Any,
+    each: bool,
 ) -> _Found:
     """The linear prediction, from one forward pass and the rows through it."""
     warnings = setup.warnings(tokens)
@@ -253,14 +262,23 @@ def _effects(setup: Setup, found: _Found, source: Source, runs: ComponentRuns, s
 
 def _shown(sites: Sites) -> tuple[str, ...]:
     """Edges are entries of patterns, though their rows come through ``z``."""
-    return tuple(name.replace("hook_z", "hook_pattern") for name in sites.points) if sites.of == "edges" else sites.points
+    return (
+        tuple(name.replace("hook_z", "hook_pattern") for name in sites.points) if sites.of == "edges" else sites.points
+    )
 
 
 def _measurer(view: ModelView, found: _Found, runs: ComponentRuns) -> Measurer:
     """Whole runs, for `ComponentEffects.measure`, which does not keep the model alive."""
-    model, sites, effect, rest = weakref.ref(view.model), found.sites, found.effect, (runs.tokens, runs.position, runs.hooks)
+    model, sites, effect, rest = (
+        weakref.ref(view.model),
+        found.sites,
+        found.effect,
+        (runs.tokens, runs.position, runs.hooks),
+    )
 
-    def measure(effects: ComponentEffects, cells: list[int], progress: bool | None) -> tuple[Float[Tensor, "cells"], Cost]:
+    def measure(
+        effects: ComponentEffects, cells: list[int], progress: bool | None
+    ) -> tuple[Float[Tensor, "cells"], Cost]:
         alive = model()
         if alive is None:
             raise InputError("The model of these effects is gone; load it again, and call js.patching.components.")

@@ -119,7 +119,9 @@ class ComponentRuns:
     def _prompts(self, n: int) -> Int[Tensor, "batch pos"]:
         return repeat(self.tokens, "pos -> batch pos", batch=n)
 
-    def _swept(self, cells: Sequence[int], n: int, run: Run, expected: Expected, what: str, progress: bool | None) -> Any:
+    def _swept(
+        self, cells: Sequence[int], n: int, run: Run, expected: Expected, what: str, progress: bool | None
+    ) -> Any:
         """Less what an unchanged prompt has, by the first of the ways that works on this model: from the changed block on, several
         prompts side by side, or one whole prompt after the other."""
         at_once = self.view.prompts_at_once(len(self.tokens), self.hooks)
@@ -129,18 +131,24 @@ class ComponentRuns:
         return self._sweep(cells, partial(self._one, run), 1, what, progress)
 
     def _sweep(
-        self, cells: Sequence[int], batch: Callable[[int, Sequence[int]], Tensor], size: int, what: str, progress: bool | None
+        self,
+        cells: Sequence[int],
+        batch: Callable[[int, Sequence[int]], Tensor],
+        size: int,
+        what: str,
+        progress: bool | None,
     ) -> Float[Tensor, "cells *found"]:
-        found: dict[int, Tensor] = {}
+        found: list[Tensor] = []
         order = sorted(cells, key=self.sites.block)
         self._first = order[0]
         with progress_bar(progress, what, "component", total=len(cells)) as bar:
             for block, group in groupby(order, key=self.sites.block):
                 some = list(group)
-                parts = in_batches(lambda part, block=block, some=some: batch(block, some[part]), len(some), size)
-                found.update(zip(some, (one for part in parts for one in part), strict=True))
-                bar.update(len(some))
-        return torch.stack([found[cell] for cell in cells])
+                for part in in_batches(partial(_of_part, batch, block, some), len(some), size):
+                    found += part
+                    bar.update(len(part))
+        by_cell = dict(zip(order, found, strict=True))
+        return torch.stack([by_cell[cell] for cell in cells])
 
     def _batch(
         self, run: Run, expected: Expected, n: int | None, block: int, cells: Sequence[int]
@@ -159,3 +167,9 @@ class ComponentRuns:
         """A prompt by itself, and the unchanged one, which a hook of the user's may have made another."""
         self.n_forward += len(cells) + 1
         return torch.cat([run(block, [cell])[1] for cell in cells]) - run(block, [None])[1]
+
+
+def _of_part(
+    batch: Callable[[int, Sequence[int]], Tensor], block: int, cells: Sequence[int], part: slice
+) -> Float[Tensor, "cells *found"]:
+    return batch(block, cells[part])

@@ -121,7 +121,9 @@ class ActivationParts(Sites):
 
     def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
         """``C J δ``, over all positions together or one by one."""
-        return torch.stack([self._moved(row, self.deltas[name]) for row, name in zip(rows, self.points, strict=True)], 1)
+        return torch.stack(
+            [self._moved(row, self.deltas[name]) for row, name in zip(rows, self.points, strict=True)], 1
+        )
 
     def _moved(
         self, row: Float[Tensor, "chunk pos ..."], delta: Float[Tensor, "pos ..."]
@@ -190,7 +192,9 @@ def shaped(view: ModelView, kind: str, name: str, activation: Float[Tensor, "1 p
     if part.unit == "head" and shown.ndim == 2 and shown.shape[-1] % heads == 0:
         shown = rearrange(shown, "pos (head d) -> pos head d", head=heads)
     if shown.ndim != 1 + part.vector + (part.unit is not None):
-        raise InputError(f"{view.name} shows {list(activation.shape)} at {name!r}, in which {kind} are not to be told apart.")
+        raise InputError(
+            f"{view.name} shows {list(activation.shape)} at {name!r}, in which {kind} are not to be told apart."
+        )
     return shown
 
 
@@ -198,7 +202,9 @@ def heads_alike(view: ModelView, kind: str, activations: dict[str, Float[Tensor,
     """Refuse layers that differ in the number of components: they would make no array."""
     sizes = {tuple(found.shape) for found in activations.values()}
     if len(sizes) > 1:
-        raise InputError(f"Layers of {view.name} differ in their {kind} ({sorted(sizes)}), which make no array of effects.")
+        raise InputError(
+            f"Layers of {view.name} differ in their {kind} ({sorted(sizes)}), which make no array of effects."
+        )
 
 
 def base_activations(view: ModelView, kind: str, forward: Run) -> dict[str, Float[Tensor, "pos ..."]]:

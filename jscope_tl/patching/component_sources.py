@@ -34,7 +34,9 @@ class Source:
     prompts: tuple[Int[Tensor, "_"], ...] = ()
     direction: str = "noising"
 
-    def activations(self, base: Activations, last: int, collect: Callable[[Int[Tensor, "_"]], Activations]) -> Activations:
+    def activations(
+        self, base: Activations, last: int, collect: Callable[[Int[Tensor, "_"]], Activations]
+    ) -> Activations:
         """What takes the place of the ``base`` activations, in their shape.
 
         Args:
@@ -75,7 +77,9 @@ def to_source(
         raise InputError(f"direction is 'noising' or 'denoising', not {direction!r}.")
     named = isinstance(source, str) and source in NAMED
     if prompts is not None and (not named or source == "zero"):
-        raise InputError("prompts are taken by source='mean' and source='resample'; leave them out, or name one of these.")
+        raise InputError(
+            "prompts are taken by source='mean' and source='resample'; leave them out, or name one of these."
+        )
     if not named:
         pair, explained = _pair(view, prompt, source, direction, prepend_bos, position)
         return Source("prompt", "another prompt", (pair.source,), direction), pair.base, explained

@@ -85,9 +85,7 @@ class EffectRows:
         return weights
 
 
-def divergence_of(
-    logits: Float[Tensor, "k d_vocab"], log_p: Float[Tensor, "d_vocab"]
-) -> Exact:
+def divergence_of(logits: Float[Tensor, "k d_vocab"], log_p: Float[Tensor, "d_vocab"]) -> Exact:
     """``KL(p ‖ softmax(z + Σ_i m_i L_i))`` in nats, for the rows ``L`` of ``logits``.
 
     With ``d = Σ_i m_i L_i`` less its mean under ``p`` it is ``log Σ p e^d = log(1 + Σ p (e^d - 1 - d))``, whose terms are not negative:

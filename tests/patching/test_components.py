@@ -29,9 +29,7 @@ def double(kind: str, family: str) -> Any:
 
 def logits_with(model: Any, change: Change, hook_name: str) -> torch.Tensor:
     """The logits at the explained position, with the activations of every layer changed."""
-    hooks = [
-        (f"blocks.{layer}.{hook_name}", lambda x, hook, layer=layer: change(x, layer)) for layer in range(3)
-    ]
+    hooks = [(f"blocks.{layer}.{hook_name}", lambda x, hook, layer=layer: change(x, layer)) for layer in range(3)]
     return model.run_with_hooks(TOKENS[None], fwd_hooks=hooks, return_type="logits")[0, EXPLAINED]
 
 
@@ -92,7 +90,9 @@ def measured_ones(effects: Any, n: int) -> list[Any]:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found.double(), expected.detach().double(), rtol=1e-5, atol=1e-7 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        found.double(), expected.detach().double(), rtol=1e-5, atol=1e-7 * float(expected.abs().max())
+    )
 
 
 @pytest.mark.parametrize("positions", ["all", "each"])
@@ -102,7 +102,9 @@ def test_predictions_are_those_of_a_dense_jacobian(kind: str, family: str, of: s
     jacobian = naive_jacobian(model, of, zeros(model), each)
     how = dict(of=of, position=EXPLAINED, positions=positions, refine=0)
     found = js.patching.components(model, TOKENS, "fisher", method="exact", **how)
-    assert found.unit == "nat (KL)" and found.stderr is None and not found.refined.any()
+    assert found.unit == "nat (KL)"
+    assert found.stderr is None
+    assert not found.refined.any()
     close(found.predicted, naive_divergence(model, jacobian))
     signed = js.patching.components(model, TOKENS, "semantic", target=TARGET, **how)
     close(signed.predicted, jacobian[TARGET])
@@ -113,7 +115,8 @@ def test_predictions_are_those_of_a_dense_jacobian(kind: str, family: str, of: s
 def test_every_scope_with_one_cotangent_is_signed(llama: Any, scope: str) -> None:
     options = {"contrastive": dict(target=3, baseline=4), "log_prob": dict(target=3)}.get(scope, {})
     effects = js.patching.components(llama, TOKENS, scope, refine=0, **options)
-    assert (effects.predicted > 0).any() and (effects.predicted < 0).any()
+    assert (effects.predicted > 0).any()
+    assert (effects.predicted < 0).any()
 
 
 def test_a_scope_of_ones_own(llama: Any) -> None:
@@ -134,7 +137,8 @@ def test_estimates_are_near_the_exact_prediction_by_their_errors(kind: str, fami
         sure = found.stderr > 1e-3 * exact.max()
         ratios.append(((found.predicted - exact).abs() / found.stderr)[sure])
     ratio = torch.cat(ratios)
-    assert len(ratio) > 20 and (ratio < 2.5).double().mean() > 0.9
+    assert len(ratio) > 20
+    assert (ratio < 2.5).double().mean() > 0.9
 
 
 @pytest.mark.parametrize("of", HOOKS)
@@ -210,7 +214,8 @@ def test_edges_are_the_pattern_times_its_gradient(kind: str, family: str) -> Non
         assert edges.axes == ("layer", "head", "dest", "src")
         whole = js.attribute(model, TOKENS, "log_prob", at="pattern", **how)
         close((-edges.predicted).relu().sum((0, 1, 2)), whole.scores)
-    assert not edges.predicted[:, :, EXPLAINED + 1 :].any() and not edges.predicted.triu(1).any()
+    assert not edges.predicted[:, :, EXPLAINED + 1 :].any()
+    assert not edges.predicted.triu(1).any()
 
 
 @pytest.mark.parametrize("source", ["zero", "prompt"])
@@ -239,7 +244,9 @@ def test_edges_of_long_prompts_are_the_strongest_of_each_head(llama: Any, monkey
     dense = js.patching.components(llama, TOKENS, of="edges", refine=0)
     monkeypatch.setattr(component_edges, "MOST_BYTES", 4 * 3 * 4 * 5)
     kept = js.patching.components(llama, TOKENS, of="edges", refine=3)
-    assert kept.axes == ("layer", "head", "entry") and kept.predicted.shape == (3, 4, 5) and kept.refined.sum() == 3
+    assert kept.axes == ("layer", "head", "entry")
+    assert kept.predicted.shape == (3, 4, 5)
+    assert kept.refined.sum() == 3
     plain = js.patching.components(llama, TOKENS, of="edges", refine=0)
     torch.testing.assert_close(plain.predicted, dense.predicted.flatten(2).gather(2, plain.index), rtol=1e-4, atol=1e-9)
     strongest = dense.predicted.flatten(2).topk(5).values
@@ -263,7 +270,11 @@ def test_effects_go_with_the_heads_when_these_change_places() -> None:
                 block.attn.c_attn.weight[:, 32 * part : 32 * part + 32] = block.attn.c_attn.weight[:, where].clone()
                 block.attn.c_attn.bias[32 * part : 32 * part + 32] = block.attn.c_attn.bias[where].clone()
             block.attn.c_proj.weight[:] = block.attn.c_proj.weight[columns].clone()
-    make = (lambda hf: models.bridge_of(hf, "tiny")) if models.ANY_KIND == "bridge" else (lambda hf: models.hooked_of(hf, "gpt2"))
+    make = (
+        (lambda hf: models.bridge_of(hf, "tiny"))
+        if models.ANY_KIND == "bridge"
+        else (lambda hf: models.hooked_of(hf, "gpt2"))
+    )
     first, second = (js.patching.components(make(model), TOKENS, positions="each").predicted for model in (hf, other))
     torch.testing.assert_close(second, first[:, order], rtol=1e-4, atol=1e-9)
 
@@ -290,7 +301,9 @@ def test_hooks_of_the_user_are_in_every_run(llama: Any) -> None:
     measured = effects.measure(12).measured
     assert set(calls) == {1}
     with torch.no_grad():
-        log_p = llama.run_with_hooks(TOKENS[None], fwd_hooks=hooks, return_type="logits")[0, -1].double().log_softmax(-1)
+        log_p = (
+            llama.run_with_hooks(TOKENS[None], fwd_hooks=hooks, return_type="logits")[0, -1].double().log_softmax(-1)
+        )
 
         def blank(x: torch.Tensor, hook: Any) -> torch.Tensor:
             x = x.clone()
@@ -338,7 +351,8 @@ def test_measuring_goes_on_where_it_ended(pocket: Any) -> None:
     kept = once.measured.isfinite()
     assert torch.equal(twice.measured[kept], once.measured[kept])
     assert twice.costs["measuring"].n_forward > once.costs["measuring"].n_forward
-    assert {found.how for found in twice.top(3)} == {"measured"} and effects.measured is None
+    assert {found.how for found in twice.top(3)} == {"measured"}
+    assert effects.measured is None
     unmeasured = twice.measured.isnan()
     assert torch.equal(twice.values[unmeasured], effects.predicted[unmeasured])
 
@@ -358,12 +372,18 @@ def test_round_trip(pocket: Any, tmp_path: Path) -> None:
 
 
 def test_the_result_says_what_it_is(pocket: Any) -> None:
-    effects = js.patching.components(pocket, "the keys to the cabinet near the doors", "log_prob", target=" are", refine=3)
+    effects = js.patching.components(
+        pocket, "the keys to the cabinet near the doors", "log_prob", target=" are", refine=3
+    )
     frame = effects.to_dataframe()
-    assert len(frame) == 16 and {"name", "effect", "how", "layer", "head"} <= {*frame.columns}
+    assert len(frame) == 16
+    assert {"name", "effect", "how", "layer", "head"} <= {*frame.columns}
     assert frame.how.value_counts().to_dict() == {"predicted": 13, "refined": 3}
     text = repr(effects)
-    assert "target ' are'" in text and "source zero" in text and "effects in nat" in text and "passes" in text
+    assert "target ' are'" in text
+    assert "source zero" in text
+    assert "effects in nat" in text
+    assert "passes" in text
     best = effects.top(1)[0]
     assert best.name == f"blocks.{best.layer}.attn.hook_z head {best.head}"
     assert effects.options["resolved"]["refined"] == 3
@@ -383,11 +403,13 @@ def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pyte
     monkeypatch.setattr(component_prediction, "PASSES", 2)
     plain, refined = (js.patching.components(llama, TOKENS, refine=refine) for refine in (0, 6))
     more = refined.costs["prediction"].n_forward - plain.costs["prediction"].n_forward
-    assert 1 < more <= 1 + 2 + 1 / 3 + 1e-9  # the prompt once more, six components through a third of the blocks, and an unchanged one
+    assert (
+        1 < more <= 1 + 2 + 1 / 3 + 1e-9
+    )  # the prompt once more, six components through a third of the blocks, and an unchanged one
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    ("given", "message"),
     [
         (dict(of="head"), "no components 'head'.*Did you mean 'heads'"),
         (dict(positions="some"), "positions is 'all' or 'each'"),
