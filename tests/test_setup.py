@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.attribution.setup import NOT_TAKEN, SHARED
+from jscope_tl.attribution.keywords import NOT_TAKEN, SHARED
 from tests.models import TOKENS, snapshot
 
 OTHER = TOKENS.clone()

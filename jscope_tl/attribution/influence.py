@@ -10,8 +10,9 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import about, doubted, finished, of_prompt, predicted
+from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.paths import Path, Point
-from jscope_tl.attribution.setup import Setup, refuse, set_up
+from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar

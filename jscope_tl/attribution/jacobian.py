@@ -9,7 +9,8 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import prepended
-from jscope_tl.attribution.setup import refuse, set_up
+from jscope_tl.attribution.keywords import refuse
+from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.rules import Rules

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import asked
-from jscope_tl.attribution.setup import refuse, set_up
+from jscope_tl.attribution.keywords import refuse
+from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks, run_again
 from jscope_tl.engine.inputs import NORM, Inputs
 from jscope_tl.engine.one_position import VJP

@@ -14,8 +14,9 @@ from torch import Tensor
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.attribute import explain
 from jscope_tl.attribution.describe import of_prompt
+from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.paths import Path
-from jscope_tl.attribution.setup import refuse, set_up
+from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.rules import Rules

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import attribution, of_prompt
-from jscope_tl.attribution.setup import Setup, refuse, set_up
+from jscope_tl.attribution.keywords import refuse
+from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
 from jscope_tl.engine.rules import Rules

@@ -1,0 +1,56 @@
+"""The keywords that entry points share, and which of them one does not take, and why."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jscope_tl.errors import InputError, nearest
+
+SHARED = (
+    "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "gradient", "frozen", "chunk_size", "matmul_precision", "progress"
+)  # fmt: skip
+"""Keywords of every entry point."""
+NOT_TAKEN = {
+    "influence_pattern": {"position": "it explains several; give them as positions"},
+    "jacobian": {
+        "reduction": "it returns the rows themselves, and no scores",
+        "path": "it is the Jacobian at the prompt itself; average those of prompts of your own",
+    },
+    "spectrum": {
+        "reduction": "singular vectors are directions of x itself",
+        "path": "rows that are averaged along a path have other singular vectors than any point of it",
+    },
+    "patching.compare": {
+        "reduction": "effects are predicted from whole rows, times the difference of the two runs",
+        "path": "effects are predicted at the base run",
+    },
+    "patching.components": dict.fromkeys(
+        ("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"
+    ),
+    "patching.ablate": {"at": "tokens are left out at hook_embed, where the scope must be taken too"},
+    "diagnostics.linearity": {
+        "reduction": "a whole vector is moved, in directions of its own",
+        "path": "it is the linear picture at the prompt itself that is put to the test",
+    },
+}
+"""For each entry point the keywords of `SHARED` that it refuses, with the reason."""
+
+
+def refuse(function: str, given: dict[str, Any], more: Sequence[str] | None = None) -> None:
+    """Refuse what an entry point does not take.
+
+    Args:
+        function: a key of `NOT_TAKEN`.
+        given: further keywords that it got.
+        more: those that it knows besides, where it takes no options of a scope; everything else is then refused too.
+
+    Raises:
+        InputError: with the reason, or the nearest keyword.
+    """
+    for name in given:
+        if name in NOT_TAKEN[function]:
+            raise InputError(f"js.{function} takes no {name!r}: {NOT_TAKEN[function][name]}.")
+        if more is not None:
+            known = [*more, *(shared for shared in SHARED if shared not in NOT_TAKEN[function])]
+            raise InputError(
+                f"js.{function} has no keyword {name!r}.{nearest(name, known)} It takes {', '.join(known)}."
+            )
