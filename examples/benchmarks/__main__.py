@@ -5,6 +5,7 @@
 `python examples/benchmarks costs MODEL` takes time and memory by prompt length.
 `python examples/benchmarks causes MODEL ...` says which methods put a validated cause on top.
 `python examples/benchmarks claims MODEL ...` takes the paper's own prompts by its scopes and by `js.explain`.
+`python examples/benchmarks components MODEL GROUND_TRUTH` holds predicted effects of heads, MLPs and edges against measured ones.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 import architecture_table
 import causes
 import claims
+import components
 import costs
 import engine
 import torch
@@ -148,5 +150,7 @@ if __name__ == "__main__":
         causes.main(sys.argv[2:])
     elif sys.argv[1:2] == ["claims"]:
         claims.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["components"]:
+        components.main(sys.argv[2:])
     else:
         main()

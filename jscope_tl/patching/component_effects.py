@@ -1,6 +1,6 @@
 """`ComponentEffects`: what changing each component of a model would do to a prediction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -182,20 +182,24 @@ class ComponentEffects(Saved):
             place |= {"dest": edge // len(self.tokens), "src": edge % len(self.tokens)}
         return place
 
-    def measure(self, only_top: int = 20, *, progress: bool | None = None) -> "ComponentEffects":
+    def measure(
+        self, only_top: int = 20, *, cells: Sequence[int] | None = None, progress: bool | None = None
+    ) -> "ComponentEffects":
         """Make the changes that are predicted to do most, one by one, and put what they do in place of the predictions.
 
         Runs side by side, from the changed block on. Repeated, it goes on where the last call ended.
 
         Args:
             only_top: how many components, by their absolute effects so far.
+            cells: others, by their places in the flattened effects: a random sample tells how far predictions can be trusted.
             progress: a progress bar always (True), never (False), or where the wait is over a second (None).
 
         Returns:
             The same effects with ``measured``; `top` and the views mark them.
 
         Raises:
-            InputError: ``only_top`` is not 1 or more, or the model is not at hand: effects from a file know it no more.
+            InputError: ``only_top`` is not 1 or more, there is no such place, or the model is not at hand: effects from a file know it no
+                more.
 
         Example:
             >>> import jscope_tl as js
@@ -213,12 +217,18 @@ class ComponentEffects(Saved):
                 "measure its result."
             )
         known = torch.full_like(self.predicted, torch.nan) if self.measured is None else self.measured.clone()
-        cells = [i for i in strongest(self.values, count) if bool(known.flatten()[i].isnan())]
-        found, cost = measurer(self, cells, progress)
-        known.view(-1)[cells] = found
+        wanted = strongest(self.values, count) if cells is None else [self._cell(cell) for cell in cells]
+        new = [i for i in dict.fromkeys(wanted) if bool(known.flatten()[i].isnan())]
+        known.view(-1)[new], cost = measurer(self, new, progress)
         before = self.costs.get("measuring", Cost(0, 0, 0.0))
         total = Cost(before.n_forward + cost.n_forward, 0, before.seconds + cost.seconds)
         return measurable(replace(self, measured=known, costs={**self.costs, "measuring": total}), measurer)
+
+    def _cell(self, cell: Any) -> int:
+        n, number = self.predicted.numel(), whole(cell)
+        if number is None or not 0 <= number < n:
+            raise InputError(f"cells are places in the flattened effects, 0 to {n - 1}; got {cell!r}.")
+        return number
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each component: its name and place, effect, standard error, and how the effect was found."""
