@@ -46,11 +46,20 @@ def heads_or_mlps(model: Any, tokens: Any, of: str) -> list[dict[str, Any]]:
     every = effects.measure(effects.predicted.numel(), progress=False)
     first_order = js.patching.components(model, tokens, "log_prob", refine=0, **how)
     linear = js.patching.components(model, tokens, refine=0, **how)
-    ways = {"predicted": effects, "not refined": linear, "20 measured": effects.measure(20, progress=False), "first order": first_order}
-    share = {
-        way: sum(cost.forward_equivalents for cost in found.costs.values()) / effects.predicted.numel() for way, found in ways.items()
+    ways = {
+        "predicted": effects,
+        "not refined": linear,
+        "20 measured": effects.measure(20, progress=False),
+        "first order": first_order,
     }
-    return [{"of": of, "way": way, **compared(found.values, every.measured), "cost": share[way]} for way, found in ways.items()]
+    share = {
+        way: sum(cost.forward_equivalents for cost in found.costs.values()) / effects.predicted.numel()
+        for way, found in ways.items()
+    }
+    return [
+        {"of": of, "way": way, **compared(found.values, every.measured), "cost": share[way]}
+        for way, found in ways.items()
+    ]
 
 
 def edges(model: Any, tokens: Any, seed: int) -> list[dict[str, Any]]:
@@ -66,7 +75,9 @@ def edges(model: Any, tokens: Any, seed: int) -> list[dict[str, Any]]:
         sample = cells[torch.randperm(len(cells), generator=generator)[:SAMPLE]].tolist()
         measured = effects.measure(cells=sample, progress=False).measured.flatten()[sample]
         found = compared(effects.predicted.flatten()[sample], measured)
-        rows.append({"of": "edges", "way": way, **found, "cost": effects.costs["prediction"].forward_equivalents / SAMPLE})
+        rows.append(
+            {"of": "edges", "way": way, **found, "cost": effects.costs["prediction"].forward_equivalents / SAMPLE}
+        )
     return rows
 
 
@@ -82,7 +93,9 @@ def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def main(argv: Sequence[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser("python examples/benchmarks components", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python examples/benchmarks components", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("model", help="a HuggingFace name or a local folder")
     parser.add_argument("ground_truth", type=Path, help="a file of js.ground_truth")
     parser.add_argument("--n", type=int, default=10, help="prompts")
@@ -90,6 +103,10 @@ def main(argv: Sequence[str]) -> None:
     model, rows = load_model(given.model), list[dict[str, Any]]()
     for seed, prompt in enumerate(prompts_of(given.ground_truth, given.n)):
         tokens = list(prompt.tokens)
-        rows += [*heads_or_mlps(model, tokens, "heads"), *heads_or_mlps(model, tokens, "mlps"), *edges(model, tokens, seed)]
+        rows += [
+            *heads_or_mlps(model, tokens, "heads"),
+            *heads_or_mlps(model, tokens, "mlps"),
+            *edges(model, tokens, seed),
+        ]
         print(f"{seed + 1} of {given.n}: {prompt.text!r}", flush=True)
     print(table(rows).round(3).to_string())

@@ -102,13 +102,17 @@ def predicted_edges(
     """
     most = MOST_BYTES // (4 * len(sites.layers) * sites.shape[1])
     layers = [_Layer(sites, run, layer, row) for layer, row in zip(sites.layers, rows, strict=True)]
-    values = [layer.leading_order(effect) for layer in layers]
-    if values[0][0].numel() <= most:
-        return sites, torch.stack([layer.moved(None) for layer in layers], 1)
-    order = [value.flatten(1).abs().topk(most, dim=1).indices for value in values]
+    if len(run.tokens) ** 2 <= most:
+        return sites, _stacked([torch.cat(list(layer.chunks())) for layer in layers])
+    order = [layer.leading_order(effect).flatten(1).abs().topk(most, dim=1).indices for layer in layers]
     moved = [layer.moved(kept) for layer, kept in zip(layers, order, strict=True)]
-    found = Edges(sites.points, sites.layers, sites.deltas, torch.stack(order).cpu())
-    return found, torch.stack(moved, 1)
+    found = Edges(sites.points, sites.layers, sites.deltas, torch.stack([one.cpu() for one in order]))
+    return found, _stacked(moved)
+
+
+def _stacked(moved: Sequence[Float[Tensor, "k *axes"]]) -> Float[Tensor, "k layer *axes"]:
+    """Layers may be on several devices."""
+    return torch.stack([one.to(moved[0].device) for one in moved], 1)
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,6 @@ class _Layer:
         parts = (effect.squares(chunk, i) for i, chunk in enumerate(self.chunks()))
         return sum(parts, torch.zeros(()))
 
-    def moved(self, kept: Int[Tensor, "head entry"] | None) -> Float[Tensor, "k head *entry"]:
-        """How far rows move with the kept entries, or with all."""
-        if kept is None:
-            return torch.cat(list(self.chunks()))
+    def moved(self, kept: Int[Tensor, "head entry"]) -> Float[Tensor, "k head entry"]:
+        """How far rows move with the kept entries."""
         return torch.cat([chunk.flatten(2).gather(2, kept.unsqueeze(0)) for chunk in self.chunks()])

@@ -52,6 +52,21 @@ class ComponentEffect:
     dest: int | None = None
     src: int | None = None
 
+    def node(self) -> Any:
+        """TransformerLens' name of it, a ``Node`` of its attribution patching, by which its results have their scores.
+
+        None for what is no node there: what is changed at all positions together, edges, neurons, features; and where this line of
+        TransformerLens has none.
+        """
+        kind = {"hook_z": "attn_head_out", "hook_mlp_out": "mlp_out"}.get(self.hook_point.rpartition(".")[2])
+        try:
+            from transformer_lens.tools.analysis.attribution_patching import Node
+        except ImportError:
+            return None
+        if kind is None or self.pos is None:
+            return None
+        return Node(kind=kind, position=self.pos, layer=self.layer, head=self.head)  # type: ignore[arg-type]  # both are kinds
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ComponentEffects(Saved):

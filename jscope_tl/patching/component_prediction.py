@@ -22,6 +22,7 @@ from jscope_tl.engine.run import Run
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.model.prompts import Prompt
+from jscope_tl.model.running import ONE_AT_A_TIME
 from jscope_tl.model.view import ModelView
 from jscope_tl.patching.comparison import Cost
 from jscope_tl.patching.component_edges import Edges, predicted_edges
@@ -117,10 +118,11 @@ def components(
     )  # fmt: skip
     view = setup.view
     put, tokens, explained = to_source(view, prompt, source, prompts, direction, prepend_bos, position, resample_seed)
-    setup, points = _watching(setup, of, sae, at)
+    most = _most_refined(setup, refine)
+    setup, points = _watching(setup, of, sae, at, streams=most > 0)
     found = _linear(setup, put, tokens, explained, of, points, sae, positions == "each")
     runs = ComponentRuns(view, found.sites, tokens, explained, setup.settings.fwd_hooks)
-    found = _refined(found, runs, refine, progress)
+    found = _refined(found, runs, most, progress)
     effects = _effects(setup, found, put, runs, time.perf_counter() - start)
     return measurable(of_prompt(effects, prompt), _measurer(view, found, runs))
 
@@ -134,14 +136,20 @@ def _check(of: Any, positions: Any) -> None:
         raise InputError("Edges have positions of their own, dest and src; leave positions='each' out.")
 
 
-def _watching(setup: Setup, of: str, sae: Any, at: Any) -> tuple[Setup, tuple[str, ...]]:
+def _most_refined(setup: Setup, refine: Any) -> int:
+    """Where hooks of the user's may count on whole runs, refining would take as long as measuring."""
+    with ONE_AT_A_TIME:  # the hooks of another thread's run are gone by then
+        hooked = setup.view.is_hooked(setup.settings.fwd_hooks)
+    return count("refine", (0 if hooked else REFINED) if refine is None else refine, 0)
+
+
+def _watching(setup: Setup, of: str, sae: Any, at: Any, streams: bool) -> tuple[Setup, tuple[str, ...]]:
     """The settings under which a run keeps what is needed of it, and the hook points of the components."""
-    view = setup.view
+    view, names = setup.view, list[str]()
     points = points_of(view, of, sae, at)
-    streams = [
-        name for layer in range(int(view.cfg.n_layers)) if (name := f"blocks.{layer}.hook_resid_post") in view.points
-    ]
-    watched = tuple(dict.fromkeys([*points, *streams]))
+    if streams:
+        names = [f"blocks.{layer}.hook_resid_post" for layer in range(int(view.cfg.n_layers))]
+    watched = tuple(dict.fromkeys([*points, *(name for name in names if name in view.points)]))
     return replace(setup, settings=replace(setup.settings, watched=watched, patterns=of == "edges")), points
 
 
@@ -205,13 +213,11 @@ def _rows(forward: Run, backward: Backward, effect_rows: EffectRows) -> dict[str
     return {name: torch.cat(parts) for name, parts in zip(names, zip(*kept, strict=True), strict=True)}
 
 
-def _refined(found: _Found, runs: ComponentRuns, refine: Any, progress: bool | None) -> _Found:
+def _refined(found: _Found, runs: ComponentRuns, most: int, progress: bool | None) -> _Found:
     """The strongest components again, behind a few blocks that were run with the change."""
-    most = 0 if refine is None and runs.is_hooked() else count("refine", REFINED if refine is None else refine, 0)
-    values = found.effect_rows.effects(found.moved)[0]
-    cells = strongest(values, most) if most else []
-    if not cells:
+    if not most:
         return found
+    cells = strongest(found.effect_rows.effects(found.moved)[0], most)
     n = max(1, min(runs.n_blocks, PASSES * runs.n_blocks // len(cells)))
     changes = runs.streams(cells, n, progress)
     moved = found.moved.flatten(1).clone()

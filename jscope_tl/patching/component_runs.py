@@ -161,12 +161,12 @@ class ComponentRuns:
         self.n_forward += (1 - len(replayed) / self.n_blocks) * (len(cells) + first)
         if first and not (checks[-1] - there).norm() <= torch.finfo(checks.dtype).eps ** 0.5 * there.norm():
             raise RuntimeError("An unchanged prompt ends elsewhere in batches.")
-        return values[: len(cells)] - base
+        return (values[: len(cells)] - base).to(self.tokens.device)  # blocks may be on several
 
     def _one(self, run: Run, block: int, cells: Sequence[int]) -> Float[Tensor, "cells *found"]:
         """A prompt by itself, and the unchanged one, which a hook of the user's may have made another."""
         self.n_forward += len(cells) + 1
-        return torch.cat([run(block, [cell])[1] for cell in cells]) - run(block, [None])[1]
+        return (torch.cat([run(block, [cell])[1] for cell in cells]) - run(block, [None])[1]).to(self.tokens.device)
 
 
 def _of_part(

@@ -121,9 +121,9 @@ class ActivationParts(Sites):
 
     def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
         """``C J δ``, over all positions together or one by one."""
-        return torch.stack(
-            [self._moved(row, self.deltas[name]) for row, name in zip(rows, self.points, strict=True)], 1
-        )
+        device = rows[0].device  # layers may be on several
+        pairs = zip(rows, self.points, strict=True)
+        return torch.stack([self._moved(row, self.deltas[name]).to(device) for row, name in pairs], 1)
 
     def _moved(
         self, row: Float[Tensor, "chunk pos ..."], delta: Float[Tensor, "pos ..."]

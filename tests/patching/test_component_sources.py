@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import jscope_tl as js
+from tests import models
 from tests.models import TOKENS
 from tests.patching.test_components import CORRUPTED, EXPLAINED, TARGET, cached, close, double, naive_jacobian
 
@@ -113,3 +114,21 @@ def test_edges_take_the_mean_over_prompts_of_one_length(kind: str) -> None:
     logits = model.run_with_hooks(TOKENS[None], fwd_hooks=hooks, return_type="logits")
     (expected,) = torch.autograd.grad(logits[0, EXPLAINED, TARGET], s)
     close(found, expected)
+
+
+@pytest.mark.skipif(models.ANY_KIND != "bridge", reason="TransformerLens has no attribution patching before 3.0")
+@pytest.mark.parametrize("of", ["heads", "mlps"])
+def test_transformer_lens_attribution_patching_gives_the_same(family: str, of: str) -> None:
+    from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+
+    model = double("bridge", family)
+    theirs = attribution_patch(
+        model, TOKENS[None], CORRUPTED[None], lambda logits: logits[0, EXPLAINED].log_softmax(-1)[TARGET]
+    ).node_scores
+    how: dict[str, Any] = dict(of=of, source=CORRUPTED, direction="denoising", positions="each")
+    ours = js.patching.components(model, TOKENS, "log_prob", **how, **HOW)
+    found = [ours.component(cell) for cell in range(ours.predicted.numel())]
+    assert len({one.node() for one in found}) == len(found)
+    expected = torch.tensor([theirs[one.node()] for one in found])
+    close(torch.tensor([one.effect for one in found]), expected)
+    assert js.patching.components(model, TOKENS, refine=0).component(0).node() is None

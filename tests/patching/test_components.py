@@ -445,3 +445,12 @@ def test_numbers_of_components(llama: Any, k: Any) -> None:
     for ask in (effects.top, effects.measure):
         with pytest.raises(js.InputError, match="1 or more"):
             ask(k)
+
+
+@pytest.mark.parametrize("scope", js.available_scopes())
+def test_every_registered_scope_tells_effects(llama: Any, scope: str) -> None:
+    options = {"contrastive": dict(target=3, baseline=4)}.get(scope, {})
+    effects = js.patching.components(llama, TOKENS, scope, refine=2, **options).measure(2)
+    assert effects.predicted.abs().sum() > 0
+    assert effects.unit
+    assert effects.measured.isfinite().sum() == 2
