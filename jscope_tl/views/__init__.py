@@ -7,6 +7,7 @@ and a name below.
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
+from jscope_tl.views.component_map import heads
 from jscope_tl.views.figures import prediction, series
 from jscope_tl.views.linear import linearity
 from jscope_tl.views.maps import heatmap
@@ -15,5 +16,5 @@ from jscope_tl.views.patching_maps import comparison
 from jscope_tl.views.spectra import spectrum
 
 __all__ = [
-    "View", "attention", "comparison", "faithfulness", "heatmap", "linearity", "prediction", "series", "spectrum", "tokens"
+    "View", "attention", "comparison", "faithfulness", "heads", "heatmap", "linearity", "prediction", "series", "spectrum", "tokens"
 ]  # fmt: skip

@@ -11,10 +11,12 @@ from jscope_tl.diagnostics.heads import HeadAgreement, agreement_of
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.patterns import Head, to_heads
 from jscope_tl.model.pieces import pieces
+from jscope_tl.patching.component_effects import ComponentEffects
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern, as_pattern
 from jscope_tl.results.text import visible
 from jscope_tl.views.circuitsvis_views import View, call, literal, place
+from jscope_tl.views.edges import beside_patterns
 from jscope_tl.views.scale import left_out, tops
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, to_labels, unique
 
@@ -41,10 +43,16 @@ def attention(
     that rows compare with rows of attention; hovering shows the score itself and its unit. Below stands how well each head
     agrees with the first scope (`head_agreement`).
 
+    Of the edges that `patching.components` finds (``of="edges"``) each head has two pictures side by side, with the same axes: its
+    attention pattern, and the effect of each edge. The heads with the strongest edges come first; cells are coloured by the
+    square root of their share of the head's strongest edge, orange where an edge raises what is explained and purple where it
+    lowers it.
+
     Args:
-        results: what `influence_pattern` returned, or an `Attribution` (one row), or several of one prompt.
+        results: what `influence_pattern` returned, or an `Attribution` (one row), or several of one prompt; or one
+            `patching.ComponentEffects` of edges.
         cache_or_patterns: the cache of ``run_with_cache`` for the same prompt, or a tensor ``[layer, head, dest, src]``;
-            None shows the scopes alone.
+            None shows the scopes alone, and is refused for edges.
         layers, heads: which of the model's heads to show; None is all.
         labels: a name for each scope; its own by default, numbered where several have the same.
         max_cells: cells of all heads together (those up to the diagonal). Beyond it (and beyond 32 heads) only the heads that agree most with the
@@ -54,16 +62,18 @@ def attention(
         A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
 
     Raises:
-        InputError: results of different prompts, patterns or a cache of another prompt.
+        InputError: results of different prompts, patterns or a cache of another prompt; effects that are not of edges.
     """
+    if (whole(max_cells) or 0) < 1:
+        raise InputError(f"max_cells is how many cells to draw, 1 or more; got {max_cells!r}.")
+    if isinstance(results, ComponentEffects):
+        return beside_patterns(results, cache_or_patterns, layers, heads, MAX_HEADS // 4, max_cells)
     given = as_list(results, (InfluencePattern, Attribution))
     need_no_map(given)
     scopes = [as_pattern(result) for result in given]
     need_one_prompt(scopes)
     whole_names = to_labels(labels, scopes)
     names = unique(_tile_names(whole_names, scopes))
-    if (whole(max_cells) or 0) < 1:
-        raise InputError(f"max_cells is how many cells to draw, 1 or more; got {max_cells!r}.")
     own = [] if cache_or_patterns is None else to_heads(cache_or_patterns, scopes[0].tokens, layers, heads)
     agreement = _agreement(scopes[0], own)
     shown, notes = _selected(own, agreement, len(scopes), len(scopes[0].tokens), max_cells)

@@ -14,8 +14,9 @@ HELPERS = """
 const label = (shown, html, breaks) =>
   Object.assign([shown], {replace: () => html, match: () => Array(breaks).fill(""), toString: () => shown});
 const score = (shown, intensity) => Object.assign([shown], {valueOf: () => intensity, toString: () => shown});
-const scores = (rows, tops, unit) => rows.map((row, i) => row.map(value =>
-  ({valueOf: () => tops[i] ? value / tops[i] : 0, toString: () => `${value} ${unit}`})));
+const scores = (rows, tops, unit, shape = share => share) => rows.map((row, i) => row.map(value =>
+  ({valueOf: () => tops[i] ? shape(value / tops[i]) : 0, toString: () => value === null ? "not kept" : `${value} ${unit}`})));
+const root = share => Math.sign(share) * Math.sqrt(Math.abs(share));
 const reachable = id => new MutationObserver(() => {
   for (const name of document.querySelectorAll(`#${id} h4`)) {
     const head = name.parentElement.parentElement;

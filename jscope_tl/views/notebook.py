@@ -8,6 +8,7 @@ from jscope_tl.diagnostics.linear_range import Linearity
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.patching.ablation import EFFECTS, Ablation
 from jscope_tl.patching.comparison import Comparison
+from jscope_tl.patching.component_effects import ComponentEffects
 from jscope_tl.patching.three_runs import SideBySide
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import Result, ScoredToken
@@ -15,6 +16,7 @@ from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.rows import JacobianRows
 from jscope_tl.results.spectrum import Spectrum
 from jscope_tl.results.text import score_text
+from jscope_tl.views.component_map import component_map
 from jscope_tl.views.html import coloured, layer_rows, picture, spans, table
 from jscope_tl.views.linear import linearity
 from jscope_tl.views.maps import heatmap
@@ -38,6 +40,11 @@ def _of_comparison(result: Comparison) -> str:
     return picture(comparison(result), "effects of patching, predictions and scores") + fragment.dispatch(object)(
         result
     )
+
+
+@fragment.register
+def _of_components(result: ComponentEffects) -> str:
+    return component_map(result)
 
 
 @fragment.register

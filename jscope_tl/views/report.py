@@ -8,13 +8,16 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
+from jscope_tl.patching.component_effects import ComponentEffects
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
 from jscope_tl.results.files import check_target
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.views.attention_heads import attention
-from jscope_tl.views.circuitsvis_views import script
+from jscope_tl.views.circuitsvis_views import View, script
+from jscope_tl.views.component_map import heads as effects_map
+from jscope_tl.views.component_words import strongest_table
 from jscope_tl.views.figures import series
 from jscope_tl.views.html import coloured, layer_rows, picture, table
 from jscope_tl.views.maps import heatmap
@@ -54,13 +57,15 @@ def report(
     The page loads nothing, fits a phone, can be used with the keyboard (Tab to a prompt, arrows along its tokens) and says
     everything that it colours in a table as well. A prompt that is a number series gets the figure of `views.series`;
     several attributions of one scope at several hook points get the map of `views.heatmap`; an influence pattern lies
-    beside the attention heads of ``cache_or_patterns`` as in `views.attention`.
+    beside the attention heads of ``cache_or_patterns`` as in `views.attention`; effects of components get the map of
+    `views.heads`, and those of edges lie beside these heads too.
 
     Args:
-        results: one or several `Attribution` and `InfluencePattern`, of any prompts and units: each is on its own scale.
+        results: one or several `Attribution`, `InfluencePattern` and `patching.ComponentEffects`, of any prompts and units: each is
+            on its own scale.
         path: the file to write; it is written whole or not at all.
-        cache_or_patterns: the cache of ``run_with_cache`` for the prompt of the influence patterns, or a tensor
-            ``[layer, head, dest, src]``; None shows the patterns alone.
+        cache_or_patterns: the cache of ``run_with_cache`` for the prompt of the influence patterns and edges, or a tensor
+            ``[layer, head, dest, src]``; None shows them alone.
         layers, heads: which of the model's heads to show; None is all.
         title: heading of the page.
 
@@ -68,7 +73,7 @@ def report(
         The path.
 
     Raises:
-        InputError: no result, a path that cannot be written, or a cache without an influence pattern or of another prompt.
+        InputError: no result, a path that cannot be written, or a cache without influence patterns and edges, or of another prompt.
 
     Example:
         >>> import jscope_tl as js, tempfile, pathlib
@@ -78,12 +83,11 @@ def report(
         True
     """
     check_target(path)
-    shown = as_list(results, (Attribution, InfluencePattern))
-    patterns = [result for result in shown if isinstance(result, InfluencePattern)]
-    if cache_or_patterns is not None and not patterns:
+    shown = as_list(results, (Attribution, InfluencePattern, ComponentEffects))
+    if cache_or_patterns is not None and not any(map(_of_attention, shown)):
         raise InputError(
-            "Attention patterns are shown beside an influence pattern, and there is none among the results; add one of "
-            "js.influence_pattern(model, prompt, scope)."
+            "Attention patterns are shown beside an influence pattern or the effects of edges, and there is none among the results; add "
+            "one of js.influence_pattern(model, prompt, scope)."
         )
     heading = str(title) if title else f"{', '.join(dict.fromkeys(result.scope for result in shown))} scope"
     parts = [f"<h1>{escape(heading)}</h1>", _provenance(shown)]
@@ -98,7 +102,29 @@ def report(
             parts += [f"<h3>{_of_patterns(beside)}</h3>", f'<div class="wide">{view.body}</div>']
             parts += map(_pattern_table, beside)
             calls += view.calls
+        for effects in (result for result in same if isinstance(result, ComponentEffects)):
+            edges = cache_or_patterns is not None and _of_attention(effects)
+            views = [effects_map(effects), *([attention(effects, cache_or_patterns, layers, heads)] if edges else [])]
+            parts.append(_effects(effects, views))
+            calls += [call for view in views for call in view.calls]
     return write_page(path, heading, "\n".join([*parts, READER, script(tuple(calls))]))
+
+
+def _of_attention(result: Any) -> bool:
+    """Whether a result lies beside attention patterns."""
+    return isinstance(result, InfluencePattern) or (isinstance(result, ComponentEffects) and result.of == "edges")
+
+
+def _effects(effects: ComponentEffects, views: list[View], most: int = 300) -> str:
+    k = min(most, effects.predicted.numel())
+    return "\n".join(
+        [
+            f"<h3>{escape(effects.headline())}</h3>",
+            *(f'<div class="wide">{view.body}</div>' for view in views),
+            _probabilities(effects),
+            _details(f"The {k} strongest as a table ({effects.unit})", strongest_table(effects, k)),
+        ]
+    )
 
 
 def _of_patterns(patterns: list[InfluencePattern]) -> str:
@@ -106,7 +132,7 @@ def _of_patterns(patterns: list[InfluencePattern]) -> str:
     return f"Scopes of {'several predictions' if several else 'one prediction'}, as an attention pattern"
 
 
-def _provenance(results: list[Result]) -> str:
+def _provenance(results: list[Any]) -> str:
     lines = dict.fromkeys(
         f"{p.model_name} ({p.model_class}, {p.dtype}); " + ", ".join(f"{name} {v}" for name, v in p.versions.items())
         for p in (result.provenance for result in results)
@@ -114,7 +140,7 @@ def _provenance(results: list[Result]) -> str:
     return "".join(f'<p class="quiet">{escape(line)}</p>' for line in lines)
 
 
-def _by_prompt(results: list[Result]) -> Iterator[list[Result]]:
+def _by_prompt(results: list[Any]) -> Iterator[list[Any]]:
     """The results of each prompt, prompts in order of their first result."""
     rest = list(results)
     while rest:
@@ -162,7 +188,7 @@ def _warnings(result: Result) -> list[str]:
     return [f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings]
 
 
-def _probabilities(result: Attribution) -> str:
+def _probabilities(result: Attribution | ComponentEffects) -> str:
     target = result.prediction.target
     listed = list(result.prediction.top)
     if target.token not in {token.token for token in listed}:
