@@ -161,7 +161,8 @@ def _cell(effects: ComponentEffects, cell: int, colours: EffectScale) -> str:
 def _legend(colours: EffectScale) -> str:
     """Swatches with the effects that they stand for."""
     effects = [
-        colours.at(intensity) for intensity in ((-1, -0.5, 0, 0.5, 1) if colours.signed else (0, 0.25, 0.5, 0.75, 1))
+        colours.at(intensity)
+        for intensity in ((-1.0, -0.5, 0.0, 0.5, 1.0) if colours.signed else (0.0, 0.25, 0.5, 0.75, 1.0))
     ]
     swatches = []
     for effect in effects:
