@@ -1,0 +1,91 @@
+"""The command ``jscope heads``: which heads, or other components, carry what a scope explains."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jscope_tl.cli.models import load
+from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
+from jscope_tl.errors import InputError, nearest
+from jscope_tl.patching.component_effects import KINDS, ComponentEffects
+from jscope_tl.patching.components import components
+from jscope_tl.results.text import score_text
+from jscope_tl.scopes.registry import get_scope
+from jscope_tl.views.component_words import short_name, tokens_at
+from jscope_tl.views.report import report
+
+OF = tuple(kind for kind in KINDS if kind != "features")
+"""Features need an autoencoder, which a command line cannot give."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    p = Parser(
+        prog="jscope heads",
+        description="Which heads, edges of attention patterns, MLPs or neurons carry what a scope explains, and how strongly.",
+        parents=[of_one_prompt("fisher", "components")],
+    )
+    p.add_argument("--of", default="heads", help=f"which components: {', '.join(OF)} (default: heads)")
+    p.add_argument("--source", default="zero",
+                   help="what is put in their place: zero, mean, resample, or another prompt of as many tokens (default: zero)")  # fmt: skip
+    p.add_argument("--positions", default="all", help="all positions together, or each by itself (default: all)")
+    p.add_argument("--measure", type=int, metavar="N", help="also run the N strongest changes, and put what they do in place of predictions")  # fmt: skip
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    """Predict, measure where that is asked for, write and print."""
+    options = parser().parse_args(argv)
+    need_usable(options, "jscope heads")
+    if options.of not in OF:
+        raise InputError(f"--of is one of {', '.join(OF)}; got {options.of!r}.{nearest(options.of, OF)}")
+    if options.measure is not None and options.measure < 1:
+        raise InputError(f"--measure is how many of the strongest changes to run, 1 or more; got {options.measure}.")
+    scope = get_scope(options.scope)(**scope_options(options))
+    model = load(options.model, options.device, options.dtype)
+    how = {name: getattr(options, name) for name in ("of", "source", "positions", "position", "gradient", "frozen")}
+    effects = components(model, options.prompt, scope, **how)
+    if options.measure is not None:
+        effects = effects.measure(options.measure)
+    # Files before the text: whoever reads the text may close the pipe.
+    if options.html is not None:
+        report(effects, options.html, _patterns(model, effects))
+    if options.save is not None:
+        effects.save(options.save)
+    if options.json:
+        print(as_json(effects))
+    else:
+        Console().print(panel(effects, options.top))
+    return 0
+
+
+def _patterns(model: Any, effects: ComponentEffects) -> Any:
+    """What edges lie beside in a report."""
+    if effects.of != "edges":
+        return None
+    return model.run_with_cache(effects.tokens, names_filter=lambda name: name.endswith("attn.hook_pattern"))[1]
+
+
+def panel(effects: ComponentEffects, k: int) -> RenderableType:
+    """Everything that the command prints of effects."""
+    table = Table("", "component", box=None, pad_edge=False, header_style="bold")
+    found = effects.top(k)
+    tokens = [tokens_at(effects, one) for one in found]
+    if any(tokens):
+        table.add_column("tokens")
+    for name in (f"effect ({effects.unit})", "how", "name"):
+        table.add_column(Text(name))
+    for rank, (one, at) in enumerate(zip(found, tokens, strict=True), start=1):
+        cells = [short_name(one), *([at] if any(tokens) else []), score_text(one.effect, one.stderr), one.how, one.name]
+        table.add_row(str(rank), *map(Text, cells))
+    cost = "; ".join(
+        f"{name} {c.forward_equivalents:.1f} passes, {c.seconds:.2f} s" for name, c in effects.costs.items()
+    )
+    warnings = [Text(f"warning: {warning}", style="yellow") for warning in effects.warnings]
+    return Group(
+        Text(effects.headline(), style="bold"), Text(), table, Text(), Text(f"cost: {cost}", style="dim"), *warnings
+    )
