@@ -8,12 +8,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jscope_tl.cli.faithfulness import read_prompts
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
 from jscope_tl.errors import InputError, nearest
+from jscope_tl.model.pieces import text_of
 from jscope_tl.patching.component_effects import KINDS, ComponentEffects
-from jscope_tl.patching.components import components
-from jscope_tl.results.text import score_text
+from jscope_tl.patching.component_prediction import components
+from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.scopes.registry import get_scope
 from jscope_tl.views.component_words import short_name, tokens_at
 from jscope_tl.views.report import report
@@ -32,6 +34,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--of", default="heads", help=f"which components: {', '.join(OF)} (default: heads)")
     p.add_argument("--source", default="zero",
                    help="what is put in their place: zero, mean, resample, or another prompt of as many tokens (default: zero)")  # fmt: skip
+    p.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts for the sources mean and resample, one a line (default: mean over positions)",
+    )
     p.add_argument("--positions", default="all", help="all positions together, or each by itself (default: all)")
     p.add_argument("--measure", type=int, metavar="N", help="also run the N strongest changes, and put what they do in place of predictions")  # fmt: skip
     return p
@@ -42,13 +49,19 @@ def run(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     need_usable(options, "jscope heads")
     if options.of not in OF:
-        raise InputError(f"--of is one of {', '.join(OF)}; got {options.of!r}.{nearest(options.of, OF)}")
+        why = (
+            " Features need an autoencoder: js.patching.components takes one."
+            if options.of == "features"
+            else nearest(options.of, OF)
+        )
+        raise InputError(f"--of is one of {', '.join(OF)}; got {options.of!r}.{why}")
     if options.measure is not None and options.measure < 1:
         raise InputError(f"--measure is how many of the strongest changes to run, 1 or more; got {options.measure}.")
     scope = get_scope(options.scope)(**scope_options(options))
+    prompts = None if options.prompts is None else read_prompts(options.prompts)
     model = load(options.model, options.device, options.dtype)
     how = {name: getattr(options, name) for name in ("of", "source", "positions", "position", "gradient", "frozen")}
-    effects = components(model, options.prompt, scope, **how)
+    effects = components(model, options.prompt, scope, prompts=prompts, **how)
     if options.measure is not None:
         effects = effects.measure(options.measure)
     # Files before the text: whoever reads the text may close the pipe.
@@ -86,6 +99,12 @@ def panel(effects: ComponentEffects, k: int) -> RenderableType:
         f"{name} {c.forward_equivalents:.1f} passes, {c.seconds:.2f} s" for name, c in effects.costs.items()
     )
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in effects.warnings]
-    return Group(
-        Text(effects.headline(), style="bold"), Text(), table, Text(), Text(f"cost: {cost}", style="dim"), *warnings
-    )
+    asked = Text(f"{visible(text_of(effects.str_tokens))}\n{_predicts(effects)}\n")
+    costs = Text(f"cost: {cost}", style="dim")
+    return Group(Text(effects.headline(), style="bold"), asked, table, Text(), costs, *warnings)
+
+
+def _predicts(effects: ComponentEffects, k: int = 3) -> str:
+    """The most probable next tokens."""
+    listed = ", ".join(f"{visible(one.str_token)!r} {percent(one.probability)}" for one in effects.prediction.top[:k])
+    return f"position {effects.position} predicts {listed}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -139,7 +140,7 @@ class ComponentEffects(Saved):
         )
         need({"prediction"} <= self.costs.keys(), "costs are those of the prediction")
 
-    @property
+    @cached_property
     def values(self) -> Float[Tensor, "*axes"]:
         """The measured effects where there are any, else the predicted ones."""
         if self.measured is None:

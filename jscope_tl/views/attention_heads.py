@@ -44,9 +44,8 @@ def attention(
     agrees with the first scope (`head_agreement`).
 
     Of the edges that `patching.components` finds (``of="edges"``) each head has two pictures side by side, with the same axes: its
-    attention pattern, and the effect of each edge. The heads with the strongest edges come first; cells are coloured by the
-    square root of their share of the head's strongest edge, orange where an edge raises what is explained and purple where it
-    lowers it.
+    attention pattern, and the effect of each edge. The heads whose strongest edge has the largest effect come first; each has a scale of
+    its own, orange where the change raises what is explained and purple where it lowers it.
 
     Args:
         results: what `influence_pattern` returned, or an `Attribution` (one row), or several of one prompt; or one

@@ -17,6 +17,7 @@ const score = (shown, intensity) => Object.assign([shown], {valueOf: () => inten
 const scores = (rows, tops, unit, shape = share => share) => rows.map((row, i) => row.map(value =>
   ({valueOf: () => tops[i] ? shape(value / tops[i]) : 0, toString: () => value === null ? "not kept" : `${value} ${unit}`})));
 const root = share => Math.sign(share) * Math.sqrt(Math.abs(share));
+const decades = n => share => Math.sign(share) * Math.max(0, 1 + Math.log10(Math.abs(share)) / n);
 const reachable = id => new MutationObserver(() => {
   for (const name of document.querySelectorAll(`#${id} h4`)) {
     const head = name.parentElement.parentElement;

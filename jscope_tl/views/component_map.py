@@ -28,9 +28,10 @@ STYLE = """<style>
 .jscope-map td.n { text-align: right; padding: 0 .6rem; font-variant-numeric: tabular-nums }
 .jscope-map td:hover { outline: 2px solid #0550ae } .jscope-map td:focus { outline: 3px solid #0550ae }
 .jscope-side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start } .jscope-side > div { min-width: 0; max-width: 100% }
+.jscope-side > .jscope-drawn { min-width: min(18rem, 100%) } .jscope-drawn .said { width: 0; min-width: 100% }
 .jscope-legend span { display: inline-block; padding: 0 .5rem; font: 12px/1.6 system-ui, sans-serif }
 </style>"""
-SAID = """<p class="said" aria-live="polite" style="min-height:1.4em;margin:.3em 0"><span style="font-weight:400">Hover over the picture, or
+SAID = """<p class="said" aria-live="polite" style="min-height:2.8em;margin:.3em 0"><span style="font-weight:400">Hover over the picture, or
 Tab to it and use the arrow keys, to read an effect.</span></p>"""
 READER = """<script type="module">
 for (const map of document.querySelectorAll('[id="{where}"]')) {{
@@ -100,11 +101,12 @@ def component_map(effects: ComponentEffects, under: str = "", scale: str | None 
     grid = _grid(effects)
     colours = effect_scale(effects.values.flatten()[torch.tensor(grid.cells)] if grid else effects.values, scale)
     if grid is None:
-        picture, notes, legend = _bars(effects), _bar_notes(effects), ""
+        picture, notes, legend = _bars(effects, colours), _bar_notes(effects, colours), ""
     else:
         picture, notes, legend = _map(effects, grid, colours), [colours.note, *grid.notes], _legend(colours)
-    beside = f'<div style="overflow-x:auto">{picture}</div><div>{strongest_table(effects)}</div>'
-    return f'{STYLE}{caption(effects)}<div class="jscope-side">{beside}</div>{under}{legend}{foot(effects, notes)}'
+    drawn = f'<div class="jscope-drawn"><div style="overflow-x:auto">{picture}</div>{under}{legend}</div>'
+    side = f'<div class="jscope-side">{drawn}<div>{strongest_table(effects)}</div></div>'
+    return f"{STYLE}{caption(effects)}{side}{foot(effects, notes)}"
 
 
 def _grid(effects: ComponentEffects) -> Grid | None:
@@ -171,14 +173,14 @@ def _legend(colours: EffectScale) -> str:
     return f'<div class="jscope-legend">{"".join(swatches)}</div>'
 
 
-def _bars(effects: ComponentEffects) -> str:
+def _bars(effects: ComponentEffects, colours: EffectScale) -> str:
     """A line for each component: in the order of the layers where each has one, else the strongest first."""
     every = effects.axes == ("layer",)
     cells = list(range(effects.predicted.numel())) if every else strongest(effects.values, MOST_ROWS)
-    high = float(effects.values.abs().max()) or 1.0
+    high = colours.high or 1.0
     rows = []
     for found in map(effects.component, cells):
-        halves = "".join(_half(found.effect / high, below) for below in ([True, False] if effects.signed else [False]))
+        halves = "".join(_half(found.effect / high, below) for below in ([True, False] if colours.signed else [False]))
         number = f"{MARKS[found.how]} {score_text(found.effect, found.stderr)}".strip()
         name = escape(said(effects, found))
         rows.append(
@@ -194,7 +196,10 @@ def _half(share: float, below: bool) -> str:
     return f'<td class="half"><i style="{side}width:{100 * size:.1f}%;background:{colour}"></i></td>'
 
 
-def _bar_notes(effects: ComponentEffects) -> list[str]:
-    n, sign = effects.predicted.numel(), ["purple lowers what is explained"] if effects.signed else []
+def _bar_notes(effects: ComponentEffects, colours: EffectScale) -> list[str]:
+    n, sign = (
+        effects.predicted.numel(),
+        ["orange: the change raises what is explained, purple: it lowers it"] if colours.signed else [],
+    )
     few = effects.axes != ("layer",) and n > MOST_ROWS
     return ["bars are linear", *sign, *([f"the {MOST_ROWS} strongest of {n}"] if few else [])]

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from jscope_tl.model.pieces import text_of
 from jscope_tl.patching.component_effects import ERROR, ComponentEffect, ComponentEffects
 from jscope_tl.results.text import score_text, visible
 from jscope_tl.views.html import table
@@ -40,9 +41,17 @@ def said(effects: ComponentEffects, found: ComponentEffect) -> str:
 def caption(effects: ComponentEffects) -> str:
     """What is explained, what was changed, and in which unit; the model."""
     of = f"{effects.scope} scope of the prediction at position {effects.position}{visible(effects.asked)}"
-    changed = f"effect of changing {effects.of}, one by one (source: {effects.source}; {effects.direction}), in {effects.unit}"
+    changed = f"effect of changing {effects.of}, one by one (source: {_source(effects)}; {effects.direction}), in {effects.unit}"
     where = f'{effects.provenance.model_name}, "{prompt_text(effects, 90)}"'
     return f"<p><b>{escape(of)}</b>: {escape(f'{changed}; {where}')}</p>"
+
+
+def _source(effects: ComponentEffects) -> str:
+    """What is put in place of components; of another prompt its text too."""
+    if effects.source_str_tokens is None:
+        return effects.source
+    text = visible(text_of(effects.source_str_tokens)).strip()
+    return f'{effects.source}, "{text if len(text) <= 90 else text[:90] + "..."}"'
 
 
 def foot(effects: ComponentEffects, notes: list[str]) -> str:

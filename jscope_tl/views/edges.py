@@ -16,8 +16,12 @@ from jscope_tl.patching.component_effects import ComponentEffect, ComponentEffec
 from jscope_tl.results.text import visible
 from jscope_tl.views.circuitsvis_views import View, call, literal, place
 from jscope_tl.views.component_words import caption, foot, said, strongest_table
+from jscope_tl.views.effect_scale import WORDS, EffectScale, effect_scale
+from jscope_tl.views.scale import DECADES
 from jscope_tl.views.together import prompt_text
 
+SHAPES = {"linear": "share => share", "sqrt": "root", "log": f"decades({DECADES})"}
+"""The scales of `EffectScale`, in JavaScript."""
 PATTERN, RISES, FALLS = "#08519c", "#a63603", "#542788"
 PAIR = """<h4 style="margin:1.2em 0 .2em">{name}</h4><p style="margin:.2em 0">strongest edge: {strongest}</p>
 <div style="display:flex;flex-wrap:wrap;gap:0 1rem">{pictures}</div>"""
@@ -66,7 +70,8 @@ def beside_patterns(
     _need_edges(effects, cache_or_patterns)
     found = [_matched(effects, head) for head in to_heads(cache_or_patterns, effects.tokens, layers, heads)]
     n = min(effects.position + 1, len(effects.tokens))
-    ranked = sorted(found, key=lambda head: -abs(head.strongest(effects).effect))
+    sizes = effects.values.abs().flatten(2).amax(-1)
+    ranked = sorted(found, key=lambda head: -float(sizes[head.row, head.head.head]))
     shown = ranked[: max(1, min(most, max_cells // n**2))]
     edges = [head.effects(effects) for head in shown]
     kept = _positions(edges, isqrt(max_cells // len(shown)))
@@ -110,11 +115,16 @@ def _pairs(
     texts = _texts(effects, kept, len(edges[0]))
     parts, calls = [], []
     for head, matrix in zip(shown, edges, strict=True):
+        own = matrix[matrix.isfinite().tril()]
+        scale = effect_scale(own)
+        drawn = {
+            "attention": _attention(head.head.pattern[kept][:, kept]),
+            f"effect of each edge ({effects.unit}), {WORDS[scale.kind]}": _effects(
+                matrix[kept][:, kept], effects.unit, scale
+            ),
+        }
         pictures = []
-        for title, properties in (
-            ("attention", _attention(head.head.pattern[kept][:, kept])),
-            (f"effect of each edge ({effects.unit})", _effects(matrix[kept][:, kept], effects)),
-        ):
+        for title, properties in drawn.items():
             where, element = place()
             calls.append(call(where, "AttentionPattern", {"tokens": texts, **properties}))
             pictures.append(PICTURE.format(title=escape(title), element=element))
@@ -146,11 +156,10 @@ def _attention(pattern: Float[Tensor, "dest src"]) -> dict[str, str]:
     return {"attention": literal(rows), "positiveColor": literal(PATTERN), "maxValue": "1", "minValue": "-1"}
 
 
-def _effects(edges: Float[Tensor, "dest src"], effects: ComponentEffects) -> dict[str, str]:
-    """Cells read as their effects and are coloured by the root of their share of the head's strongest edge."""
+def _effects(edges: Float[Tensor, "dest src"], unit: str, scale: EffectScale) -> dict[str, str]:
+    """Cells read as their effects and have the colours of the head's own scale."""
     rows = [[_short(value) for value in row[: i + 1]] for i, row in enumerate(edges.tolist())]
-    tops = [float(edges.nan_to_num().abs().max())] * len(rows)
-    cells = f"scores({literal(rows)},{literal(tops)},{literal(effects.unit)},root)"
+    cells = f"scores({literal(rows)},{literal([scale.high] * len(rows))},{literal(unit)},{SHAPES[scale.kind]})"
     return {"attention": cells, "positiveColor": literal(RISES), "negativeColor": literal(FALLS), "maxValue": "1", "minValue": "-1"}  # fmt: skip
 
 
@@ -159,10 +168,14 @@ def _short(value: float) -> float | None:
 
 
 def _notes(effects: ComponentEffects, n_shown: int, n_heads: int, n_kept: int, n: int) -> list[str]:
-    sign = "orange raises what is explained, purple lowers it" if effects.signed else "orange"
+    sign = (
+        "orange where the change raises what is explained, purple where it lowers it"
+        if bool((effects.values < 0).any())
+        else "orange"
+    )
     notes = [
         "left: attention from 0 to 1 (blue)",
-        f"right: the effect of each edge ({sign}), by the square root of its share of the head's strongest edge",
+        f"right: the effect of changing each edge ({sign}), each head on a scale of its own, up to its strongest edge",
         f"{'all' if n_shown == n_heads else f'{n_shown} of'} {n_heads} heads, those with the strongest edges first",
     ]
     if effects.index is not None:

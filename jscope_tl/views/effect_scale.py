@@ -10,7 +10,8 @@ from jscope_tl.errors import InputError, nearest
 from jscope_tl.views.scale import DARK, DECADES, LIGHT
 
 PURPLE, BETWEEN = (84, 39, 136), (247, 247, 247)
-SCALES = ("linear", "sqrt", "log")
+WORDS = {"linear": "linear", "sqrt": "square root of the effect", "log": f"logarithmic, {DECADES} decades"}
+SCALES = tuple(WORDS)
 EVEN, STEEP = 0.1, 0.004
 """Shares of the largest effect that the one in every tenth component has: above the first colours are linear, below the second logarithmic."""
 
@@ -54,9 +55,8 @@ class EffectScale:
     @property
     def note(self) -> str:
         """What the colours mean."""
-        kinds = {"linear": "linear", "sqrt": "square root of the effect", "log": f"logarithmic, {DECADES} decades"}
-        rises = "orange raises what is explained, purple lowers it" if self.signed else "orange"
-        return f"colour: {kinds[self.kind]}, {rises}, up to {self.high:.3g}"
+        rises = "orange: the change raises what is explained, purple: it lowers it" if self.signed else "orange"
+        return f"colour: {WORDS[self.kind]}, up to {self.high:.3g}, {rises}"
 
 
 def effect_scale(effects: Float[Tensor, "*shown"], kind: str | None = None) -> EffectScale:

@@ -119,7 +119,7 @@ def _effects(effects: ComponentEffects, views: list[View], most: int = 300) -> s
     k = min(most, effects.predicted.numel())
     return "\n".join(
         [
-            f"<h3>{escape(effects.headline())}</h3>",
+            f"<h3>Effects of changing {effects.of}: {escape(f'{effects.scope} scope{effects.asked}')}</h3>",
             *(f'<div class="wide">{view.body}</div>' for view in views),
             _probabilities(effects),
             _details(f"The {k} strongest as a table ({effects.unit})", strongest_table(effects, k)),

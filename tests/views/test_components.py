@@ -133,7 +133,7 @@ def test_a_scale_is_as_steep_as_its_effects() -> None:
 def test_signs_have_colours_of_their_own(heads: js.patching.ComponentEffects) -> None:
     signed = dataclasses.replace(heads, predicted=torch.tensor([[1.0, -1, 0]] * 4))
     body = js.views.heads(signed).body
-    assert "purple lowers" in body
+    assert "orange: the change raises what is explained, purple: it lowers it" in body
     colours = [re.search(r"rgb\(([\d,]+)\)", cell)[1] for cell in body.split("<td ")[1:4]]  # type: ignore[index]
     assert colours == ["191,84,0", "84,39,136", "247,247,247"]
     assert "purple" not in js.views.heads(heads).body
