@@ -27,6 +27,15 @@ NOT_TAKEN = {
         ("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"
     ),
     "patching.ablate": {"at": "tokens are left out at hook_embed, where the scope must be taken too"},
+    "patching.flow": {
+        "at": "the vector that is followed is the token's own, at hook_embed",
+        "reduction": "it multiplies rows with the vector that is followed, entry by entry",
+        "path": "it is the linear picture at the prompt itself",
+        "gradient": "attention patterns and norms are held constant, and MLPs are replaced by their derivative",
+        "frozen": "attention patterns and norms are held constant as it is",
+        "chunk_size": "it takes one backward row",
+        "matmul_precision": "it takes one backward row, and entries are held against the influence that they add up to",
+    },
     "diagnostics.linearity": {
         "reduction": "a whole vector is moved, in directions of its own",
         "path": "it is the linear picture at the prompt itself that is put to the test",

@@ -5,7 +5,9 @@ from jscope_tl.patching.activation_patching import compare
 from jscope_tl.patching.comparison import Agreement, Comparison, Cost
 from jscope_tl.patching.component_effects import ComponentEffect, ComponentEffects
 from jscope_tl.patching.component_prediction import components
+from jscope_tl.patching.flow_of_token import flow
 from jscope_tl.patching.three_runs import SideBySide, side_by_side
+from jscope_tl.patching.token_flow import FlowEdge, TokenFlow
 
 __all__ = [
     "Ablation",
@@ -14,9 +16,12 @@ __all__ = [
     "ComponentEffect",
     "ComponentEffects",
     "Cost",
+    "FlowEdge",
     "SideBySide",
+    "TokenFlow",
     "ablate",
     "compare",
     "components",
+    "flow",
     "side_by_side",
 ]

@@ -1,0 +1,144 @@
+"""What heads carry, layer by layer: a row pulled back, a tangent pushed forward, and the attention pattern between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.engine.at_points import rows_at, tangents_at
+from jscope_tl.engine.run import Run
+from jscope_tl.errors import InputError
+from jscope_tl.model.view import ModelView
+from jscope_tl.patching.token_flow import FlowEdge
+
+SAME = (1e-3, 0.03)
+"""How far ``z`` may be from ``P v``, relative to the largest, in full and in half precision."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What was found, in float32 on the CPU: the row at each token's own vector, and the fields of `TokenFlow` of these names."""
+
+    row: Float[Tensor, "pos d_in"]
+    edges: tuple[FlowEdge, ...]
+    heads: Float[Tensor, "layer head"]
+    levels: Float[Tensor, "level pos"]
+    staying: Float[Tensor, "layer pos"]
+    mlps: Float[Tensor, "layer pos"]
+    sizes: Float[Tensor, "layer"]
+
+
+def flow_points(view: ModelView) -> dict[str, list[str]]:
+    """Names of the hook points that a flow is read at, by kind: the stream at every level, and of every layer ``v``, pattern and ``z``.
+
+    Raises:
+        InputError: the model lacks one.
+    """
+    n = int(view.cfg.n_layers)
+    names = {
+        "stream": [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n)), f"blocks.{n - 1}.hook_resid_post"],
+        **{kind: [f"blocks.{layer}.attn.hook_{kind}" for layer in range(n)] for kind in ("v", "pattern", "z")},
+    }
+    missing = [name for kind in names.values() for name in kind if name not in view.points]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{view.name} has no hook point {missing[0]!r}{more}, and a flow goes through the attention patterns of all layers. Follow it "
+            "on a model in which every layer has attention with softmax."
+        )
+    return names
+
+
+def carried(
+    forward: Run,
+    watched: Mapping[str, Tensor],
+    cotangent: Float[Tensor, "d_model"],
+    source: int,
+    n_edges: int,
+) -> Carried:
+    """Follow the vector of one token through a run with one explained position, under rules that make attention and norms linear."""
+    stream, values, patterns, zs = (
+        [watched[name] for name in names] for names in flow_points(forward.view).values()
+    )  # fmt: skip
+    x = forward.xs[0]
+    tangent = torch.zeros_like(x, dtype=cotangent.dtype)
+    tangent[0, source] = x.detach()[0, source].to(tangent)
+    n = len(stream)
+    row, *rows = rows_at(forward, [x, *stream, *zs], cotangent)
+    tangents = tangents_at(forward, [*stream, *values], tangent)
+    edges: list[FlowEdge] = []
+    heads, into, sizes = [], [], []
+    for layer, (P, z, v) in enumerate(zip(patterns, zs, values, strict=True)):
+        P = _checked(forward.view.name, layer, P, z, v)
+        found = _entries(P.to(cotangent.dtype), rows[n + layer], tangents[n + layer])
+        edges = _strongest([*edges, *_listed(layer, found, n_edges)], n_edges)
+        heads.append(found.sum((1, 2)).cpu())
+        into.append(found.sum((0, 2)).cpu())
+        sizes.append(found.abs().sum().cpu())
+    levels = torch.stack([_along(r, t) for r, t in zip(rows[:n], tangents[:n], strict=True)])
+    staying = torch.stack([_along(r, t) for r, t in zip(rows[1:n], tangents[: n - 1], strict=True)])
+    mlps = levels[1:] - staying - torch.stack(into)
+    numbers = (torch.stack(heads), levels, staying, mlps, torch.stack(sizes))
+    return Carried(row[0].float().cpu(), tuple(edges), *(values.float() for values in numbers))
+
+
+def _along(row: Float[Tensor, "1 pos d"], tangent: Float[Tensor, "1 pos d"]) -> Float[Tensor, "pos"]:
+    return (row * tangent.to(row.device))[0].sum(-1).cpu()
+
+
+def _entries(
+    P: Float[Tensor, "head dest src"], row: Float[Tensor, "1 pos *z"], tangent: Float[Tensor, "1 pos *v"]
+) -> Float[Tensor, "head dest src"]:
+    """What each entry of a pattern carries."""
+    r = by_head(row, len(P))
+    t = _for_each_head(tangent, len(P), r.shape[-1])
+    return P * einsum(r, t.to(r.device), "dest head d, src head d -> head dest src")
+
+
+def by_head(z: Float[Tensor, "1 pos *z"], n_heads: int) -> Float[Tensor, "pos head d_head"]:
+    """Of one prompt, whether or not its heads lie side by side."""
+    return rearrange(z[0].flatten(1), "pos (head d) -> pos head d", head=n_heads)
+
+
+def _for_each_head(v: Float[Tensor, "1 pos *v"], n_heads: int, d_head: int) -> Float[Tensor, "pos head d_head"]:
+    """Values as each head of queries reads them, where several share keys and values."""
+    kept = rearrange(v[0].flatten(1), "pos (group d) -> pos group d", d=d_head)
+    return repeat(kept, "pos group d -> pos (group each) d", each=n_heads // kept.shape[1])
+
+
+def _checked(
+    name: str, layer: int, P: Float[Tensor, "1 head dest src"], z: Float[Tensor, "1 pos *z"], v: Float[Tensor, "1 pos *v"]
+) -> Float[Tensor, "head dest src"]:
+    """The pattern, if the head's output is just the values weighted by it."""
+    half = z.dtype in (torch.float16, torch.bfloat16)
+    pattern = P.detach()[0].float()
+    try:
+        expected = by_head(z.detach(), len(pattern)).float()
+        read = _for_each_head(v.detach(), len(pattern), expected.shape[-1]).float()
+        mixed = einsum(pattern, read, "head dest src, src head d -> dest head d")
+        off = float((mixed - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+    except (RuntimeError, ValueError):  # sizes that do not fit each other
+        off = float("inf")
+    if not off <= SAME[half]:
+        raise InputError(
+            f"In layer {layer} of {name} heads give something else than values weighted by the pattern that is shown (hook_z is not "
+            "hook_pattern times hook_v), so what an entry of the pattern carries cannot be told."
+        )
+    return pattern
+
+
+def _listed(layer: int, found: Float[Tensor, "head dest src"], n: int) -> list[FlowEdge]:
+    """The ``n`` strongest entries of a layer."""
+    strongest = found.abs().flatten().topk(min(n, found.numel())).indices
+    places = torch.stack(torch.unravel_index(strongest, found.shape), 1).tolist()
+    sizes = found.flatten()[strongest].tolist()
+    return [
+        FlowEdge(layer, head, dest, src, size) for (head, dest, src), size in zip(places, sizes, strict=True) if size
+    ]
+
+
+def _strongest(edges: list[FlowEdge], n: int) -> list[FlowEdge]:
+    return sorted(edges, key=lambda edge: -abs(edge.influence))[:n]

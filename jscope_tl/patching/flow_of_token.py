@@ -1,0 +1,151 @@
+"""`flow`: a token's influence on a prediction, head by head, in the linear picture that holds attention patterns and norms constant."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.describe import attribution, of_prompt
+from jscope_tl.attribution.keywords import refuse
+from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.engine.inputs import NORM
+from jscope_tl.engine.run import Run
+from jscope_tl.errors import InputError, count
+from jscope_tl.model.prompts import Prompt, to_position
+from jscope_tl.patching.flow_layers import carried, flow_points
+from jscope_tl.patching.token_flow import TokenFlow
+from jscope_tl.scopes.base import Scope, Score
+from jscope_tl.scopes.fisher import FisherScope
+
+LOST = (1e-3, 0.05)
+"""Share of the influence that may be missing at a level by rounding, in full and in half precision."""
+
+
+@documented
+@torch.inference_mode(False)
+def flow(
+    model: Any,
+    prompt: Prompt,
+    source_position: int,
+    scope: str | Scope | Callable[..., Any] = "log_prob",
+    *,
+    position: int = -1,
+    n_edges: int = 200,
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    progress: bool | None = None,
+    **options: Any,
+) -> TokenFlow:
+    """Through which heads, and over which positions, the influence of one token of the prompt reaches the prediction.
+
+    In the linear picture: attention patterns ``P`` and norm scales are held constant (``frozen=("attn", "norm")``) and MLPs are
+    replaced by their derivative. The token's vector ``x_s`` at ``hook_embed`` is pushed forward, ``t(h) = ∂h/∂x_s x_s`` for every
+    activation ``h``, and the explained quantity ``q`` is pulled back, ``r(h) = ∂q/∂h``. Head ``h`` of layer ``l`` carries
+
+    ``P[l,h,d,s'] · r(z[l,d,h]) · t(v[l,s',h])``
+
+    from position ``s'`` to ``d``, whatever became of the token before and whatever becomes of it afterwards. What a position has before a
+    layer is what stays there, what its MLP passes on, and what heads take from it; over all positions it is the same number at each level,
+    ``x_s · ∂q/∂x_s``.
+
+    It says along which ways the vector of the token goes. It does not say why heads look where they do: that is what is held constant.
+    Queries and keys of the source token have no part in it.
+
+    Args:
+        source_position: the token whose influence is followed; negative counts from the end.
+        scope: one with a single cotangent (``"log_prob"``, ``"contrastive"``, ``"semantic"``, ``"entropy"``, ``"temperature"``, ...):
+            a registered name, with its options as further keywords; a scope object; or a function from the `State` to a cotangent.
+        n_edges: how many edges are listed, the strongest of all heads.
+        {shared}
+
+    Returns:
+        A `TokenFlow`; `js.views.flow` draws it.
+
+    Raises:
+        InputError: a source after the explained position, a scope of several cotangents, a model that shows no attention patterns, or
+            one in which a norm or a pattern cannot be held constant, with what to do.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model, prompt = js.load_pocket_model(), "the keys to the cabinet near the doors"
+        >>> flow = js.patching.flow(model, prompt, 2, "contrastive", target=" are", baseline=" is")
+        >>> bool(abs(flow.levels.sum(1) - flow.total).max() < 1e-4)
+        True
+    """
+    refuse("patching.flow", options)
+    n_edges = count("n_edges", n_edges, 1)
+    setup = set_up(
+        model, scope, options, fwd_hooks=fwd_hooks, reduction=NORM, frozen=("attn", "norm"), progress=progress
+    )
+    tokens, explained = setup.prompt(prompt, prepend_bos, position)
+    source, warnings = _source(source_position, len(tokens), explained), setup.warnings(tokens)
+    with _linear_run(setup, tokens, explained) as (forward, watched):
+        cotangent = _one_cotangent(setup.scope, forward)
+        found = carried(forward, watched, cotangent, source, n_edges)
+        result = of_prompt(attribution(setup, forward, Score(found.row.norm(dim=-1)), []), prompt)
+        total = float(found.row[source] @ forward.activations[0][0, source].detach().float().cpu())
+    return TokenFlow(
+        edges=found.edges, heads=found.heads, levels=found.levels, staying=found.staying, mlps=found.mlps, sizes=found.sizes, total=total,
+        source_position=source, position=explained, scope=setup.scope.label, asked=result.asked, options=result.options,
+        unit=setup.scope.effect_unit, tokens=result.tokens, str_tokens=result.str_tokens, bos_positions=result.bos_positions,
+        prediction=result.prediction, provenance=result.provenance, warnings=[*warnings, *_lost(found.levels, total, forward.y.dtype)],
+    )  # fmt: skip
+
+
+def _source(source_position: Any, n_tokens: int, explained: int) -> int:
+    source = to_position(source_position, n_tokens)
+    if source > explained:
+        raise InputError(
+            f"The source at position {source} comes after the explained position {explained}, and has no influence there. Give an earlier "
+            "source_position, or explain a later position."
+        )
+    return source
+
+
+def _one_cotangent(scope: Scope, forward: Run) -> Float[Tensor, "d_model"]:
+    """What is followed is one number; a quadratic form has no influence that adds up."""
+    rows = scope.rows(forward.state())
+    if len(rows) != 1 or isinstance(scope, FisherScope):
+        raise InputError(
+            f"A flow is of one number, and the {scope.label} scope has {len(rows)} cotangent{'s' * (len(rows) != 1)} whose squares count. "
+            "Follow 'log_prob', 'contrastive' or another scope with a single cotangent."
+        )
+    return rows[0]
+
+
+@contextmanager
+def _linear_run(
+    setup: Setup, tokens: Int[Tensor, "pos"], explained: int
+) -> Iterator[tuple[Run, dict[str, Tensor]]]:
+    """The run with the tensors at all points of a flow."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str, activation: Tensor, hook: Any) -> Tensor:
+        kept[name] = activation
+        return activation  # a bridge shows some points in another shape: what is kept must be what goes on
+
+    names = [name for kind in flow_points(setup.view).values() for name in kind]
+    hooks = [*setup.settings.fwd_hooks, *((name, partial(keep, name)) for name in names)]
+    watching = replace(setup, settings=replace(setup.settings, fwd_hooks=hooks))
+    with watching.run(tokens, [explained]) as (forward, _):
+        yield forward, kept
+
+
+def _lost(levels: Float[Tensor, "level pos"], total: float, dtype: torch.dtype) -> list[str]:
+    """Where the influence at some level is another: there is a way past the stream that is shown."""
+    allowed = LOST[dtype in (torch.float16, torch.bfloat16)]
+    off = (levels.double().sum(1) - total).abs() / levels.double().abs().sum(1).clamp_min(abs(total)).clamp_min(1e-30)
+    if not bool((off > allowed).any()):
+        return []
+    level = int(off.argmax())
+    return [
+        f"Before layer {level} the influence adds up to {float(levels[level].double().sum()):.4g}, where {total:.4g} is expected: part of it goes "
+        "past the residual stream that is shown, or precision does not suffice."
+    ]
