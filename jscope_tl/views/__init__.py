@@ -9,6 +9,7 @@ from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
 from jscope_tl.views.component_map import heads
 from jscope_tl.views.figures import prediction, series
+from jscope_tl.views.flow_graph import flow
 from jscope_tl.views.linear import linearity
 from jscope_tl.views.maps import heatmap
 from jscope_tl.views.methods import faithfulness
@@ -16,5 +17,6 @@ from jscope_tl.views.patching_maps import comparison
 from jscope_tl.views.spectra import spectrum
 
 __all__ = [
-    "View", "attention", "comparison", "faithfulness", "heads", "heatmap", "linearity", "prediction", "series", "spectrum", "tokens"
+    "View", "attention", "comparison", "faithfulness", "flow", "heads", "heatmap", "linearity", "prediction", "series", "spectrum",
+    "tokens",
 ]  # fmt: skip
