@@ -1,6 +1,5 @@
 """What heads carry, layer by layer: a row pulled back, a tangent pushed forward, and the attention pattern between them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,38 +30,29 @@ class Carried:
     sizes: Float[Tensor, "layer"]
 
 
-def flow_points(view: ModelView) -> dict[str, list[str]]:
-    """Names of the hook points that a flow is read at, by kind: the stream at every level, and of every layer ``v``, pattern and ``z``.
+def flow_points(view: ModelView) -> tuple[list[str], list[str], list[str]]:
+    """Names of the hook points that a flow is read at: the stream at every level, values and outputs of the heads of every layer.
 
     Raises:
         InputError: the model lacks one.
     """
     n = int(view.cfg.n_layers)
-    names = {
-        "stream": [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n)), f"blocks.{n - 1}.hook_resid_post"],
-        **{kind: [f"blocks.{layer}.attn.hook_{kind}" for layer in range(n)] for kind in ("v", "pattern", "z")},
-    }
-    missing = [name for kind in names.values() for name in kind if name not in view.points]
+    stream = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n)), f"blocks.{n - 1}.hook_resid_post"]
+    values, zs = ([f"blocks.{layer}.attn.hook_{kind}" for layer in range(n)] for kind in ("v", "z"))
+    missing = [name for name in (*stream, *values, *zs) if name not in view.points]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{view.name} has no hook point {missing[0]!r}{more}, and a flow goes through the attention patterns of all layers. Follow it "
-            "on a model in which every layer has attention with softmax."
+            f"{view.name} has no hook point {missing[0]!r}{more}, and a flow goes through the heads of all layers. Follow it on a model with "
+            "softmax attention in every layer."
         )
-    return names
+    return stream, values, zs
 
 
-def carried(
-    forward: Run,
-    watched: Mapping[str, Tensor],
-    cotangent: Float[Tensor, "d_model"],
-    source: int,
-    n_edges: int,
-) -> Carried:
-    """Follow the vector of one token through a run with one explained position, under rules that make attention and norms linear."""
-    stream, values, patterns, zs = (
-        [watched[name] for name in names] for names in flow_points(forward.view).values()
-    )  # fmt: skip
+def carried(forward: Run, cotangent: Float[Tensor, "d_model"], source: int, n_edges: int) -> Carried:
+    """Follow the vector of one token through a run with one explained position, which has patterns and `flow_points` and rules that make
+    attention and norms linear."""
+    stream, values, zs = ([forward.watched[name] for name in names] for names in flow_points(forward.view))
     x = forward.xs[0]
     tangent = torch.zeros_like(x, dtype=cotangent.dtype)
     tangent[0, source] = x.detach()[0, source].to(tangent)
@@ -71,8 +61,8 @@ def carried(
     tangents = tangents_at(forward, [*stream, *values], tangent)
     edges: list[FlowEdge] = []
     heads, into, sizes = [], [], []
-    for layer, (P, z, v) in enumerate(zip(patterns, zs, values, strict=True)):
-        P = _checked(forward.view.name, layer, P, z, v)
+    for layer, (z, v) in enumerate(zip(zs, values, strict=True)):
+        P = _pattern(forward, layer, z, v)
         found = _entries(P.to(cotangent.dtype), rows[n + layer], tangents[n + layer])
         edges = _strongest([*edges, *_listed(layer, found, n_edges)], n_edges)
         heads.append(found.sum((1, 2)).cpu())
@@ -109,25 +99,33 @@ def _for_each_head(v: Float[Tensor, "1 pos *v"], n_heads: int, d_head: int) -> F
     return repeat(kept, "pos group d -> pos (group each) d", each=n_heads // kept.shape[1])
 
 
-def _checked(
-    name: str, layer: int, P: Float[Tensor, "1 head dest src"], z: Float[Tensor, "1 pos *z"], v: Float[Tensor, "1 pos *v"]
+def _pattern(
+    forward: Run, layer: int, z: Float[Tensor, "1 pos *z"], v: Float[Tensor, "1 pos *v"]
 ) -> Float[Tensor, "head dest src"]:
-    """The pattern, if the head's output is just the values weighted by it."""
-    half = z.dtype in (torch.float16, torch.bfloat16)
-    pattern = P.detach()[0].float()
-    try:
-        expected = by_head(z.detach(), len(pattern)).float()
-        read = _for_each_head(v.detach(), len(pattern), expected.shape[-1]).float()
-        mixed = einsum(pattern, read, "head dest src, src head d -> dest head d")
-        off = float((mixed - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
-    except (RuntimeError, ValueError):  # sizes that do not fit each other
-        off = float("inf")
-    if not off <= SAME[half]:
+    """The layer's attention pattern, if what heads give is just the values weighted by it."""
+    entries, off = forward.entries.get(layer), float("inf")
+    if entries is not None:
+        pattern = rearrange(entries[0], "src (head dest) -> head dest src", dest=z.shape[1])
+        try:
+            off = _difference(pattern.float(), z.detach().float(), v.detach().float())
+        except (RuntimeError, ValueError):  # sizes that do not fit each other
+            pass
+    if not off <= SAME[z.dtype in (torch.float16, torch.bfloat16)]:
         raise InputError(
-            f"In layer {layer} of {name} heads give something else than values weighted by the pattern that is shown (hook_z is not "
-            "hook_pattern times hook_v), so what an entry of the pattern carries cannot be told."
+            f"In layer {layer} of {forward.view.name} heads give something else than values weighted by an attention pattern (hook_z is not the "
+            "pattern times hook_v), so what an entry of the pattern carries cannot be told. Follow a flow on a model with softmax attention "
+            "in every layer, without hooks that change hook_z or hook_pattern."
         )
     return pattern
+
+
+def _difference(
+    P: Float[Tensor, "head dest src"], z: Float[Tensor, "1 pos *z"], v: Float[Tensor, "1 pos *v"]
+) -> float:
+    """Of ``z`` and ``P v``, relative to the largest."""
+    expected = by_head(z, len(P))
+    mixed = einsum(P, _for_each_head(v, len(P), expected.shape[-1]), "head dest src, src head d -> dest head d")
+    return float((mixed - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(z.dtype).tiny))
 
 
 def _listed(layer: int, found: Float[Tensor, "head dest src"], n: int) -> list[FlowEdge]:

@@ -1,19 +1,17 @@
 """`flow`: a token's influence on a prediction, head by head, in the linear picture that holds attention patterns and norms constant."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.keywords import refuse
-from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
 from jscope_tl.engine.run import Run
@@ -86,9 +84,9 @@ def flow(
     )
     tokens, explained = setup.prompt(prompt, prepend_bos, position)
     source, warnings = _source(source_position, len(tokens), explained), setup.warnings(tokens)
-    with _linear_run(setup, tokens, explained) as (forward, watched):
-        cotangent = _one_cotangent(setup.scope, forward)
-        found = carried(forward, watched, cotangent, source, n_edges)
+    settings = replace(setup.settings, patterns=True, watched=[name for kind in flow_points(setup.view) for name in kind])
+    with replace(setup, settings=settings).run(tokens, [explained]) as (forward, _):
+        found = carried(forward, _one_cotangent(setup.scope, forward), source, n_edges)
         result = of_prompt(attribution(setup, forward, Score(found.row.norm(dim=-1)), []), prompt)
         total = float(found.row[source] @ forward.activations[0][0, source].detach().float().cpu())
     return TokenFlow(
@@ -118,24 +116,6 @@ def _one_cotangent(scope: Scope, forward: Run) -> Float[Tensor, "d_model"]:
             "Follow 'log_prob', 'contrastive' or another scope with a single cotangent."
         )
     return rows[0]
-
-
-@contextmanager
-def _linear_run(
-    setup: Setup, tokens: Int[Tensor, "pos"], explained: int
-) -> Iterator[tuple[Run, dict[str, Tensor]]]:
-    """The run with the tensors at all points of a flow."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str, activation: Tensor, hook: Any) -> Tensor:
-        kept[name] = activation
-        return activation  # a bridge shows some points in another shape: what is kept must be what goes on
-
-    names = [name for kind in flow_points(setup.view).values() for name in kind]
-    hooks = [*setup.settings.fwd_hooks, *((name, partial(keep, name)) for name in names)]
-    watching = replace(setup, settings=replace(setup.settings, fwd_hooks=hooks))
-    with watching.run(tokens, [explained]) as (forward, _):
-        yield forward, kept
 
 
 def _lost(levels: Float[Tensor, "level pos"], total: float, dtype: torch.dtype) -> list[str]:
