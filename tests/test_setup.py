@@ -23,6 +23,7 @@ ENTRY_POINTS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "patching.compare": (js.patching.compare, (TOKENS, OTHER)),
     "patching.ablate": (js.patching.ablate, (TOKENS,)),
     "patching.side_by_side": (js.patching.side_by_side, (TOKENS, OTHER, "blocks.1.hook_resid_pre", [3])),
+    "patching.flow": (js.patching.flow, (TOKENS, 3)),
     "diagnostics.linearity": (partial(js.diagnostics.linearity, sizes=(0.1, 0.2), n_random=1), (TOKENS,)),
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -94,11 +95,11 @@ def test_doubts_about_the_prompt_are_said_by_all(pocket: Any, name: str) -> None
     tokens = pocket.to_tokens("the keys to the cabinet", prepend_bos=True)[0]
     twice, other = torch.cat([tokens[:1], tokens]), torch.cat([tokens[:1], tokens.roll(1)])
     other[1] = tokens[0]
-    further = {"patching.compare": (other,), "patching.side_by_side": (other, "blocks.1.hook_resid_pre", [3])}.get(
-        name, ()
-    )
+    further = {
+        "patching.compare": (other,), "patching.side_by_side": (other, "blocks.1.hook_resid_pre", [3]), "patching.flow": (3,)
+    }.get(name, ())  # fmt: skip
     found = FUNCTIONS[name](pocket, twice, *further)
-    result = {"patching.side_by_side": "clean"}.get(name, "scope" if name.startswith("patching") else "")
+    result = {"patching.side_by_side": "clean", "patching.flow": ""}.get(name, "scope" if name.startswith("patching") else "")
     assert any("more than one BOS" in warning for warning in (getattr(found, result) if result else found).warnings)
 
 

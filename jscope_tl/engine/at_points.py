@@ -13,8 +13,8 @@ from jscope_tl.errors import InputError
 
 
 def rows_at(
-    forward: Run, points: Sequence[Float[Tensor, "1 *shape"]], cotangent: Float[Tensor, "d_model"]
-) -> list[Float[Tensor, "1 *shape"]]:
+    forward: Run, points: Sequence[Float[Tensor, "1 ..."]], cotangent: Float[Tensor, "d_model"]
+) -> list[Float[Tensor, "1 ..."]]:
     """``c ∂y/∂h`` for every tensor ``h`` of a run with one explained position, in the dtype of the cotangent; 0 where ``y`` does not
     depend on it. One backward pass, the graph stays."""
     scale = power_of_two(cotangent.unsqueeze(0))
@@ -27,8 +27,8 @@ def rows_at(
 
 
 def tangents_at(
-    forward: Run, points: Sequence[Float[Tensor, "1 *shape"]], tangent: Float[Tensor, "1 pos d_in"]
-) -> list[Float[Tensor, "1 *shape"]]:
+    forward: Run, points: Sequence[Float[Tensor, "1 ..."]], tangent: Float[Tensor, "1 pos d_in"]
+) -> list[Float[Tensor, "1 ..."]]:
     """``∂h/∂x δ`` for every tensor ``h`` of a run and a tangent ``δ`` of its first hook point, in the dtype of the tangent.
 
     The derivative of a backward pass by its cotangents: no second forward pass, so no hook of the user's runs again. It costs about three

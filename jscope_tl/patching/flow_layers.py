@@ -1,5 +1,6 @@
 """What heads carry, layer by layer: a row pulled back, a tangent pushed forward, and the attention pattern between them."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ def flow_points(view: ModelView) -> tuple[list[str], list[str], list[str]]:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{view.name} has no hook point {missing[0]!r}{more}, and a flow goes through the heads of all layers. Follow it on a model with "
+            f"{view.name} has no hook point {missing[0]!r}{more}, and a flow goes through the heads of all layers. Follow one on a model with "
             "softmax attention in every layer."
         )
     return stream, values, zs
@@ -80,7 +81,7 @@ def _along(row: Float[Tensor, "1 pos d"], tangent: Float[Tensor, "1 pos d"]) -> 
 
 
 def _entries(
-    P: Float[Tensor, "head dest src"], row: Float[Tensor, "1 pos *z"], tangent: Float[Tensor, "1 pos *v"]
+    P: Float[Tensor, "head dest src"], row: Float[Tensor, "1 pos ..."], tangent: Float[Tensor, "1 pos ..."]
 ) -> Float[Tensor, "head dest src"]:
     """What each entry of a pattern carries."""
     r = by_head(row, len(P))
@@ -88,39 +89,37 @@ def _entries(
     return P * einsum(r, t.to(r.device), "dest head d, src head d -> head dest src")
 
 
-def by_head(z: Float[Tensor, "1 pos *z"], n_heads: int) -> Float[Tensor, "pos head d_head"]:
+def by_head(z: Float[Tensor, "1 pos ..."], n_heads: int) -> Float[Tensor, "pos head d_head"]:
     """Of one prompt, whether or not its heads lie side by side."""
     return rearrange(z[0].flatten(1), "pos (head d) -> pos head d", head=n_heads)
 
 
-def _for_each_head(v: Float[Tensor, "1 pos *v"], n_heads: int, d_head: int) -> Float[Tensor, "pos head d_head"]:
+def _for_each_head(v: Float[Tensor, "1 pos ..."], n_heads: int, d_head: int) -> Float[Tensor, "pos head d_head"]:
     """Values as each head of queries reads them, where several share keys and values."""
     kept = rearrange(v[0].flatten(1), "pos (group d) -> pos group d", d=d_head)
     return repeat(kept, "pos group d -> pos (group each) d", each=n_heads // kept.shape[1])
 
 
 def _pattern(
-    forward: Run, layer: int, z: Float[Tensor, "1 pos *z"], v: Float[Tensor, "1 pos *v"]
+    forward: Run, layer: int, z: Float[Tensor, "1 pos ..."], v: Float[Tensor, "1 pos ..."]
 ) -> Float[Tensor, "head dest src"]:
     """The layer's attention pattern, if what heads give is just the values weighted by it."""
     entries, off = forward.entries.get(layer), float("inf")
     if entries is not None:
         pattern = rearrange(entries[0], "src (head dest) -> head dest src", dest=z.shape[1])
-        try:
+        with suppress(RuntimeError, ValueError):  # sizes that do not fit each other
             off = _difference(pattern.float(), z.detach().float(), v.detach().float())
-        except (RuntimeError, ValueError):  # sizes that do not fit each other
-            pass
     if not off <= SAME[z.dtype in (torch.float16, torch.bfloat16)]:
         raise InputError(
-            f"In layer {layer} of {forward.view.name} heads give something else than values weighted by an attention pattern (hook_z is not the "
-            "pattern times hook_v), so what an entry of the pattern carries cannot be told. Follow a flow on a model with softmax attention "
-            "in every layer, without hooks that change hook_z or hook_pattern."
+            f"In layer {layer} of {forward.view.name} heads give something else than values weighted by an attention pattern: hook_z is not the "
+            "pattern times hook_v, because of a gate, a norm or a projection between them, or of a hook. What an entry carries cannot be told. "
+            "Leave such hooks out; else js.patching.components(model, prompt, scope, of='edges') says what each entry does to the prediction."
         )
     return pattern
 
 
 def _difference(
-    P: Float[Tensor, "head dest src"], z: Float[Tensor, "1 pos *z"], v: Float[Tensor, "1 pos *v"]
+    P: Float[Tensor, "head dest src"], z: Float[Tensor, "1 pos ..."], v: Float[Tensor, "1 pos ..."]
 ) -> float:
     """Of ``z`` and ``P v``, relative to the largest."""
     expected = by_head(z, len(P))

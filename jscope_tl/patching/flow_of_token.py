@@ -1,6 +1,7 @@
 """`flow`: a token's influence on a prediction, head by head, in the linear picture that holds attention patterns and norms constant."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -79,13 +80,13 @@ def flow(
     """
     refuse("patching.flow", options)
     n_edges = count("n_edges", n_edges, 1)
-    setup = set_up(
-        model, scope, options, fwd_hooks=fwd_hooks, reduction=NORM, frozen=("attn", "norm"), progress=progress
-    )
+    setup = set_up(model, scope, options, fwd_hooks=fwd_hooks, reduction=NORM, frozen=_held(model), progress=progress)
     tokens, explained = setup.prompt(prompt, prepend_bos, position)
     source, warnings = _source(source_position, len(tokens), explained), setup.warnings(tokens)
-    settings = replace(setup.settings, patterns=True, watched=[name for kind in flow_points(setup.view) for name in kind])
-    with replace(setup, settings=settings).run(tokens, [explained]) as (forward, _):
+    settings = replace(
+        setup.settings, patterns=True, watched=[name for kind in flow_points(setup.view) for name in kind]
+    )
+    with _said_of_flows(), replace(setup, settings=settings).run(tokens, [explained]) as (forward, _):
         found = carried(forward, _one_cotangent(setup.scope, forward), source, n_edges)
         result = of_prompt(attribution(setup, forward, Score(found.row.norm(dim=-1)), []), prompt)
         total = float(found.row[source] @ forward.activations[0][0, source].detach().float().cpu())
@@ -95,6 +96,26 @@ def flow(
         unit=setup.scope.effect_unit, tokens=result.tokens, str_tokens=result.str_tokens, bos_positions=result.bos_positions,
         prediction=result.prediction, provenance=result.provenance, warnings=[*warnings, *_lost(found.levels, total, forward.y.dtype)],
     )  # fmt: skip
+
+
+def _held(model: Any) -> tuple[str, ...]:
+    """What is held constant: of a model without norms the patterns alone."""
+    has_none = getattr(getattr(model, "cfg", None), "normalization_type", "") is None
+    return ("attn",) if has_none else ("attn", "norm")
+
+
+@contextmanager
+def _said_of_flows() -> Iterator[None]:
+    """Refusals of what cannot be held constant speak of a keyword that a flow does not have."""
+    try:
+        yield
+    except InputError as error:
+        said, _, cure = str(error).partition(" Leave ")
+        if not cure.endswith("out of frozen."):
+            raise
+        raise InputError(
+            f"A flow holds attention patterns and norm scales constant, which this model does not allow: {said}"
+        ) from error
 
 
 def _source(source_position: Any, n_tokens: int, explained: int) -> int:
