@@ -20,9 +20,9 @@ SAME = (1e-3, 0.03)
 
 @dataclass(frozen=True)
 class Carried:
-    """What was found, in float32 on the CPU: the row at each token's own vector, and the fields of `TokenFlow` of these names."""
+    """What was found, in float32 on the CPU: fields of `TokenFlow`."""
 
-    row: Float[Tensor, "pos d_in"]
+    total: float
     edges: tuple[FlowEdge, ...]
     heads: Float[Tensor, "layer head"]
     levels: Float[Tensor, "level pos"]
@@ -73,7 +73,8 @@ def carried(forward: Run, cotangent: Float[Tensor, "d_model"], source: int, n_ed
     staying = torch.stack([_along(r, t) for r, t in zip(rows[1:n], tangents[: n - 1], strict=True)])
     mlps = levels[1:] - staying - torch.stack(into)
     numbers = (torch.stack(heads), levels, staying, mlps, torch.stack(sizes))
-    return Carried(row[0].float().cpu(), tuple(edges), *(values.float() for values in numbers))
+    total = float(row[0, source] @ tangent[0, source])
+    return Carried(total, tuple(edges), *(values.float() for values in numbers))
 
 
 def _along(row: Float[Tensor, "1 pos d"], tangent: Float[Tensor, "1 pos d"]) -> Float[Tensor, "pos"]:

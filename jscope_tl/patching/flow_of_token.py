@@ -10,17 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import attribution, of_prompt
+from jscope_tl.attribution.describe import about, asked, of_prompt, prediction
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
-from jscope_tl.engine.run import Run
+from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, to_position
 from jscope_tl.patching.flow_layers import carried, flow_points
 from jscope_tl.patching.token_flow import TokenFlow
-from jscope_tl.scopes.base import Scope, Score
+from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.fisher import FisherScope
 
 LOST = (1e-3, 0.05)
@@ -87,15 +87,24 @@ def flow(
         setup.settings, patterns=True, watched=[name for kind in flow_points(setup.view) for name in kind]
     )
     with _said_of_flows(), replace(setup, settings=settings).run(tokens, [explained]) as (forward, _):
-        found = carried(forward, _one_cotangent(setup.scope, forward), source, n_edges)
-        result = of_prompt(attribution(setup, forward, Score(found.row.norm(dim=-1)), []), prompt)
-        total = float(found.row[source] @ forward.activations[0][0, source].detach().float().cpu())
-    return TokenFlow(
-        edges=found.edges, heads=found.heads, levels=found.levels, staying=found.staying, mlps=found.mlps, sizes=found.sizes, total=total,
-        source_position=source, position=explained, scope=setup.scope.label, asked=result.asked, options=result.options,
-        unit=setup.scope.effect_unit, tokens=result.tokens, str_tokens=result.str_tokens, bos_positions=result.bos_positions,
-        prediction=result.prediction, provenance=result.provenance, warnings=[*warnings, *_lost(found.levels, total, forward.y.dtype)],
+        state = forward.state()
+        target = setup.scope.target_id(state)
+        found = carried(forward, _one_cotangent(setup.scope, state), source, n_edges)
+        described = about(setup, tokens, state.x, forward.passes, None) | {
+            "scope": setup.scope.label,
+            "asked": asked(setup, state),
+        }
+        predicted, dtype = prediction(state, setup.view, target), state.x.dtype
+    kept = {name: described[name] for name in ("scope", "asked", "tokens", "str_tokens", "bos_positions", "provenance")}
+    options = dict(setup.options())
+    if setup.scope.needs_target:
+        options["resolved"] = {"target": predicted.target.str_token}
+    result = TokenFlow(
+        edges=found.edges, heads=found.heads, levels=found.levels, staying=found.staying, mlps=found.mlps, sizes=found.sizes, total=found.total,
+        source_position=source, position=explained, options=options, unit=setup.scope.effect_unit, prediction=predicted,
+        warnings=[*warnings, *_lost(found.levels, found.total, dtype)], **kept,
     )  # fmt: skip
+    return of_prompt(result, prompt)
 
 
 def _held(model: Any) -> tuple[str, ...]:
@@ -128,9 +137,9 @@ def _source(source_position: Any, n_tokens: int, explained: int) -> int:
     return source
 
 
-def _one_cotangent(scope: Scope, forward: Run) -> Float[Tensor, "d_model"]:
+def _one_cotangent(scope: Scope, state: State) -> Float[Tensor, "d_model"]:
     """What is followed is one number; a quadratic form has no influence that adds up."""
-    rows = scope.rows(forward.state())
+    rows = scope.rows(state)
     if len(rows) != 1 or isinstance(scope, FisherScope):
         raise InputError(
             f"A flow is of one number, and the {scope.label} scope has {len(rows)} cotangent{'s' * (len(rows) != 1)} whose squares count. "

@@ -120,6 +120,15 @@ def _caption(result: TokenFlow, drawn: Sequence[FlowEdge]) -> list[str]:
     ]
 
 
+def flow_rows(result: TokenFlow, k: int = N) -> list[tuple[str, ...]]:
+    """The strongest edges as rows of text, the names of the columns first."""
+    head = ("head", "from", "to", f"influence ({result.unit})")
+    return [
+        head,
+        *((e.name, _text(result, e.src), _text(result, e.dest), f"{e.influence:+.4g}") for e in result.top(k)),
+    ]
+
+
 def bundles(edges: Sequence[FlowEdge]) -> list[Bundle]:
     """Edges that go the same way in the same layer with the same sign, together; the strongest bundle first."""
     found: dict[tuple[int, int, int, bool], list[FlowEdge]] = {}
@@ -191,7 +200,7 @@ def _svg(result: TokenFlow, drawn: Sequence[FlowEdge]) -> str:
     layout = _layout(result, drawn)
     says = escape(result.headline(), quote=True)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{layout.width:.0f}" height="{layout.height:.0f}" role="img" aria-label="{says}" '
+        f'<svg width="{layout.width:.0f}" height="{layout.height:.0f}" role="img" aria-label="{says}" '
         f'viewBox="0 0 {layout.width:.0f} {layout.height:.0f}" font-family="system-ui,sans-serif" font-size="12">',
         f'<rect width="{layout.width:.0f}" height="{layout.height:.0f}" fill="#fff"/>',
         *(part for band in layout.bands for part in _background(result, layout, band)),

@@ -10,6 +10,7 @@ from jscope_tl.patching.ablation import EFFECTS, Ablation
 from jscope_tl.patching.comparison import Comparison
 from jscope_tl.patching.component_effects import ComponentEffects
 from jscope_tl.patching.three_runs import SideBySide
+from jscope_tl.patching.token_flow import TokenFlow
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import Result, ScoredToken
 from jscope_tl.results.pattern import InfluencePattern
@@ -17,6 +18,7 @@ from jscope_tl.results.rows import JacobianRows
 from jscope_tl.results.spectrum import Spectrum
 from jscope_tl.results.text import score_text
 from jscope_tl.views.component_map import component_map
+from jscope_tl.views.flow_graph import flow, flow_rows
 from jscope_tl.views.html import coloured, layer_rows, picture, spans, table
 from jscope_tl.views.linear import linearity
 from jscope_tl.views.maps import heatmap
@@ -55,6 +57,12 @@ def _of_linearity(result: Linearity) -> str:
 @fragment.register
 def _of_faithfulness(result: Faithfulness) -> str:
     return picture(faithfulness(result), "means and intervals of all methods") + fragment.dispatch(object)(result)
+
+
+@fragment.register
+def _of_flow(result: TokenFlow) -> str:
+    head, *rows = flow_rows(result, 5)
+    return f"<div><p><b>{escape(result.headline())}</b></p>{flow(result).body}{table(head, rows)}</div>"
 
 
 @fragment.register

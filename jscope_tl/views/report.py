@@ -9,6 +9,7 @@ import torch
 
 from jscope_tl.errors import InputError
 from jscope_tl.patching.component_effects import ComponentEffects
+from jscope_tl.patching.token_flow import TokenFlow
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
 from jscope_tl.results.files import check_target
@@ -19,11 +20,14 @@ from jscope_tl.views.circuitsvis_views import View, script
 from jscope_tl.views.component_map import heads as effects_map
 from jscope_tl.views.component_words import strongest_table
 from jscope_tl.views.figures import series
+from jscope_tl.views.flow_graph import flow, flow_rows
 from jscope_tl.views.html import coloured, layer_rows, picture, table
 from jscope_tl.views.maps import heatmap
 from jscope_tl.views.page import write_page
 from jscope_tl.views.scale import scale_of
 from jscope_tl.views.together import Result, as_list, legible, prompt_text
+
+Shown = Result | TokenFlow
 
 READER = """<script>
 for (const line of document.querySelectorAll(".tokens")) {
@@ -58,11 +62,11 @@ def report(
     everything that it colours in a table as well. A prompt that is a number series gets the figure of `views.series`;
     several attributions of one scope at several hook points get the map of `views.heatmap`; an influence pattern lies
     beside the attention heads of ``cache_or_patterns`` as in `views.attention`; effects of components get the map of
-    `views.heads`, and those of edges lie beside these heads too.
+    `views.heads`, and those of edges lie beside these heads too; a token's flow is drawn as in `views.flow`.
 
     Args:
-        results: one or several `Attribution`, `InfluencePattern` and `patching.ComponentEffects`, of any prompts and units: each is
-            on its own scale.
+        results: one or several `Attribution`, `InfluencePattern`, `patching.ComponentEffects` and `patching.TokenFlow`, of any prompts
+            and units: each is on its own scale.
         path: the file to write; it is written whole or not at all.
         cache_or_patterns: the cache of ``run_with_cache`` for the prompt of the influence patterns and edges, or a tensor
             ``[layer, head, dest, src]``; None shows them alone.
@@ -83,7 +87,7 @@ def report(
         True
     """
     check_target(path)
-    shown = as_list(results, (Attribution, InfluencePattern, ComponentEffects))
+    shown = as_list(results, (Attribution, InfluencePattern, ComponentEffects, TokenFlow))
     if cache_or_patterns is not None and not any(map(_of_attention, shown)):
         raise InputError(
             "Attention patterns are shown beside an influence pattern or the effects of edges, and there is none among the results; add "
@@ -96,6 +100,7 @@ def report(
         parts.append(f"<h2>{escape(prompt_text(same[0], 90))}</h2>")
         attributions = [result for result in same if isinstance(result, Attribution)]
         parts += [*map(_section, attributions), *_figures(attributions)]
+        parts += [_flow(result) for result in same if isinstance(result, TokenFlow)]
         beside = [result for result in same if isinstance(result, InfluencePattern)]
         if beside:
             view = attention(beside, cache_or_patterns, layers, heads)
@@ -165,6 +170,12 @@ def _section(result: Attribution) -> str:
             _details(f"{'Scores' if notes else 'All scores'} as a table ({result.unit})", _scores(result)),
         ]
     )
+
+
+def _flow(result: TokenFlow) -> str:
+    head, *rows = flow_rows(result)
+    edges = _table(list(head), [[escape(cell) for cell in row] for row in rows])
+    return f"<h3>{escape(result.headline())}</h3>{flow(result).body}{_details('The strongest edges as a table', edges)}"
 
 
 def _line(result: Attribution) -> str:

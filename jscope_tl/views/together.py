@@ -7,7 +7,6 @@ import torch
 
 from jscope_tl.errors import InputError
 from jscope_tl.model.pieces import text_of
-from jscope_tl.patching.component_effects import ComponentEffects
 from jscope_tl.results.attribution import MOST_ROWS, Attribution
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import visible
@@ -113,7 +112,7 @@ def unique(names: list[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]
 
 
-def prompt_text(result: Result | ComponentEffects, most: int) -> str:
+def prompt_text(result: Any, most: int) -> str:
     """The beginning of the prompt, BOS left out."""
     text = text_of([t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions]).strip()
     return visible(text if len(text) <= most else f"{text[:most]}...")
