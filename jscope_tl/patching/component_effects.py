@@ -226,19 +226,8 @@ class ComponentEffects(Saved):
         """
         if (count := whole(only_top)) is None or count < 1:
             raise InputError(f"only_top is how many components to measure, 1 or more; got {only_top!r}.")
-        measurer: Measurer | None = getattr(self, "_measurer", None)
-        if measurer is None:
-            raise InputError(
-                "These effects come from a file, which holds no model to measure with. Call js.patching.components again, and "
-                "measure its result."
-            )
-        known = torch.full_like(self.predicted, torch.nan) if self.measured is None else self.measured.clone()
         wanted = strongest(self.values, count) if cells is None else [self._cell(cell) for cell in cells]
-        new = [i for i in dict.fromkeys(wanted) if bool(known.flatten()[i].isnan())]
-        known.view(-1)[new], cost = measurer(self, new, progress)
-        before = self.costs.get("measuring", Cost(0, 0, 0.0))
-        total = Cost(before.n_forward + cost.n_forward, 0, before.seconds + cost.seconds)
-        return measurable(replace(self, measured=known, costs={**self.costs, "measuring": total}), measurer)
+        return measured_at(self, wanted, progress)
 
     def _cell(self, cell: Any) -> int:
         n, number = self.predicted.numel(), whole(cell)
@@ -281,6 +270,27 @@ def measurable(effects: ComponentEffects, measurer: Measurer) -> ComponentEffect
     """The effects, which can be measured from now on; beside the fields, as a file cannot hold it."""
     object.__setattr__(effects, "_measurer", measurer)
     return effects
+
+
+def measured_at(effects: ComponentEffects, cells: Sequence[int], progress: bool | None) -> ComponentEffects:
+    """The same effects, measured at some places too.
+
+    Raises:
+        InputError: the model is not at hand.
+    """
+    measurer: Measurer | None = getattr(effects, "_measurer", None)
+    if measurer is None:
+        raise InputError(
+            "These effects come from a file, which holds no model to measure with. Call js.patching.components again, and "
+            "measure its result."
+        )
+    known = torch.full_like(effects.predicted, torch.nan) if effects.measured is None else effects.measured.clone()
+    new = [i for i in dict.fromkeys(cells) if bool(known.flatten()[i].isnan())]
+    found, cost = measurer(effects, new, progress)
+    known.view(-1)[new] = found
+    before = effects.costs.get("measuring", Cost(0, 0, 0.0))
+    total = Cost(before.n_forward + cost.n_forward, 0, before.seconds + cost.seconds)
+    return measurable(replace(effects, measured=known, costs={**effects.costs, "measuring": total}), measurer)
 
 
 def strongest(values: Float[Tensor, "*axes"], k: int) -> list[int]:
