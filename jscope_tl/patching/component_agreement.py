@@ -73,7 +73,10 @@ class ComponentAgreement(Saved):
         kept = self.compared
         assert self.effects.measured is not None  # for mypy: __post_init__ refuses it
         measured = self.effects.measured[kept].double().abs()
-        return [_agreement(name, values[kept].double().abs(), measured, self.costs[name]) for name, values in self.predictions.items()]
+        return [
+            _agreement(name, values[kept].double().abs(), measured, self.costs[name])
+            for name, values in self.predictions.items()
+        ]
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each method: its agreement, and its cost in passes (a backward row counts as a forward pass) and seconds.
@@ -88,7 +91,11 @@ class ComponentAgreement(Saved):
         spent = self.costs["measuring"]
         rows.append({"method": "measuring", "passes": spent.forward_equivalents, "seconds": spent.seconds})
         frame = pd.DataFrame(rows).set_index("method")
-        frame.attrs = {"scope": self.effects.scope, "unit": self.effects.unit, "model": self.effects.provenance.model_name}
+        frame.attrs = {
+            "scope": self.effects.scope,
+            "unit": self.effects.unit,
+            "model": self.effects.provenance.model_name,
+        }
         return frame
 
     def __repr__(self) -> str:
