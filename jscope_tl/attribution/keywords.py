@@ -26,6 +26,9 @@ NOT_TAKEN = {
     "patching.components": dict.fromkeys(
         ("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"
     ),
+    "patching.agreement": dict.fromkeys(
+        ("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"
+    ),
     "patching.ablate": {"at": "tokens are left out at hook_embed, where the scope must be taken too"},
     "patching.flow": {
         "at": "the vector that is followed is the token's own, at hook_embed",

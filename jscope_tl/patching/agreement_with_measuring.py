@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.setup import Setup, refuse, set_up
+from jscope_tl.attribution.keywords import refuse
+from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.rules import PLAIN, Rules
 from jscope_tl.errors import InputError, count
@@ -85,7 +86,7 @@ def agreement(
         >>> list(found.predictions)
         ['fisher, refined', 'fisher', 'attribution patching (log_prob)']
     """
-    refuse("patching.components", options)
+    refuse("patching.agreement", options)
     sample = None if sample is None else count("sample", sample, 1)
     seed = count("sample_seed", sample_seed, 0)
     shared: dict[str, Any] = dict(
