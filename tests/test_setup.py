@@ -99,7 +99,9 @@ def test_doubts_about_the_prompt_are_said_by_all(pocket: Any, name: str) -> None
         "patching.compare": (other,), "patching.side_by_side": (other, "blocks.1.hook_resid_pre", [3]), "patching.flow": (3,)
     }.get(name, ())  # fmt: skip
     found = FUNCTIONS[name](pocket, twice, *further)
-    result = {"patching.side_by_side": "clean", "patching.flow": ""}.get(name, "scope" if name.startswith("patching") else "")
+    result = {"patching.side_by_side": "clean", "patching.flow": ""}.get(
+        name, "scope" if name.startswith("patching") else ""
+    )
     assert any("more than one BOS" in warning for warning in (getattr(found, result) if result else found).warnings)
 
 
