@@ -17,7 +17,7 @@ from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, to_tokens
 from jscope_tl.patching.comparison import Cost
 from jscope_tl.patching.component_agreement import ComponentAgreement
-from jscope_tl.patching.component_effects import ComponentEffects, measured_at
+from jscope_tl.patching.component_effects import ComponentEffects, measured_at, unmeasured
 from jscope_tl.patching.component_prediction import components
 from jscope_tl.patching.component_sources import NAMED
 from jscope_tl.patching.transformer_lens_attribution import transformer_lens_effects, why_not
@@ -105,7 +105,7 @@ def agreement(
         notes.append(f"{LENS} is not compared: {by_lens}.")
     else:
         laid[name], costs[name] = by_lens
-    measured = measured_at(effects, _cells(laid.values(), sample, seed), progress)
+    measured = measured_at(unmeasured(effects), _cells(laid.values(), sample, seed), progress)
     costs["measuring"] = measured.costs["measuring"]
     return ComponentAgreement(effects=measured, predictions=laid, costs=costs, notes=notes)
 
@@ -116,7 +116,7 @@ def _predictions(
     """By the name of the method: the scope's with and without refinement, and attribution patching where that is another one."""
     label, plain, single = effects.scope, effects, _is_single(setup.scope, effects)
     found = {}
-    if effects.refined.any():
+    if "refined" in effects.options["resolved"]:
         found[f"{label}, refined"] = effects
         plain = components(model, prompt, setup.scope, refine=0, **shared)
     found[f"{label} (attribution patching)" if single else label] = plain
@@ -136,9 +136,9 @@ def _is_single(scope: Scope, effects: ComponentEffects) -> bool:
 def _laid_like(effects: ComponentEffects, other: ComponentEffects) -> Float[Tensor, "*axes"]:
     """The other prediction by the places of these effects; 0 for components that it does not list."""
     if effects.index is None or other.index is None or torch.equal(effects.index, other.index):
-        return other.predicted
-    same = (effects.index.unsqueeze(-1) == other.index.unsqueeze(-2)).to(other.predicted)
-    return (same * other.predicted.unsqueeze(-2)).sum(-1)
+        return other.values
+    same = (effects.index.unsqueeze(-1) == other.index.unsqueeze(-2)).to(other.values)
+    return (same * other.values.unsqueeze(-2)).sum(-1)
 
 
 def _by_lens(

@@ -293,6 +293,11 @@ def measured_at(effects: ComponentEffects, cells: Sequence[int], progress: bool 
     return measurable(replace(effects, measured=known, costs={**effects.costs, "measuring": total}), measurer)
 
 
+def unmeasured(effects: ComponentEffects) -> ComponentEffects:
+    """The effects as predicted alone, also of components that were measured because nothing linear holds of them."""
+    return measurable(replace(effects, measured=None), effects._measurer)  # type: ignore[attr-defined]
+
+
 def strongest(values: Float[Tensor, "*axes"], k: int) -> list[int]:
     """Places of the ``k`` largest absolute values, the largest first."""
     sizes = values.flatten().abs()

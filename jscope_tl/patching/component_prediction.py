@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,10 +34,18 @@ from jscope_tl.patching.component_sources import Source, texts_of_source, to_sou
 from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.effects import EffectRows
 
-REFINED = 48
+REFINED = 44
 """Components that are refined by default."""
-PASSES = 10
+PASSES = 8
 """Forward passes that refining takes: through so many blocks do changes go before they are taken to be linear."""
+LARGE = 1.0
+"""A change of the residual stream, as a fraction of what is there, of which nothing linear holds."""
+WHOLE = 4
+"""Such components that are measured."""
+TOO_LARGE = (
+    "Of {n} components the change is larger, at some position and after {n_blocks} blocks, than the residual stream itself: their "
+    "predictions tell little. Measure them: effects.measure(...)."
+)
 POSITIONS = ("all", "each")
 
 
@@ -75,8 +83,10 @@ def components(
     ``softmax(z + D Δy)`` along 12 leading directions of the Fisher matrix, and ``½ E m²`` of 8 random probes of the rest.
 
     Networks are not linear, above all where early components are taken away. The ``refine`` components that are predicted to do most
-    are therefore changed in truth, and go through the next blocks as they are, side by side, all together at the price of ten forward
-    passes; only behind these the change is taken to be linear. `ComponentEffects.measure` makes whole runs of the strongest.
+    are therefore changed in truth, and go through the next blocks as they are, side by side, all together at the price of eight forward
+    passes; only behind these the change is taken to be linear. Where it is larger by then, at some position, than the residual stream
+    itself, nothing linear holds: four such components are measured, for others the result warns. `ComponentEffects.measure` makes whole
+    runs of the strongest.
 
     Args:
         of: ``"heads"``: outputs of heads before ``W_O`` (``attn.hook_z``); ``"edges"``: entries of their patterns, the effect if this
@@ -91,7 +101,7 @@ def components(
             is the corrupted one, and puts those of ``prompt`` into it.
         sae: an object with ``encode`` and ``decode``, for ``of="features"``; SAEs of SAELens are such.
         at: its hook point; None: what ``sae.cfg`` says.
-        refine: how many components are refined; 0 for none. None: 48, and none where hooks of the user's are active.
+        refine: how many components are refined; 0 for none. None: 44, and none where hooks of the user's are active.
         options: of the scope, where it is given by name: ``target``; for ``"fisher"`` also ``rank``, ``probes``, ``method="exact"``.
         {shared}
 
@@ -161,6 +171,7 @@ class _Found:
         moved: how far each row moves with each component.
         streams: by hook point the rows at the residual stream.
         refined: places of the components that were refined.
+        measured: effects of those whose change is too large for anything linear.
     """
 
     sites: Sites
@@ -171,6 +182,7 @@ class _Found:
     described: dict[str, Any]
     notes: list[str]
     refined: tuple[int, ...] = ()
+    measured: dict[int, float] = field(default_factory=dict)
     resolved: dict[str, Any] | None = None
 
 
@@ -219,13 +231,22 @@ def _refined(found: _Found, runs: ComponentRuns, most: int, progress: bool | Non
         return found
     cells = strongest(found.effect_rows.effects(found.moved)[0], most)
     n = max(1, min(runs.n_blocks, PASSES * runs.n_blocks // len(cells)))
-    changes = runs.streams(cells, n, progress)
+    changes, sizes = runs.streams(cells, n, progress)
     moved = found.moved.flatten(1).clone()
     for cell, change in zip(cells, changes, strict=True):
         rows = found.streams[f"blocks.{runs.end(cell, n)}.hook_resid_post"]
         moved[:, cell] = einsum(rows, change.to(rows), "k pos d, pos d -> k").to(moved)
-    resolved = {"refined": len(cells), "blocks": n}
-    return replace(found, moved=moved.view_as(found.moved), refined=tuple(cells), resolved=resolved)
+    large = [cell for cell, size in zip(cells, sizes, strict=True) if size > LARGE]
+    rough = found.effect_rows.effects(moved)[0].abs()
+    moved[:, large] = found.moved.flatten(1)[:, large]
+    whole = sorted(large, key=lambda cell: -float(rough[cell]))[:WHOLE]
+    measured = dict(zip(whole, runs.effects(whole, found.effect, progress).tolist(), strict=True)) if whole else {}
+    left = len(large) - len(whole)
+    notes = [*found.notes, *([TOO_LARGE.format(n=left, n_blocks=n)] if left else [])]
+    return replace(
+        found, moved=moved.view_as(found.moved), refined=tuple(cell for cell in cells if cell not in large), measured=measured,
+        notes=notes, resolved={"refined": len(cells) - len(large), "blocks": n, "measured": len(whole)},
+    )  # fmt: skip
 
 
 def _effects(setup: Setup, found: _Found, source: Source, runs: ComponentRuns, seconds: float) -> ComponentEffects:
@@ -246,7 +267,7 @@ def _effects(setup: Setup, found: _Found, source: Source, runs: ComponentRuns, s
         predicted=values.detach().float().cpu(),
         stderr=None if stderr is None else stderr.detach().float().cpu(),
         refined=refined.view(values.shape),
-        measured=None,
+        measured=_measured(found.measured, values),
         index=found.sites.index,
         hook_points=_shown(found.sites),
         source=source.name,
@@ -265,6 +286,12 @@ def _effects(setup: Setup, found: _Found, source: Source, runs: ComponentRuns, s
         costs={"prediction": cost},
         warnings=found.notes,
     )
+
+
+def _measured(found: dict[int, float], like: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"] | None:
+    measured = torch.full((like.numel(),), torch.nan, device="cpu")
+    measured[list(found)] = torch.tensor(list(found.values()), device="cpu")
+    return measured.view(like.shape) if found else None
 
 
 def _shown(sites: Sites) -> tuple[str, ...]:

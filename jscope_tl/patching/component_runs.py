@@ -29,6 +29,15 @@ Expected: TypeAlias = Callable[[int], tuple[Float[Tensor, "*end"], Float[Tensor,
 """From a block to how the unchanged prompt comes out there."""
 
 
+@dataclass(frozen=True)
+class Unchanged:
+    """What the prompt ends in as it is, at the explained position, and its residual stream behind each block, by hook point."""
+
+    y: Float[Tensor, "d_model"]
+    logits: Float[Tensor, "d_vocab"]
+    streams: dict[str, Float[Tensor, "pos d_model"]]
+
+
 @dataclass
 class ComponentRuns:
     """Runs without gradients, counted in forward passes; one through some of the blocks counts as that share of one.
@@ -46,6 +55,7 @@ class ComponentRuns:
     hooks: Sequence[Any]
     n_forward: float = 0.0
     _blocks: list[Any] = field(default_factory=list)
+    _unchanged: "Unchanged | None" = None
     _first: int = 0  # the component whose batch has an unchanged prompt too
 
     @property
@@ -66,12 +76,17 @@ class ComponentRuns:
                 y, logits = ends(self._prompts(len(part)), Passes())
             return y, torch.stack([effect(*one).double().cpu() for one in zip(y, logits, strict=True)])
 
-        with self._ready() as (ends, y, logits, _):
-            base = y, effect(y, logits).double().cpu()
+        with self._ready() as (ends, unchanged):
+            base = unchanged.y, effect(unchanged.y, unchanged.logits).double().cpu()
             return self._swept(cells, self.n_blocks, partial(run, ends), lambda block: base, "changed runs", progress)
 
-    def streams(self, cells: Sequence[int], n: int, progress: bool | None) -> Float[Tensor, "cells pos d_model"]:
-        """How the residual stream changes behind the ``n``-th block, counted from that of each component, which is the first."""
+    def streams(
+        self, cells: Sequence[int], n: int, progress: bool | None
+    ) -> tuple[Float[Tensor, "cells pos d_model"], Float[Tensor, "cells"]]:
+        """How the residual stream changes behind the ``n``-th block, counted from that of each component, which is the first.
+
+        With each the size of the largest change up to the explained position, as a fraction of what is there.
+        """
 
         def run(ends: Ends, block: int, part: Sequence[int | None]) -> Checked:
             kept: list[Tensor] = []
@@ -83,12 +98,15 @@ class ComponentRuns:
                 ends(self._prompts(len(part)), Passes())
             return kept[0], kept[0]
 
-        with self._ready() as (ends, _, _, streams):
+        with self._ready() as (ends, unchanged):
 
             def expected(block: int) -> tuple[Tensor, Tensor]:
-                return (streams[self._point(block, n)],) * 2
+                return (unchanged.streams[self._point(block, n)],) * 2
 
-            return self._swept(cells, n, partial(run, ends), expected, "refined effects", progress)
+            changes = self._swept(cells, n, partial(run, ends), expected, "refined effects", progress)
+        there = torch.stack([expected(self.sites.block(cell))[0].to(changes) for cell in cells])
+        sizes = changes.norm(dim=-1) / there.norm(dim=-1).clamp_min(torch.finfo(there.dtype).tiny)
+        return changes, sizes[:, : self.position + 1].amax(1)
 
     def end(self, cell: int, n: int) -> int:
         """The ``n``-th block from that of a component on, or the last one."""
@@ -101,20 +119,24 @@ class ComponentRuns:
         return f"blocks.{self._end(block, n)}.hook_resid_post"
 
     @contextmanager
-    def _ready(self) -> Iterator[tuple[Ends, Tensor, Tensor, dict[str, Float[Tensor, "pos d_model"]]]]:
-        """What the unchanged prompt ends in, ``y`` and logits, and its residual stream behind each block; blocks are recorded."""
+    def _ready(self) -> Iterator[tuple[Ends, "Unchanged"]]:
+        """The model is free for runs, and the unchanged prompt was run once."""
+        with undisturbed(self.view, self.hooks), ends_at(self.view, self.hooks, self.position) as ends:
+            self._unchanged = self._unchanged or self._run_unchanged(ends)
+            yield ends, self._unchanged
+
+    def _run_unchanged(self, ends: Ends) -> "Unchanged":
         streams: dict[str, Tensor] = {}
 
         def keep(name: str, activation: Float[Tensor, "1 pos d_model"], hook: Any) -> None:
             streams[name] = activation.detach()[0].clone()
 
         names = [f"blocks.{block}.hook_resid_post" for block in range(self.n_blocks)]
-        with undisturbed(self.view, self.hooks), ends_at(self.view, self.hooks, self.position) as ends:
-            own = [(name, partial(keep, name)) for name in names if name in self.view.points]
-            with hooked(self.view, [], own), recorded_blocks(self.view) as self._blocks:
-                (y,), (logits,) = ends(self._prompts(1), Passes())
-            self.n_forward += 1
-            yield ends, y, logits, streams
+        own = [(name, partial(keep, name)) for name in names if name in self.view.points]
+        with hooked(self.view, [], own), recorded_blocks(self.view) as self._blocks:
+            (y,), (logits,) = ends(self._prompts(1), Passes())
+        self.n_forward += 1
+        return Unchanged(y, logits, streams)
 
     def _prompts(self, n: int) -> Int[Tensor, "batch pos"]:
         return repeat(self.tokens, "pos -> batch pos", batch=n)

@@ -144,7 +144,7 @@ def test_estimates_are_near_the_exact_prediction_by_their_errors(kind: str, fami
 @pytest.mark.parametrize("of", HOOKS)
 def test_measured_effects_are_those_of_whole_runs_with_hooks(kind: str, family: str, of: str) -> None:
     model = double(kind, family)
-    effects = js.patching.components(model, TOKENS, of=of, position=EXPLAINED, positions="each").measure(7)
+    effects = js.patching.components(model, TOKENS, of=of, position=EXPLAINED, positions="each", refine=0).measure(7)
     with torch.no_grad():
         log_p = model(TOKENS[None], return_type="logits")[0, EXPLAINED].log_softmax(-1)
         for found in measured_ones(effects, 7):
@@ -222,7 +222,7 @@ def test_edges_are_the_pattern_times_its_gradient(kind: str, family: str) -> Non
 def test_measured_edges_are_those_of_patched_patterns(kind: str, family: str, source: str) -> None:
     model = double(kind, family)
     put = "zero" if source == "zero" else CORRUPTED
-    effects = js.patching.components(model, TOKENS, of="edges", source=put, position=EXPLAINED).measure(6)
+    effects = js.patching.components(model, TOKENS, of="edges", source=put, position=EXPLAINED, refine=0).measure(6)
     theirs = zeros(model) if source == "zero" else cached(model, CORRUPTED)
     with torch.no_grad():
         log_p = model(TOKENS[None], return_type="logits")[0, EXPLAINED].log_softmax(-1)
@@ -314,7 +314,7 @@ def test_hooks_of_the_user_are_in_every_run(llama: Any) -> None:
         log_q = llama.run_with_hooks(TOKENS[None], fwd_hooks=own, return_type="logits")[0, -1].double().log_softmax(-1)
     assert float(measured[1, 1]) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum()), rel=1e-3)
     again = js.patching.components(llama, TOKENS, fwd_hooks=hooks, refine=2)
-    assert again.refined.sum() == 2
+    assert again.refined.sum() + again.options["resolved"]["measured"] == 2
 
 
 def test_nothing_of_the_users_is_changed(kind: str) -> None:
@@ -401,6 +401,7 @@ def test_the_model_is_not_kept_alive(kind: str) -> None:
 
 def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(component_prediction, "PASSES", 2)
+    monkeypatch.setattr(component_prediction, "WHOLE", 0)
     plain, refined = (js.patching.components(llama, TOKENS, refine=refine) for refine in (0, 6))
     more = refined.costs["prediction"].n_forward - plain.costs["prediction"].n_forward
     assert (
@@ -454,3 +455,15 @@ def test_every_registered_scope_tells_effects(llama: Any, scope: str) -> None:
     assert effects.predicted.abs().sum() > 0
     assert effects.unit
     assert effects.measured.isfinite().sum() == 2
+
+
+def test_changes_larger_than_the_stream_are_measured(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or predicted as without refinement, which the result says."""
+    monkeypatch.setattr(component_prediction, "LARGE", 0.0)
+    monkeypatch.setattr(component_prediction, "WHOLE", 2)
+    plain, effects = (js.patching.components(llama, TOKENS, refine=refine) for refine in (0, 5))
+    assert effects.measured.isfinite().sum() == 2 and not effects.refined.any()
+    torch.testing.assert_close(effects.predicted, plain.predicted)
+    torch.testing.assert_close(effects.measured[effects.measured.isfinite()], plain.measure(12).measured[effects.measured.isfinite()])
+    assert any("Of 3 components the change is larger" in warning for warning in effects.warnings)
+    assert effects.options["resolved"] == {"refined": 0, "blocks": 3, "measured": 2, "rows": 20, "probes": 8}
