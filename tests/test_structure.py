@@ -16,7 +16,7 @@ pytestmark = pytest.mark.newest_line
 ROOT = Path(jscope_tl.__file__).parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "jscope_tl.") if not name.endswith("__main__")]
 FLOW = [
-    "errors", "model", "pocket", "engine", "scopes", "results", "attribution", "patching", "diagnostics", "faithfulness",
+    "errors", "model", "pocket", "engine", "scopes", "results", "attribution", "components", "patching", "diagnostics", "faithfulness",
     "views", "cli",
 ]  # fmt: skip
 """A folder imports from itself and from those before it."""

@@ -74,7 +74,7 @@ def edges(model: Any, tokens: Any, seed: int) -> list[dict[str, Any]]:
     for way, cells in (("any", places), ("strongest", strongest)):
         sample = cells[torch.randperm(len(cells), generator=generator)[:SAMPLE]].tolist()
         measured = effects.measure(cells=sample, progress=False).measured.flatten()[sample]
-        found = compared(effects.predicted.flatten()[sample], measured)
+        found = compared(effects.values.flatten()[sample], measured)
         rows.append(
             {"of": "edges", "way": way, **found, "cost": effects.costs["prediction"].forward_equivalents / SAMPLE}
         )

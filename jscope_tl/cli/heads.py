@@ -11,10 +11,10 @@ from rich.text import Text
 from jscope_tl.cli.faithfulness import read_prompts
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
+from jscope_tl.components.effects import KINDS, ComponentEffects
+from jscope_tl.components.prediction import components
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.pieces import text_of
-from jscope_tl.patching.component_effects import KINDS, ComponentEffects
-from jscope_tl.patching.component_prediction import components
 from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.scopes.registry import get_scope
 from jscope_tl.views.component_words import short_name, tokens_at

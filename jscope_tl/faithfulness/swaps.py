@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jscope_tl.engine.batches import in_batches
 from jscope_tl.engine.state import divergence
 from jscope_tl.faithfulness.candidates import Candidate
 from jscope_tl.model.prompts import to_str_tokens, to_tokens
 from jscope_tl.model.running import Passes, ends_at, undisturbed
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.batches import in_batches
 
 SWAPS = 3
 MARGIN = 0.01

@@ -1,15 +1,17 @@
 """Scopes and activation patching in one workflow: predict a patch, check a scope, explain a patched run."""
 
+from jscope_tl.components.against_measured import agreement
+from jscope_tl.components.agreement import ComponentAgreement, MethodAgreement
+from jscope_tl.components.effects import ComponentEffects
+from jscope_tl.components.flow_of_token import flow
+from jscope_tl.components.names import ComponentEffect
+from jscope_tl.components.prediction import components
+from jscope_tl.components.token_flow import FlowEdge, TokenFlow
 from jscope_tl.patching.ablation import Ablation, ablate
 from jscope_tl.patching.activation_patching import compare
-from jscope_tl.patching.agreement_with_measuring import agreement
-from jscope_tl.patching.comparison import Agreement, Comparison, Cost
-from jscope_tl.patching.component_agreement import ComponentAgreement, MethodAgreement
-from jscope_tl.patching.component_effects import ComponentEffect, ComponentEffects
-from jscope_tl.patching.component_prediction import components
-from jscope_tl.patching.flow_of_token import flow
+from jscope_tl.patching.comparison import Agreement, Comparison
 from jscope_tl.patching.three_runs import SideBySide, side_by_side
-from jscope_tl.patching.token_flow import FlowEdge, TokenFlow
+from jscope_tl.results.cost import Cost
 
 __all__ = [
     "Ablation",

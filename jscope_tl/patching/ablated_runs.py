@@ -9,12 +9,12 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from jscope_tl.engine.batches import in_batches
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.model.embeddings import embedding
 from jscope_tl.model.prompts import to_id, to_str_tokens
 from jscope_tl.model.running import ONE_AT_A_TIME, Passes, ends_at, undisturbed
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.batches import in_batches
 
 REPLACEMENTS = ("zero", "mean", "pad")
 

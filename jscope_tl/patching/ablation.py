@@ -25,9 +25,9 @@ from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt
 from jscope_tl.model.running import Passes
 from jscope_tl.patching.ablated_runs import ablated_logits, replaced_by
-from jscope_tl.patching.comparison import Cost
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.checks import need, need_finite
+from jscope_tl.results.cost import Cost
 from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
 from jscope_tl.scopes.base import Scope

@@ -17,13 +17,14 @@ from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
 from jscope_tl.engine.rules import Rules
 from jscope_tl.errors import InputError, count
+from jscope_tl.model.pairs import Pair, need_patchable, source_activations, to_pair
 from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
-from jscope_tl.patching.comparison import Comparison, Cost
-from jscope_tl.patching.pairs import Pair, need_patchable, source_activations, to_pair
+from jscope_tl.patching.comparison import Comparison
 from jscope_tl.patching.patched_runs import patched_effects
 from jscope_tl.patching.predicted_effects import scored_and_predicted
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.results.cost import Cost
 from jscope_tl.scopes.base import Effect, Scope
 
 

@@ -16,13 +16,13 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from jscope_tl.engine.batches import in_batches
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.model.hooks import hooked
+from jscope_tl.model.pairs import Pair
 from jscope_tl.model.replay import block_of, blocks_replayed, recorded_blocks
 from jscope_tl.model.running import ONE_AT_A_TIME, Ends, Passes, ends_at, undisturbed
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.batches import in_batches
-from jscope_tl.patching.pairs import Pair
 from jscope_tl.scopes.base import Effect
 
 Patch = tuple[int, tuple[int, ...]]

@@ -18,9 +18,9 @@ from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.rules import Rules
 from jscope_tl.errors import InputError
+from jscope_tl.model.pairs import need_patchable, source_activations, to_pair
 from jscope_tl.model.prompts import Prompt, to_position
 from jscope_tl.model.running import Passes
-from jscope_tl.patching.pairs import need_patchable, source_activations, to_pair
 from jscope_tl.patching.patched_runs import put
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.checks import need

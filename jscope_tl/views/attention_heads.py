@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from jscope_tl.components.effects import ComponentEffects
 from jscope_tl.diagnostics.heads import HeadAgreement, agreement_of
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.patterns import Head, to_heads
 from jscope_tl.model.pieces import pieces
-from jscope_tl.patching.component_effects import ComponentEffects
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern, as_pattern
 from jscope_tl.results.text import visible

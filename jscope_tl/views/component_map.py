@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from jscope_tl.components.effects import ComponentEffects, strongest
 from jscope_tl.errors import InputError
-from jscope_tl.patching.component_effects import ComponentEffects, strongest
 from jscope_tl.results.text import score_text, visible
 from jscope_tl.views.circuitsvis_views import View, place
 from jscope_tl.views.component_words import MARKS, caption, foot, said, short_name, strongest_table

@@ -2,8 +2,9 @@
 
 from html import escape
 
+from jscope_tl.components.effects import ComponentEffects
+from jscope_tl.components.names import ERROR, ComponentEffect
 from jscope_tl.model.pieces import text_of
-from jscope_tl.patching.component_effects import ERROR, ComponentEffect, ComponentEffects
 from jscope_tl.results.text import score_text, visible
 from jscope_tl.views.html import table
 from jscope_tl.views.together import prompt_text

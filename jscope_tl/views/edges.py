@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.components.effects import ComponentEffects
+from jscope_tl.components.names import ComponentEffect
 from jscope_tl.errors import InputError
 from jscope_tl.model.patterns import Head, to_heads
 from jscope_tl.model.pieces import pieces
-from jscope_tl.patching.component_effects import ComponentEffect, ComponentEffects
 from jscope_tl.results.text import visible
 from jscope_tl.views.circuitsvis_views import View, call, literal, place
 from jscope_tl.views.component_words import caption, foot, said, strongest_table

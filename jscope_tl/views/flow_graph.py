@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from jscope_tl.components.token_flow import FlowEdge, TokenFlow
 from jscope_tl.errors import InputError, count
-from jscope_tl.patching.token_flow import FlowEdge, TokenFlow
 from jscope_tl.results.text import percent, visible
 from jscope_tl.views.circuitsvis_views import View
 

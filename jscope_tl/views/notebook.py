@@ -4,13 +4,13 @@ from functools import singledispatch
 from html import escape
 from typing import Any
 
+from jscope_tl.components.effects import ComponentEffects
+from jscope_tl.components.token_flow import TokenFlow
 from jscope_tl.diagnostics.linear_range import Linearity
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.patching.ablation import EFFECTS, Ablation
 from jscope_tl.patching.comparison import Comparison
-from jscope_tl.patching.component_effects import ComponentEffects
 from jscope_tl.patching.three_runs import SideBySide
-from jscope_tl.patching.token_flow import TokenFlow
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import Result, ScoredToken
 from jscope_tl.results.pattern import InfluencePattern

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from jscope_tl.components.effects import ComponentEffects
+from jscope_tl.components.token_flow import TokenFlow
 from jscope_tl.errors import InputError
-from jscope_tl.patching.component_effects import ComponentEffects
-from jscope_tl.patching.token_flow import TokenFlow
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
 from jscope_tl.results.files import check_target

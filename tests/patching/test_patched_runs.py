@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.engine.batches import in_batches
 from jscope_tl.model import view
 from jscope_tl.model.replay import blocks_replayed, recorded_blocks
-from jscope_tl.patching.batches import in_batches
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS

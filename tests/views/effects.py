@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import jscope_tl as js
-from jscope_tl.patching.comparison import Cost
+from jscope_tl.results.cost import Cost
 
 HOOK = {"heads": "attn.hook_z", "edges": "attn.hook_pattern", "attn": "hook_attn_out", "mlps": "hook_mlp_out",
         "neurons": "mlp.hook_post", "features": "hook_resid_pre"}  # fmt: skip

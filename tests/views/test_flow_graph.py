@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.patching.token_flow import FlowEdge, TokenFlow
+from jscope_tl.components.token_flow import FlowEdge, TokenFlow
 from jscope_tl.views.flow_graph import bundles
 from tests.views.results import NASTY
 

@@ -10,63 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from jscope_tl.components.names import ComponentEffect, layer_of, parts_of
 from jscope_tl.errors import InputError, whole
-from jscope_tl.patching.comparison import Cost
 from jscope_tl.results.attribution import Prediction
 from jscope_tl.results.base import Provenance
 from jscope_tl.results.checks import need
+from jscope_tl.results.cost import Cost
 from jscope_tl.results.files import Saved
 from jscope_tl.results.text import score_text
 
 KINDS = ("heads", "edges", "attn", "mlps", "neurons", "features")
 """As ``of=`` takes them."""
-ERROR = -1
-"""In place of a feature's number: what an autoencoder leaves unexplained."""
 HOW = ("predicted", "refined", "measured")
-
-
-@dataclass(frozen=True)
-class ComponentEffect:
-    """The effect of one component.
-
-    Attributes:
-        name: TransformerLens' name of the hook point, and which part of its activation it is: ``blocks.9.attn.hook_z head 6``.
-        effect: of changing it, in the unit of the effects.
-        stderr: standard error of the linear prediction, where it is an estimate.
-        how: ``"predicted"`` from backward rows; ``"refined"``, the same behind a few blocks that were run with the change; ``"measured"``.
-        hook_point, layer: where it is.
-        head: of the layer; None where it is no head.
-        unit: the number of a neuron or a feature (-1: the error of the autoencoder); None for others.
-        pos: the position that is changed; None: all of them.
-        dest, src: of an edge.
-    """
-
-    name: str
-    effect: float
-    stderr: float | None
-    how: str
-    hook_point: str
-    layer: int
-    head: int | None = None
-    unit: int | None = None
-    pos: int | None = None
-    dest: int | None = None
-    src: int | None = None
-
-    def node(self) -> Any:
-        """TransformerLens' name of it, a ``Node`` of its attribution patching, by which its results have their scores.
-
-        None for what is no node there: what is changed at all positions together, edges, neurons, features; and where this line of
-        TransformerLens has none.
-        """
-        kind = {"hook_z": "attn_head_out", "hook_mlp_out": "mlp_out"}.get(self.hook_point.rpartition(".")[2])
-        try:
-            from transformer_lens.tools.analysis.attribution_patching import Node
-        except ImportError:
-            return None
-        if kind is None or self.pos is None:
-            return None
-        return Node(kind=kind, position=self.pos, layer=self.layer, head=self.head)  # type: ignore[arg-type]  # both are kinds
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -178,12 +133,12 @@ class ComponentEffects(Saved):
         measured = self.measured is not None and not bool(self.measured.flatten()[cell].isnan())
         place = self._place(at)
         return ComponentEffect(
-            name=" ".join([hook_point, *_said(place)]),
+            name=" ".join([hook_point, *parts_of(place)]),
             effect=float(self.values.flatten()[cell]),
             stderr=None if measured or self.stderr is None else float(self.stderr.flatten()[cell]),
             how=HOW[2 if measured else int(self.refined.flatten()[cell])],
             hook_point=hook_point,
-            layer=_layer_of(hook_point),
+            layer=layer_of(hook_point),
             **place,
         )
 
@@ -302,20 +257,3 @@ def strongest(values: Float[Tensor, "*axes"], k: int) -> list[int]:
     """Places of the ``k`` largest absolute values, the largest first."""
     sizes = values.flatten().abs()
     return sizes.topk(min(k, len(sizes))).indices.tolist()
-
-
-def _layer_of(hook_point: str) -> int:
-    numbers = [int(part) for part in hook_point.split(".") if part.isdecimal()]
-    return numbers[0] if numbers else 0
-
-
-def _said(place: dict[str, int]) -> list[str]:
-    """The parts of a component's name behind its hook point."""
-    said = [f"head {place['head']}"] if "head" in place else []
-    if "unit" in place:
-        said.append("error" if place["unit"] == ERROR else f"unit {place['unit']}")
-    if "pos" in place:
-        said.append(f"pos {place['pos']}")
-    if "dest" in place:
-        said.append(f"{place['dest']} <- {place['src']}")
-    return said

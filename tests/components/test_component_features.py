@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import jscope_tl as js
+from tests.components.test_components import CORRUPTED, EXPLAINED, TARGET, cached, close, double
 from tests.models import D_MODEL, TOKENS
-from tests.patching.test_components import CORRUPTED, EXPLAINED, TARGET, cached, close, double
 
 AT = "blocks.1.hook_resid_post"
 HOW: dict[str, Any] = dict(of="features", target=TARGET, position=EXPLAINED)

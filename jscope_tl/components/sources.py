@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.errors import InputError, count, nearest
+from jscope_tl.model.pairs import DIRECTIONS, to_pair
 from jscope_tl.model.prompts import prompt_texts, to_position, to_tokens
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.pairs import DIRECTIONS, to_pair
 
 NAMED = ("zero", "mean", "resample")
 Activations = dict[str, Float[Tensor, "pos ..."]]

@@ -9,13 +9,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jscope_tl.components.sites import Sites
 from jscope_tl.engine.precision import beside, power_of_two
 from jscope_tl.engine.ruled_pass import HeldConstant
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.under_rules import under_rules
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.component_sites import Sites
 from jscope_tl.scopes.effects import EffectRows
 
 MOST_BYTES = 2**26

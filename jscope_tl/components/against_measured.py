@@ -11,16 +11,16 @@ from torch import Tensor
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.components.agreement import ComponentAgreement
+from jscope_tl.components.effects import ComponentEffects, measured_at, unmeasured
+from jscope_tl.components.lens_attribution import transformer_lens_effects, why_not
+from jscope_tl.components.prediction import components
+from jscope_tl.components.sources import NAMED
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.rules import PLAIN, Rules
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, to_tokens
-from jscope_tl.patching.comparison import Cost
-from jscope_tl.patching.component_agreement import ComponentAgreement
-from jscope_tl.patching.component_effects import ComponentEffects, measured_at, unmeasured
-from jscope_tl.patching.component_prediction import components
-from jscope_tl.patching.component_sources import NAMED
-from jscope_tl.patching.transformer_lens_attribution import transformer_lens_effects, why_not
+from jscope_tl.results.cost import Cost
 from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.directions import QuantityScope
 from jscope_tl.scopes.fisher import FisherScope

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.patching import component_edges, component_prediction
+from jscope_tl.components import edges as edges_module
+from jscope_tl.components import prediction
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS
@@ -242,7 +243,7 @@ def test_measured_edges_are_those_of_patched_patterns(kind: str, family: str, so
 
 def test_edges_of_long_prompts_are_the_strongest_of_each_head(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = js.patching.components(llama, TOKENS, of="edges", refine=0)
-    monkeypatch.setattr(component_edges, "MOST_BYTES", 4 * 3 * 4 * 5)
+    monkeypatch.setattr(edges_module, "MOST_BYTES", 4 * 3 * 4 * 5)
     kept = js.patching.components(llama, TOKENS, of="edges", refine=3)
     assert kept.axes == ("layer", "head", "entry")
     assert kept.predicted.shape == (3, 4, 5)
@@ -400,8 +401,8 @@ def test_the_model_is_not_kept_alive(kind: str) -> None:
 
 
 def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(component_prediction, "PASSES", 2)
-    monkeypatch.setattr(component_prediction, "WHOLE", 0)
+    monkeypatch.setattr(prediction, "PASSES", 2)
+    monkeypatch.setattr(prediction, "WHOLE", 0)
     plain, refined = (js.patching.components(llama, TOKENS, refine=refine) for refine in (0, 6))
     more = refined.costs["prediction"].n_forward - plain.costs["prediction"].n_forward
     assert (
@@ -459,11 +460,14 @@ def test_every_registered_scope_tells_effects(llama: Any, scope: str) -> None:
 
 def test_changes_larger_than_the_stream_are_measured(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or predicted as without refinement, which the result says."""
-    monkeypatch.setattr(component_prediction, "LARGE", 0.0)
-    monkeypatch.setattr(component_prediction, "WHOLE", 2)
+    monkeypatch.setattr(prediction, "LARGE", 0.0)
+    monkeypatch.setattr(prediction, "WHOLE", 2)
     plain, effects = (js.patching.components(llama, TOKENS, refine=refine) for refine in (0, 5))
-    assert effects.measured.isfinite().sum() == 2 and not effects.refined.any()
+    assert effects.measured.isfinite().sum() == 2
+    assert not effects.refined.any()
     torch.testing.assert_close(effects.predicted, plain.predicted)
-    torch.testing.assert_close(effects.measured[effects.measured.isfinite()], plain.measure(12).measured[effects.measured.isfinite()])
+    torch.testing.assert_close(
+        effects.measured[effects.measured.isfinite()], plain.measure(12).measured[effects.measured.isfinite()]
+    )
     assert any("Of 3 components the change is larger" in warning for warning in effects.warnings)
     assert effects.options["resolved"] == {"refined": 0, "blocks": 3, "measured": 2, "rows": 20, "probes": 8}

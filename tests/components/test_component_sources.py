@@ -7,8 +7,8 @@ import torch
 
 import jscope_tl as js
 from tests import models
+from tests.components.test_components import CORRUPTED, EXPLAINED, TARGET, cached, close, double, naive_jacobian
 from tests.models import TOKENS
-from tests.patching.test_components import CORRUPTED, EXPLAINED, TARGET, cached, close, double, naive_jacobian
 
 THIRD = torch.tensor([0, 9, 301, 44, 18, 208, 7, 431])
 SHORTER = torch.tensor([0, 9, 301, 44, 18])

@@ -11,11 +11,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jscope_tl.components.names import ERROR
+from jscope_tl.components.sites import Sites
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.hooks import hooked
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.component_effects import ERROR
-from jscope_tl.patching.component_sites import Sites
 
 
 @dataclass(frozen=True)

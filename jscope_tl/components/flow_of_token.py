@@ -13,13 +13,13 @@ from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import about, asked, of_prompt, prediction
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.setup import set_up
+from jscope_tl.components.flow_layers import carried, flow_points
+from jscope_tl.components.token_flow import TokenFlow
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import Prompt, to_position
-from jscope_tl.patching.flow_layers import carried, flow_points
-from jscope_tl.patching.token_flow import TokenFlow
 from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.fisher import FisherScope
 

@@ -12,13 +12,13 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jscope_tl.components.sites import Sites
+from jscope_tl.engine.batches import in_batches
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.model.hooks import hooked
 from jscope_tl.model.replay import blocks_replayed, recorded_blocks
 from jscope_tl.model.running import ONE_AT_A_TIME, Ends, Passes, ends_at, undisturbed
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.batches import in_batches
-from jscope_tl.patching.component_sites import Sites
 from jscope_tl.scopes.base import Effect
 
 Checked: TypeAlias = tuple[Float[Tensor, "batch *end"], Float[Tensor, "batch *found"]]

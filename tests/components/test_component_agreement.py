@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 import jscope_tl as js
-from jscope_tl.patching import component_edges
+from jscope_tl.components import edges as edges_module
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import ANY_KIND, TOKENS, snapshot
@@ -156,7 +156,7 @@ def test_a_sample_is_measured_as_all_are(llama: Any) -> None:
 def test_edges_of_long_prompts_are_laid_side_by_side(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each prediction keeps its own strongest ones."""
     whole = found(llama, of="edges", refine=0).predictions[ATTRIBUTION]
-    monkeypatch.setattr(component_edges, "MOST_BYTES", 3 * 4 * 4 * 9)
+    monkeypatch.setattr(edges_module, "MOST_BYTES", 3 * 4 * 4 * 9)
     few = found(llama, of="edges", refine=0)
     assert few.effects.axes == ("layer", "head", "entry")
     laid, index = few.predictions[ATTRIBUTION], few.effects.index

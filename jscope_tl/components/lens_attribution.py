@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jscope_tl.model.running import full_precision
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.comparison import Cost
+from jscope_tl.results.cost import Cost
 
 MODULE = "transformer_lens.tools.analysis.attribution_patching"
 KINDS = {"heads": "attn_head_out", "mlps": "mlp_out"}

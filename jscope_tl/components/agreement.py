@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jscope_tl.patching.comparison import Cost
-from jscope_tl.patching.component_effects import ComponentEffects
+from jscope_tl.components.effects import ComponentEffects
 from jscope_tl.results.checks import need, need_finite
+from jscope_tl.results.cost import Cost
 from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
 

@@ -8,11 +8,11 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.components.token_flow import FlowEdge
 from jscope_tl.engine.at_points import rows_at, tangents_at
 from jscope_tl.engine.run import Run
 from jscope_tl.errors import InputError
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.token_flow import FlowEdge
 
 SAME = (1e-3, 0.03)
 """How far ``z`` may be from ``P v``, relative to the largest, in full and in half precision."""

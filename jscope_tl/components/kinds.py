@@ -7,15 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.setup import Setup
+from jscope_tl.components import features
+from jscope_tl.components import sites as parts
+from jscope_tl.components.edges import Edges, patterns_of
+from jscope_tl.components.sites import Sites
+from jscope_tl.components.sources import Activations, Source
 from jscope_tl.engine.run import Run
 from jscope_tl.errors import InputError
 from jscope_tl.model.running import Passes, captured
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching import component_features as features
-from jscope_tl.patching import component_sites as parts
-from jscope_tl.patching.component_edges import Edges, patterns_of
-from jscope_tl.patching.component_sites import Sites
-from jscope_tl.patching.component_sources import Activations, Source
 
 
 def points_of(view: ModelView, of: str, sae: Any, at: Any) -> tuple[str, ...]:

@@ -15,6 +15,12 @@ from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import about, asked, of_prompt, prediction
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.components.edges import Edges, predicted_edges
+from jscope_tl.components.effects import KINDS, ComponentEffects, Measurer, measurable, strongest
+from jscope_tl.components.kinds import points_of, to_sites
+from jscope_tl.components.runs import ComponentRuns
+from jscope_tl.components.sites import Sites
+from jscope_tl.components.sources import Source, texts_of_source, to_source
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
 from jscope_tl.engine.rules import Rules
@@ -24,13 +30,7 @@ from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.model.prompts import Prompt
 from jscope_tl.model.running import ONE_AT_A_TIME
 from jscope_tl.model.view import ModelView
-from jscope_tl.patching.comparison import Cost
-from jscope_tl.patching.component_edges import Edges, predicted_edges
-from jscope_tl.patching.component_effects import KINDS, ComponentEffects, Measurer, measurable, strongest
-from jscope_tl.patching.component_kinds import points_of, to_sites
-from jscope_tl.patching.component_runs import ComponentRuns
-from jscope_tl.patching.component_sites import Sites
-from jscope_tl.patching.component_sources import Source, texts_of_source, to_source
+from jscope_tl.results.cost import Cost
 from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.effects import EffectRows
 

@@ -1,7 +1,7 @@
 """Where components are: hook points, what of their activations is one component, and what takes its place.
 
 Three kinds of sites: parts of activations (heads, attention and MLP outputs, neurons), edges of attention patterns
-(`component_edges`), and features of an autoencoder (`component_features`).
+(`edges`), and features of an autoencoder (`features`).
 """
 
 from abc import ABC, abstractmethod
