@@ -3,49 +3,36 @@
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import about, asked, of_prompt, prediction
+from jscope_tl.attribution.describe import of_prompt
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.setup import Setup, set_up
-from jscope_tl.components.edges import Edges, predicted_edges
-from jscope_tl.components.effects import KINDS, ComponentEffects, Measurer, measurable, strongest
-from jscope_tl.components.kinds import points_of, to_sites
+from jscope_tl.components.effects import KINDS, ComponentEffects, Measurer, measurable
+from jscope_tl.components.kinds import points_of
+from jscope_tl.components.linear import Found, linear
+from jscope_tl.components.refinement import refined
 from jscope_tl.components.runs import ComponentRuns
 from jscope_tl.components.sites import Sites
 from jscope_tl.components.sources import Source, texts_of_source, to_source
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import NORM
 from jscope_tl.engine.rules import Rules
-from jscope_tl.engine.run import Run
-from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.model.prompts import Prompt
 from jscope_tl.model.running import ONE_AT_A_TIME
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.cost import Cost
-from jscope_tl.scopes.base import Effect, Scope
-from jscope_tl.scopes.effects import EffectRows
+from jscope_tl.scopes.base import Scope
 
 REFINED = 44
 """Components that are refined by default."""
-PASSES = 8
-"""Forward passes that refining takes: through so many blocks do changes go before they are taken to be linear."""
-LARGE = 1.0
-"""A change of the residual stream, as a fraction of what is there, of which nothing linear holds."""
-WHOLE = 4
-"""Such components that are measured."""
-TOO_LARGE = (
-    "Of {n} components the change is larger, at some position and after {n_blocks} blocks, than the residual stream itself: their "
-    "predictions tell little. Measure them: effects.measure(...)."
-)
 POSITIONS = ("all", "each")
 
 
@@ -130,9 +117,9 @@ def components(
     put, tokens, explained = to_source(view, prompt, source, prompts, direction, prepend_bos, position, resample_seed)
     most = _most_refined(setup, refine)
     setup, points = _watching(setup, of, sae, at, streams=most > 0)
-    found = _linear(setup, put, tokens, explained, of, points, sae, positions == "each")
+    found = linear(setup, put, tokens, explained, of, points, sae, positions == "each")
     runs = ComponentRuns(view, found.sites, tokens, explained, setup.settings.fwd_hooks)
-    found = _refined(found, runs, most, progress)
+    found = refined(found, runs, most, progress)
     effects = _effects(setup, found, put, runs, time.perf_counter() - start)
     return measurable(of_prompt(effects, prompt), _measurer(view, found, runs))
 
@@ -163,93 +150,7 @@ def _watching(setup: Setup, of: str, sae: Any, at: Any, streams: bool) -> tuple[
     return replace(setup, settings=replace(setup.settings, watched=watched, patterns=of == "edges")), points
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the backward rows gave.
-
-    Attributes:
-        moved: how far each row moves with each component.
-        streams: by hook point the rows at the residual stream.
-        refined: places of the components that were refined.
-        measured: effects of those whose change is too large for anything linear.
-    """
-
-    sites: Sites
-    effect_rows: EffectRows
-    moved: Float[Tensor, "k *axes"]
-    streams: dict[str, Float[Tensor, "k pos d_model"]]
-    effect: Effect
-    described: dict[str, Any]
-    notes: list[str]
-    refined: tuple[int, ...] = ()
-    measured: dict[int, float] = field(default_factory=dict)
-    resolved: dict[str, Any] | None = None
-
-
-def _linear(
-    setup: Setup,
-    source: Source,
-    tokens: Int[Tensor, "pos"],
-    explained: int,
-    of: str,
-    points: tuple[str, ...],
-    sae: Any,
-    each: bool,
-) -> _Found:
-    """The linear prediction, from one forward pass and the rows through it."""
-    warnings = setup.warnings(tokens)
-    with setup.run(tokens, [explained]) as (forward, backward):
-        state = forward.state()
-        target = setup.scope.target_id(state)
-        effect_rows = setup.scope.effect_rows(state)
-        sites = to_sites(setup, source, forward, of, points, sae, each)
-        rows = _rows(forward, backward, effect_rows)
-        at_points = [rows[name] for name in points]
-        if isinstance(sites, Edges):
-            sites, moved = predicted_edges(sites, forward, at_points, effect_rows)
-        else:
-            moved = sites.moved(at_points)
-        described = about(setup, tokens, state.x, forward.passes, None)
-        described |= {"asked": asked(setup, state), "prediction": prediction(state, setup.view, target)}
-        streams = {name: row for name, row in rows.items() if name.endswith("hook_resid_post")}
-        effect = setup.scope.effect_from(state)
-    return _Found(sites, effect_rows, moved, streams, effect, described, [*warnings, *backward.notes])
-
-
-def _rows(forward: Run, backward: Backward, effect_rows: EffectRows) -> dict[str, Float[Tensor, "k pos ..."]]:
-    """The rows at every watched hook point; the graph stays for the patterns'."""
-    names, kept = list(forward.watched), list[list[Tensor]]()
-    watching = replace(backward, xs=list(forward.watched.values()), arrange=lambda rows: rows[:1], capture=kept.append)
-    for _ in watching.rows(effect_rows.rows, retain_graph=True):
-        pass
-    return {name: torch.cat(parts) for name, parts in zip(names, zip(*kept, strict=True), strict=True)}
-
-
-def _refined(found: _Found, runs: ComponentRuns, most: int, progress: bool | None) -> _Found:
-    """The strongest components again, behind a few blocks that were run with the change."""
-    if not most:
-        return found
-    cells = strongest(found.effect_rows.effects(found.moved)[0], most)
-    n = max(1, min(runs.n_blocks, PASSES * runs.n_blocks // len(cells)))
-    changes, sizes = runs.streams(cells, n, progress)
-    moved = found.moved.flatten(1).clone()
-    for cell, change in zip(cells, changes, strict=True):
-        rows = found.streams[f"blocks.{runs.end(cell, n)}.hook_resid_post"]
-        moved[:, cell] = einsum(rows, change.to(rows), "k pos d, pos d -> k").to(moved)
-    large = [cell for cell, size in zip(cells, sizes, strict=True) if size > LARGE]
-    rough = found.effect_rows.effects(moved)[0].abs()
-    moved[:, large] = found.moved.flatten(1)[:, large]
-    whole = sorted(large, key=lambda cell: -float(rough[cell]))[:WHOLE]
-    measured = dict(zip(whole, runs.effects(whole, found.effect, progress).tolist(), strict=True)) if whole else {}
-    left = len(large) - len(whole)
-    notes = [*found.notes, *([TOO_LARGE.format(n=left, n_blocks=n)] if left else [])]
-    return replace(
-        found, moved=moved.view_as(found.moved), refined=tuple(cell for cell in cells if cell not in large), measured=measured,
-        notes=notes, resolved={"refined": len(cells) - len(large), "blocks": n, "measured": len(whole)},
-    )  # fmt: skip
-
-
-def _effects(setup: Setup, found: _Found, source: Source, runs: ComponentRuns, seconds: float) -> ComponentEffects:
+def _effects(setup: Setup, found: Found, source: Source, runs: ComponentRuns, seconds: float) -> ComponentEffects:
     values, stderr = found.effect_rows.effects(found.moved)
     if not values.isfinite().all():
         raise InputError(f"Effects on {setup.view.name} come out infinite or undefined. Try a model in float32.")
@@ -301,7 +202,7 @@ def _shown(sites: Sites) -> tuple[str, ...]:
     )
 
 
-def _measurer(view: ModelView, found: _Found, runs: ComponentRuns) -> Measurer:
+def _measurer(view: ModelView, found: Found, runs: ComponentRuns) -> Measurer:
     """Whole runs, for `ComponentEffects.measure`, which does not keep the model alive."""
     model, sites, effect, rest = (
         weakref.ref(view.model),

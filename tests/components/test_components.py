@@ -10,7 +10,7 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.components import edges as edges_module
-from jscope_tl.components import prediction
+from jscope_tl.components import refinement
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS
@@ -401,8 +401,8 @@ def test_the_model_is_not_kept_alive(kind: str) -> None:
 
 
 def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "PASSES", 2)
-    monkeypatch.setattr(prediction, "WHOLE", 0)
+    monkeypatch.setattr(refinement, "PASSES", 2)
+    monkeypatch.setattr(refinement, "WHOLE", 0)
     plain, refined = (js.patching.components(llama, TOKENS, refine=refine) for refine in (0, 6))
     more = refined.costs["prediction"].n_forward - plain.costs["prediction"].n_forward
     assert (
@@ -460,8 +460,8 @@ def test_every_registered_scope_tells_effects(llama: Any, scope: str) -> None:
 
 def test_changes_larger_than_the_stream_are_measured(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or predicted as without refinement, which the result says."""
-    monkeypatch.setattr(prediction, "LARGE", 0.0)
-    monkeypatch.setattr(prediction, "WHOLE", 2)
+    monkeypatch.setattr(refinement, "LARGE", 0.0)
+    monkeypatch.setattr(refinement, "WHOLE", 2)
     plain, effects = (js.patching.components(llama, TOKENS, refine=refine) for refine in (0, 5))
     assert effects.measured.isfinite().sum() == 2
     assert not effects.refined.any()
