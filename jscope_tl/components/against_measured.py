@@ -135,8 +135,10 @@ def _is_single(scope: Scope, effects: ComponentEffects) -> bool:
 
 def _laid_like(effects: ComponentEffects, other: ComponentEffects) -> Float[Tensor, "*axes"]:
     """The other prediction by the places of these effects; 0 for components that it does not list."""
-    if effects.index is None or other.index is None or torch.equal(effects.index, other.index):
+    if effects.index is None or (other.index is not None and torch.equal(effects.index, other.index)):
         return other.values
+    if other.index is None:  # one row takes less memory than many, and all edges were kept
+        return other.values.flatten(2).gather(2, effects.index)
     same = (effects.index.unsqueeze(-1) == other.index.unsqueeze(-2)).to(other.values)
     return (same * other.values.unsqueeze(-2)).sum(-1)
 

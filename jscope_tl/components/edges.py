@@ -18,8 +18,8 @@ from jscope_tl.engine.under_rules import under_rules
 from jscope_tl.model.view import ModelView
 from jscope_tl.scopes.effects import EffectRows
 
-MOST_BYTES = 2**26
-"""Of the effects of all edges; of longer prompts the strongest of each head are kept."""
+MOST_BYTES = 2**28
+"""Of how far all rows move with all edges; of longer prompts the strongest of each head are kept."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def predicted_edges(
 
     Gradients go from a layer's ``z`` to the entries of its own pattern: that of all layers is never there at once.
     """
-    most = MOST_BYTES // (4 * len(sites.layers) * sites.shape[1])
+    most = max(1, MOST_BYTES // (4 * len(effect.rows) * len(sites.layers) * sites.shape[1]))
     layers = [_Layer(sites, run, layer, row) for layer, row in zip(sites.layers, rows, strict=True)]
     if len(run.tokens) ** 2 <= most:
         return sites, _stacked([torch.cat(list(layer.chunks())) for layer in layers])

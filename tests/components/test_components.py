@@ -243,7 +243,7 @@ def test_measured_edges_are_those_of_patched_patterns(kind: str, family: str, so
 
 def test_edges_of_long_prompts_are_the_strongest_of_each_head(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = js.patching.components(llama, TOKENS, of="edges", refine=0)
-    monkeypatch.setattr(edges_module, "MOST_BYTES", 4 * 3 * 4 * 5)
+    monkeypatch.setattr(edges_module, "MOST_BYTES", 4 * 20 * 3 * 4 * 5)
     kept = js.patching.components(llama, TOKENS, of="edges", refine=3)
     assert kept.axes == ("layer", "head", "entry")
     assert kept.predicted.shape == (3, 4, 5)
