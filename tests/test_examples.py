@@ -52,3 +52,21 @@ def test_patching(tmp_path: Path) -> None:
     assert len(held) == 4
     assert min(held) > 80
     assert (tmp_path / "agreement.png").stat().st_size > 10_000
+
+
+def test_components(tmp_path: Path) -> None:
+    said = run("components.py", "--out", str(tmp_path))
+    assert re.search(r"^L1H3 +1\.3\d+ +1 ", said, re.MULTILINE)  # the head that reads the subject
+    unseen, of = map(int, re.findall(r"as number (\d+) of (\d+)", said)[0])
+    assert unseen > 0.8 * of
+    movers = re.findall(r"^(L\dH\d): carries \+([\d.]+) of .* attention to it ([\d.]+)", said, re.MULTILINE)
+    assert movers[0][0] == "L1H3"
+    assert float(movers[0][2]) > 0.9
+    rows = re.findall(r"^(ablated|patched), (.+): rank correlation (-?[\d.]+)", said, re.MULTILINE)
+    found = {(way, method): float(value) for way, method, value in rows}
+    for way in ("ablated", "patched"):
+        assert found[way, "fisher, refined"] > 0.9
+        assert found[way, "fisher, refined"] > found[way, "fisher"] > found[way, "attribution patching (log_prob)"]
+    assert found["patched", "TransformerLens (log_prob)"] == found["patched", "attribution patching (log_prob)"]
+    assert (tmp_path / "components.png").stat().st_size > 10_000
+    assert (tmp_path / "flow.html").read_text(encoding="utf-8").count("<svg") == 2
