@@ -140,9 +140,11 @@ def bundles(edges: Sequence[FlowEdge]) -> list[Bundle]:
 
 def _layout(result: TokenFlow, drawn: Sequence[FlowEdge]) -> Layout:
     columns, right = _columns(result, drawn)
-    scale = WIDEST / _most(result)
+    together = bundles(drawn)
+    # Heads that work against each other may carry more than what is left of both.
+    scale = WIDEST / max([_most(result), *(abs(bundle.influence) for bundle in together)])
     floor = 34 + 0.72 * LETTER * max(len(_text(result, t)) for t in columns)
-    groups = _groups(len(result.heads), bundles(drawn))
+    groups = _groups(len(result.heads), together)
     heights = [_height(own, scale) for *_, own in groups]
     bottom, bands = TOP + sum(heights), []
     for (first, last, own), tall in zip(groups, heights, strict=True):

@@ -90,6 +90,14 @@ def test_thickness_is_a_share(result: TokenFlow) -> None:
     assert wide == pytest.approx([0.8 * 15, 0.4 * 15], abs=0.06)
 
 
+def test_no_line_is_wider_than_the_widest(result: TokenFlow) -> None:
+    """Heads that work against each other carry more than what is left of both."""
+    edges = [FlowEdge(3, 0, 6, 1, 8.0), FlowEdge(3, 1, 6, 1, -4.0), FlowEdge(3, 2, 6, 1, -3.0)]
+    lines = drawn_lines(svg(made(result, edges, 8, [f" {i}" for i in range(7)])))
+    wide = [float(path.get("stroke-width", "0")) for path, _, _ in lines]
+    assert wide == pytest.approx([15, 15 * 7 / 8], abs=0.06)
+
+
 def test_layers_without_edges_are_drawn_together(result: TokenFlow) -> None:
     picture = svg(made(result, [FlowEdge(23, 0, 6, 1, 0.9)], 30, [f" {i}" for i in range(7)]))
     texts = [text.text or "" for text in picture.iter("text")]
