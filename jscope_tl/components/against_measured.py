@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
@@ -139,8 +139,16 @@ def _laid_like(effects: ComponentEffects, other: ComponentEffects) -> Float[Tens
         return other.values
     if other.index is None:  # one row takes less memory than many, and all edges were kept
         return other.values.flatten(2).gather(2, effects.index)
-    same = (effects.index.unsqueeze(-1) == other.index.unsqueeze(-2)).to(other.values)
-    return (same * other.values.unsqueeze(-2)).sum(-1)
+    pos = len(effects.tokens)
+    layers = zip(other.values, other.index, effects.index, strict=True)
+    return torch.stack([_at(wanted, listed, values, pos**2) for values, listed, wanted in layers])
+
+
+def _at(
+    wanted: Int[Tensor, "head entry"], listed: Int[Tensor, "head other"], values: Float[Tensor, "head other"], n: int
+) -> Float[Tensor, "head entry"]:
+    """The values at the wanted places of those that are listed, of ``n`` places."""
+    return values.new_zeros(len(values), n).scatter(1, listed, values).gather(1, wanted)
 
 
 def _by_lens(

@@ -163,7 +163,7 @@ def test_edges_of_long_prompts_are_laid_side_by_side(llama: Any, monkeypatch: py
         laid, index = few.predictions[ATTRIBUTION], few.effects.index
         expected = whole.flatten(2).gather(2, index)
         listed = laid != 0 if kept_of_one_row == 9 else torch.ones_like(laid, dtype=torch.bool)
-        assert 0.0 < float(listed.float().mean())
+        assert float(listed.float().mean()) > 0.0
         torch.testing.assert_close(laid[listed], expected[listed], rtol=1e-4, atol=1e-7)
 
 
