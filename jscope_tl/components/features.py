@@ -32,6 +32,7 @@ class Features(Sites):
 
     Attributes:
         sae: has ``encode`` and ``decode``.
+        vectors: at the hook point, as they are.
         base, source: of what is there, and of what takes its place.
         ids: of the features that are active in either; -1 for the error.
         each: whether every position is a component of its own.
@@ -39,6 +40,7 @@ class Features(Sites):
 
     sae: Any
     points: tuple[str, ...]
+    vectors: Float[Tensor, "pos d_in"]
     base: Encoded
     source: Encoded
     ids: Int[Tensor, "feature"]
@@ -65,7 +67,12 @@ class Features(Sites):
         vectors = rows[0].flatten(2)
         with torch.enable_grad():
             acts = self.base.acts.clone().requires_grad_()
-            decoded = self.sae.decode(acts)
+            decoded = self._decoded(acts)
+        if not decoded.requires_grad:
+            raise InputError(
+                "The autoencoder's decode gives no gradients with respect to the features, so their effects cannot be predicted. Give one "
+                "whose decode is differentiable, without torch.no_grad inside."
+            )
         grads = [torch.autograd.grad(decoded, acts, row.to(decoded), retain_graph=True)[0] for row in vectors]
         ids = self.ids[self.ids != ERROR].to(acts.device)
         change = (self.source.acts - self.base.acts)[:, ids]
@@ -90,7 +97,13 @@ class Features(Sites):
             return delta
         acts = self.base.acts.clone()
         acts[pos, self.ids[feature]] = self.source.acts[pos, self.ids[feature]]
-        return self.sae.decode(acts) - self.sae.decode(self.base.acts)
+        return self._decoded(acts) - self._decoded(self.base.acts)
+
+    def _decoded(self, acts: Float[Tensor, "pos d_sae"]) -> Float[Tensor, "pos d_in"]:
+        """Autoencoders that normalise their input keep its scale from ``encode`` to ``decode``, some for one call only."""
+        with torch.no_grad():
+            self.sae.encode(self.vectors)
+        return self.sae.decode(acts)
 
 
 def _added(
@@ -128,6 +141,10 @@ def features_point(view: ModelView, sae: Any, at: Any) -> str:
     return name
 
 
+def vectors_of(x: Float[Tensor, "1 pos ..."]) -> Float[Tensor, "pos d_in"]:
+    return x.detach()[0].flatten(1)
+
+
 @torch.no_grad()
 def encoded(sae: Any, x: Float[Tensor, "1 pos ..."], name: str) -> Encoded:
     """The vectors at a hook point by an autoencoder.
@@ -135,7 +152,7 @@ def encoded(sae: Any, x: Float[Tensor, "1 pos ..."], name: str) -> Encoded:
     Raises:
         InputError: it is of another width.
     """
-    vectors = x.detach()[0].flatten(1)
+    vectors = vectors_of(x)
     try:
         acts = sae.encode(vectors)
         decoded = sae.decode(acts)
@@ -145,12 +162,13 @@ def encoded(sae: Any, x: Float[Tensor, "1 pos ..."], name: str) -> Encoded:
             f"The autoencoder does not take the vectors [pos, {vectors.shape[1]}] at {name!r} ({reason}). Give one that was trained on "
             "this hook point of this model."
         ) from error
-    if not isinstance(acts, Tensor) or acts.ndim != 2 or len(acts) != len(vectors) or decoded.shape != vectors.shape:
+    fits = isinstance(acts, Tensor) and acts.ndim == 2 and len(acts) == len(vectors)
+    if not fits or getattr(decoded, "shape", None) != vectors.shape:
         raise InputError(
             f"The autoencoder makes {list(getattr(acts, 'shape', []))} and {list(getattr(decoded, 'shape', []))} of the vectors "
             f"{list(vectors.shape)} at {name!r}; needed are features [pos, d_sae], and vectors of the same width."
         )
-    if not decoded.isfinite().all():
+    if not (acts.isfinite().all() and decoded.isfinite().all()):
         raise InputError(f"The autoencoder gives infinite or undefined values at {name!r}.")
     return Encoded(acts, vectors - decoded)
 

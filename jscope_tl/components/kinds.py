@@ -90,4 +90,6 @@ def _features(setup: Setup, source: Source, forward: Run, points: tuple[str, ...
 
     base = features.encoded(sae, forward.watched[name], name)
     put = features.Encoded(**source.activations(vars(base), last, collect))
-    return features.Features(sae, points, base, put, features.active(base, put, last), each)
+    return features.Features(
+        sae, points, features.vectors_of(forward.watched[name]), base, put, features.active(base, put, last), each
+    )
