@@ -12,6 +12,8 @@ PASSES = 8
 """Forward passes that refining takes: through so many blocks do changes go before they are taken to be linear."""
 LARGE = 1.0
 """A change of the residual stream, as a fraction of what is there, of which nothing linear holds."""
+BEHIND = ("ln_final.", "unembed.")
+"""Hook points behind the last block, which no residual stream shows."""
 WHOLE = 4
 """Such components that are measured."""
 TOO_LARGE = (
@@ -22,7 +24,7 @@ TOO_LARGE = (
 
 def refined(found: Found, runs: ComponentRuns, most: int, progress: bool | None) -> Found:
     """The strongest components again, behind a few blocks that were run with the change."""
-    if not most:
+    if not most or found.sites.points[0].startswith(BEHIND):
         return found
     cells = strongest(found.effect_rows.effects(found.moved)[0], most)
     n = max(1, min(runs.n_blocks, PASSES * runs.n_blocks // len(cells)))

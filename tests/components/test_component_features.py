@@ -9,7 +9,7 @@ import torch
 
 import jscope_tl as js
 from tests.components.test_components import CORRUPTED, EXPLAINED, TARGET, cached, close, double
-from tests.models import D_MODEL, TOKENS
+from tests.models import ANY_KIND, D_MODEL, TOKENS
 
 AT = "blocks.1.hook_resid_post"
 HOW: dict[str, Any] = dict(of="features", target=TARGET, position=EXPLAINED)
@@ -129,3 +129,72 @@ def test_the_hook_point_of_the_configuration(kind: str, where: str) -> None:
 def test_what_is_no_autoencoder_of_this_point(kind: str, sae: Any, at: Any, message: str) -> None:
     with pytest.raises(js.InputError, match=message):
         js.patching.components(double(kind, "llama"), TOKENS, "semantic", sae=sae, at=at, **HOW)
+
+
+@dataclass
+class Normalised:
+    """An autoencoder of normalised vectors, whose scale it keeps from ``encode`` to ``decode``, for one call only, as those of SAELens do."""
+
+    inner: SAE
+    scale: Any = None
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        self.scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return self.inner.encode(x / self.scale)
+
+    def decode(self, acts: torch.Tensor) -> torch.Tensor:
+        scale, self.scale = self.scale, None
+        return self.inner.decode(acts) * scale
+
+
+@pytest.mark.parametrize("source", ["zero", "mean", "prompt"])
+def test_autoencoders_that_keep_a_scale(kind: str, sae: SAE, source: str) -> None:
+    model, normalised = double(kind, "llama"), Normalised(sae)
+    put: dict[str, Any] = {
+        "zero": dict(source="zero"),
+        "mean": dict(source="mean", prompts=[TOKENS[:5]]),
+        "prompt": dict(source=CORRUPTED),
+    }[source]
+    found = js.patching.components(model, TOKENS, "semantic", sae=normalised, at=AT, refine=0, **put, **HOW)
+    x, g = cached(model)[AT][0], gradient(model)
+    acts, scale = normalised.encode(x).detach(), x.norm(dim=-1, keepdim=True) / D_MODEL**0.5
+    other = {"zero": torch.zeros_like(x), "mean": x[:5], "prompt": cached(model, CORRUPTED)[AT][0]}[source]
+    theirs = torch.zeros_like(acts) if source == "zero" else normalised.encode(other).detach()
+    theirs = theirs.mean(0) if source == "mean" else theirs
+    written = torch.einsum("pf,fd,pd->f", theirs - acts, sae.W_dec.detach(), g * scale)
+    close(found.predicted[:-1], written[found.index[:-1]])
+    normalised.encode(3 * x.flip(0))  # the user goes on with it
+    cell = int(found.predicted[:-1].abs().argmax())
+    changed = acts.clone()
+    changed[:, found.index[cell]] = (theirs.expand_as(acts))[:, found.index[cell]]
+    hooks = [(AT, lambda v, hook: v + ((changed - acts) @ sae.W_dec.detach() * scale).to(v))]
+    with torch.no_grad():
+        after, before = (
+            model.run_with_hooks(TOKENS[None], fwd_hooks=own, return_type="logits")[0, EXPLAINED, TARGET]
+            for own in (hooks, [])
+        )
+    measured = found.measure(cells=[cell]).measured[cell]
+    assert float(measured) == pytest.approx(float(after - before), rel=1e-5)
+
+
+def test_nothing_is_refined_behind_the_last_block(kind: str, sae: SAE) -> None:
+    """No block is left to run, and no residual stream shows the change."""
+    model = double(kind, "llama")
+    at = next(n for n in ("ln_final.hook_in", "ln_final.hook_normalized") if n in model.hook_dict)
+    found = js.patching.components(model, TOKENS, "semantic", sae=sae, at=at, **HOW)
+    assert not found.refined.any()
+    assert found.predicted[:-1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("encode", "decode", "message"),
+    [
+        (torch.relu, lambda acts: None, "needed are features"),
+        (torch.relu, torch.no_grad()(lambda acts: 2 * acts), "gives no gradients"),
+        (lambda x: x * torch.nan, torch.zeros_like, "infinite or undefined"),
+    ],
+)
+def test_unusable_autoencoders(encode: Any, decode: Any, message: str) -> None:
+    own = SimpleNamespace(encode=encode, decode=decode)
+    with pytest.raises(js.InputError, match=message):
+        js.patching.components(double(ANY_KIND, "llama"), TOKENS, "semantic", sae=own, at=AT, **HOW)
