@@ -1,6 +1,6 @@
 """`ComponentEffects`: what changing each component of a model would do to a prediction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -181,8 +181,12 @@ class ComponentEffects(Saved):
         """
         if (count := whole(only_top)) is None or count < 1:
             raise InputError(f"only_top is how many components to measure, 1 or more; got {only_top!r}.")
-        wanted = strongest(self.values, count) if cells is None else [self._cell(cell) for cell in cells]
-        return measured_at(self, wanted, progress)
+        return measured_at(self, strongest(self.values, count) if cells is None else self._cells(cells), progress)
+
+    def _cells(self, cells: Any) -> list[int]:
+        if not isinstance(cells, Iterable):
+            raise InputError(f"cells is a list of places in the flattened effects; got {cells!r}.")
+        return [self._cell(cell) for cell in cells]
 
     def _cell(self, cell: Any) -> int:
         n, number = self.predicted.numel(), whole(cell)

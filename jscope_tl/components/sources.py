@@ -90,7 +90,7 @@ def to_source(
     tokens = to_tokens(view, prompt, prepend_bos)
     explained, others = to_position(position, len(tokens)), _prompts(view, prompts, prepend_bos)
     if source == "resample":
-        return _drawn(others, tokens, count("seed", seed, 0)), tokens, explained
+        return _drawn(others, tokens, count("resample_seed", seed, 0)), tokens, explained
     words = {"zero": "zero", "mean": f"the mean over {f'{len(others)} prompts' if others else 'positions'}"}
     return Source(source, words[source], others), tokens, explained
 
