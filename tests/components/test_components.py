@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 import jscope_tl as js
 from jscope_tl.components import edges as edges_module
 from jscope_tl.components import refinement
+from jscope_tl.components.runs import ComponentRuns
+from jscope_tl.scopes.effects import EffectRows
+from jscope_tl.scopes.fisher import FisherScope
 from tests import models
 from tests.conftest import shared_tiny
 from tests.models import TOKENS
@@ -423,6 +427,7 @@ def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pyte
         (dict(source=TOKENS), "are the same up to"),
         (dict(source="resample"), "one of prompts"),
         (dict(source="resample", prompts=[[0, 1, 2]]), "prompts need 8 tokens"),
+        (dict(source="resample", prompts=[CORRUPTED], resample_seed=-1), "resample_seed is a whole number"),
         (dict(source="zero", prompts=[[0, 1, 2]]), "prompts are taken by"),
         (dict(source="mean", prompts="a text"), "prompts is a list"),
         (dict(source="mean", of="edges"), "no mean over positions"),
@@ -447,6 +452,7 @@ def test_numbers_of_components(llama: Any, k: Any) -> None:
     for ask in (effects.top, effects.measure):
         with pytest.raises(js.InputError, match="1 or more"):
             ask(k)
+    assert not effects.measure(cells=[]).measured.isfinite().any()
 
 
 @pytest.mark.parametrize("scope", js.available_scopes())
@@ -471,3 +477,68 @@ def test_changes_larger_than_the_stream_are_measured(llama: Any, monkeypatch: py
     )
     assert any("Of 3 components the change is larger" in warning for warning in effects.warnings)
     assert effects.options["resolved"] == {"refined": 0, "blocks": 3, "measured": 2, "rows": 20, "probes": 8}
+
+
+def test_large_changes_are_those_that_the_prediction_sees(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the explained position streams may change as they like; and of several the one of the largest effect is measured."""
+    later = TOKENS.clone()
+    later[3] = 90
+    runs: list[Any] = []
+    streams = ComponentRuns.streams
+    monkeypatch.setattr(ComponentRuns, "streams", lambda *given: runs.append(streams(*given)) or runs[-1])
+    js.patching.components(llama, TOKENS, source=later, position=4, refine=12)
+    ((changes, sizes),) = runs
+    with torch.no_grad():
+        cache = llama.run_with_cache(TOKENS[None])[1]
+    blocks = [min(cell // 4 + 2, 3) - 1 for cell in _order(llama, later)]
+    there = torch.stack([cache[f"blocks.{block}.hook_resid_post"][0] for block in blocks])
+    share = changes.norm(dim=-1) / there.norm(dim=-1)
+    assert (share.amax(1) > share[:, :5].amax(1)).any(), "else this test says nothing"
+    torch.testing.assert_close(sizes, share[:, :5].amax(1), rtol=1e-4, atol=1e-7)
+
+
+def _order(model: Any, source: torch.Tensor) -> list[int]:
+    plain = js.patching.components(model, TOKENS, source=source, position=4, refine=0)
+    return plain.predicted.flatten().topk(12).indices.tolist()
+
+
+def test_of_large_changes_those_with_the_largest_effects_are_measured(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as their change through a few blocks tells."""
+    monkeypatch.setattr(refinement, "LARGE", 1e9)
+    rough = js.patching.components(llama, TOKENS, refine=12)
+    strongest = rough.predicted.flatten().topk(3).indices.tolist()
+    assert sorted(strongest) != [0, 1, 2], "else this test says nothing"
+    monkeypatch.setattr(refinement, "LARGE", 0.0)
+    monkeypatch.setattr(refinement, "WHOLE", 3)
+    effects = js.patching.components(llama, TOKENS, refine=12)
+    assert effects.measured.flatten().isfinite().nonzero().flatten().tolist() == sorted(strongest)
+
+
+@pytest.mark.parametrize("n", [2, 8, 30])
+def test_two_standard_errors_reach_the_upper_end_of_the_interval(n: int) -> None:
+    """Of a mean of squares of normal numbers: by the chi-squared distribution, and in 97.5 of 100 draws."""
+    made = torch.Generator().manual_seed(0)
+    moved = torch.randn(n, 20_000, generator=made, dtype=torch.float64)
+    rows = EffectRows(torch.zeros(n, 1, dtype=torch.float64), n_probes=n)
+    values, stderr = rows.effects(moved)
+    torch.testing.assert_close(values + 2 * stderr, values * n / float(stats.chi2.ppf(0.025, n)))
+    assert float((values + 2 * stderr > 0.5).double().mean()) == pytest.approx(0.975, abs=0.005)
+
+
+def test_probes_stand_for_what_the_leading_directions_leave(kind: str) -> None:
+    found: list[Any] = []
+
+    def look(state: Any) -> torch.Tensor:
+        found.append(FisherScope(method="exact").effect_rows(state).rows)
+        found.extend(FisherScope(rank=6, probes=8, seed=seed).effect_rows(state) for seed in range(200))
+        return state.gradient(lambda z: z[TARGET])
+
+    js.attribute(double(kind, "llama"), TOKENS, look)
+    every, *estimates = found
+    known, probes = estimates[0].rows[:6], torch.cat([one.rows[6:] for one in estimates])
+    sizes = known.norm(dim=1, keepdim=True) * probes.norm(dim=1)
+    assert ((known @ probes.T).abs() < 1e-4 * sizes).all(), "orthogonal to each other"
+    rest = every.T @ every - known.T @ known
+    assert (probes.T @ probes / len(probes) - rest).norm() < 0.2 * rest.norm()
