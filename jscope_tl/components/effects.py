@@ -104,8 +104,8 @@ class ComponentEffects(Saved):
 
     @property
     def signed(self) -> bool:
-        """Whether effects have a sign; KL divergences have none."""
-        return bool((self.predicted < 0).any())
+        """Whether any effect is negative; KL divergences never are."""
+        return bool((self.values < 0).any())
 
     def top(self, k: int = 10) -> list[ComponentEffect]:
         """The ``k`` components with the largest absolute effect, the largest first.
@@ -126,6 +126,7 @@ class ComponentEffects(Saved):
         Args:
             cell: its place.
         """
+        cell = self._cell(cell)
         at = dict(
             zip(self.axes, (int(i) for i in torch.unravel_index(torch.tensor(cell), self.predicted.shape)), strict=True)
         )

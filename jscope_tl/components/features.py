@@ -1,7 +1,7 @@
 """Features of a sparse autoencoder as components, and what it leaves unexplained as one more."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -142,7 +142,35 @@ def features_point(view: ModelView, sae: Any, at: Any) -> str:
 
 
 def vectors_of(x: Float[Tensor, "1 pos ..."]) -> Float[Tensor, "pos d_in"]:
+    """The activation with one vector for each position."""
     return x.detach()[0].flatten(1)
+
+
+@dataclass(frozen=True)
+class OfHeads:
+    """An autoencoder that takes heads on an axis of their own, as SAELens' do at ``hook_z``, for vectors of all heads together."""
+
+    sae: Any
+    heads: int
+
+    def encode(self, vectors: Float[Tensor, "pos d_in"]) -> Float[Tensor, "pos d_sae"]:
+        """The features of all heads together."""
+        return self.sae.encode(rearrange(vectors, "pos (head d) -> pos head d", head=self.heads))
+
+    def decode(self, acts: Float[Tensor, "pos d_sae"]) -> Float[Tensor, "pos d_in"]:
+        """The vectors of all heads together."""
+        return self.sae.decode(acts).flatten(1)
+
+
+@torch.no_grad()
+def fitted(sae: Any, x: Float[Tensor, "1 pos ..."]) -> Any:
+    """The autoencoder in the form that takes vectors of this hook point in one piece."""
+    if x.ndim == 3:
+        return sae
+    with suppress(RuntimeError, ValueError, TypeError):
+        sae.encode(vectors_of(x))
+        return sae
+    return OfHeads(sae, x.shape[2])
 
 
 @torch.no_grad()

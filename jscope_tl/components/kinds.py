@@ -84,6 +84,7 @@ def _edges(setup: Setup, source: Source, forward: Run, points: tuple[str, ...]) 
 
 def _features(setup: Setup, source: Source, forward: Run, points: tuple[str, ...], sae: Any, each: bool) -> Sites:
     (name,), last = points, forward.positions[0]
+    sae = features.fitted(sae, forward.watched[name])
 
     def collect(tokens: Int[Tensor, "pos"]) -> Activations:
         return vars(features.encoded(sae, _captured(setup, tokens, points, forward.passes)[name], name))

@@ -26,6 +26,7 @@ class Found:
     Attributes:
         moved: how far each row moves with each component.
         streams: by hook point the rows at the residual stream.
+        y: the final hidden state that effects are those of changes of.
         refined: places of the components that were refined.
         measured: effects of those whose change is too large for anything linear.
     """
@@ -35,6 +36,7 @@ class Found:
     moved: Float[Tensor, "k *axes"]
     streams: dict[str, Float[Tensor, "k pos d_model"]]
     effect: Effect
+    y: Float[Tensor, "d_model"]
     described: dict[str, Any]
     notes: list[str]
     refined: tuple[int, ...] = ()
@@ -68,8 +70,8 @@ def linear(
         described = about(setup, tokens, state.x, forward.passes, None)
         described |= {"asked": asked(setup, state), "prediction": prediction(state, setup.view, target)}
         streams = {name: row for name, row in rows.items() if name.endswith("hook_resid_post")}
-        effect = setup.scope.effect_from(state)
-    return Found(sites, effect_rows, moved, streams, effect, described, [*warnings, *backward.notes])
+        effect, y = setup.scope.effect_from(state), state.y.detach()
+    return Found(sites, effect_rows, moved, streams, effect, y, described, [*warnings, *backward.notes])
 
 
 def _rows(forward: Run, backward: Backward, effect_rows: EffectRows) -> dict[str, Float[Tensor, "k pos ..."]]:

@@ -204,12 +204,8 @@ def _shown(sites: Sites) -> tuple[str, ...]:
 
 def _measurer(view: ModelView, found: Found, runs: ComponentRuns) -> Measurer:
     """Whole runs, for `ComponentEffects.measure`, which does not keep the model alive."""
-    model, sites, effect, rest = (
-        weakref.ref(view.model),
-        found.sites,
-        found.effect,
-        (runs.tokens, runs.position, runs.hooks),
-    )
+    model, sites, effect, y = weakref.ref(view.model), found.sites, found.effect, found.y
+    rest = (runs.tokens, runs.position, runs.hooks)
 
     def measure(
         effects: ComponentEffects, cells: list[int], progress: bool | None
@@ -220,6 +216,11 @@ def _measurer(view: ModelView, found: Found, runs: ComponentRuns) -> Measurer:
         start = time.perf_counter()
         again = ComponentRuns(ModelView(alive), sites, *rest)
         values = again.effects(cells, effect, progress) if cells else torch.zeros(0, device="cpu")
+        if cells and not again.ends_like(y):
+            raise InputError(
+                "The model predicts something else than when these effects were predicted: hooks or weights have changed. Call "
+                "js.patching.components again, and measure its result."
+            )
         return values.float(), Cost(again.n_forward, 0, time.perf_counter() - start)
 
     return measure

@@ -56,7 +56,7 @@ class ComponentRuns:
     n_forward: float = 0.0
     _blocks: list[Any] = field(default_factory=list)
     _unchanged: "Unchanged | None" = None
-    _first: int = 0  # the component whose batch has an unchanged prompt too
+    _checked: tuple[int, int] = (0, 0)  # components whose batches have an unchanged prompt too
 
     @property
     def n_blocks(self) -> int:
@@ -107,6 +107,11 @@ class ComponentRuns:
         there = torch.stack([expected(self.sites.block(cell))[0].to(changes) for cell in cells])
         sizes = changes.norm(dim=-1) / there.norm(dim=-1).clamp_min(torch.finfo(there.dtype).tiny)
         return changes, sizes[:, : self.position + 1].amax(1)
+
+    def ends_like(self, y: Float[Tensor, "d_model"]) -> bool:
+        """Whether the unchanged prompt ended in this final hidden state."""
+        there = self._unchanged
+        return there is None or bool((there.y - y).norm() <= torch.finfo(y.dtype).eps ** 0.5 * y.norm())
 
     def end(self, cell: int, n: int) -> int:
         """The ``n``-th block from that of a component on, or the last one."""
@@ -162,7 +167,7 @@ class ComponentRuns:
     ) -> Float[Tensor, "cells *found"]:
         found: list[Tensor] = []
         order = sorted(cells, key=self.sites.block)
-        self._first = order[0]
+        self._checked = order[0], order[-1]
         with progress_bar(progress, what, "component", total=len(cells)) as bar:
             for block, group in groupby(order, key=self.sites.block):
                 some = list(group)
@@ -175,13 +180,13 @@ class ComponentRuns:
     def _batch(
         self, run: Run, expected: Expected, n: int | None, block: int, cells: Sequence[int]
     ) -> Float[Tensor, "cells *found"]:
-        """Side by side, through ``n`` blocks from the changed one on, or all; an unchanged prompt is in the first batch of a sweep."""
+        """Side by side, through ``n`` blocks from the changed one on, or all; an unchanged prompt is in the first batch and the last."""
         replayed = [] if n is None else [i for i in range(self.n_blocks) if not block <= i < block + n]
-        first, (there, base) = cells[0] == self._first, expected(block)
-        with blocks_replayed(self.view, self._blocks, replayed, len(cells) + first):
-            checks, values = run(block, [*cells, None] if first else cells)
-        self.n_forward += (1 - len(replayed) / self.n_blocks) * (len(cells) + first)
-        if first and not (checks[-1] - there).norm() <= torch.finfo(checks.dtype).eps ** 0.5 * there.norm():
+        check, (there, base) = bool({*self._checked} & {*cells}), expected(block)
+        with blocks_replayed(self.view, self._blocks, replayed, len(cells) + check):
+            checks, values = run(block, [*cells, None] if check else cells)
+        self.n_forward += (1 - len(replayed) / self.n_blocks) * (len(cells) + check)
+        if check and not (checks[-1] - there).norm() <= torch.finfo(checks.dtype).eps ** 0.5 * there.norm():
             raise RuntimeError("An unchanged prompt ends elsewhere in batches.")
         return (values[: len(cells)] - base).to(self.tokens.device)  # blocks may be on several
 

@@ -173,6 +173,8 @@ def points_of(view: ModelView, kind: str) -> tuple[str, ...]:
     """
     names = [f"blocks.{layer}.{PARTS[kind].hook}" for layer in range(int(view.cfg.n_layers))]
     found = tuple(name for name in names if name in view.points)
+    if kind in ("mlps", "neurons") and getattr(view.cfg, "attn_only", False):
+        raise InputError(f"{view.name} has attention layers only, and no {kind}. Take of='heads', 'edges' or 'attn'.")
     if not found:
         others = [other for other in PARTS if any(f"blocks.0.{PARTS[other].hook}" == name for name in view.points)]
         raise InputError(

@@ -122,6 +122,10 @@ def _drawn(prompts: Sequence[Int[Tensor, "_"]], tokens: Int[Tensor, "pos"], seed
             f"source='resample' goes position by position: prompts need {len(tokens)} tokens, as the prompt has; these have "
             f"{', '.join(map(str, lengths))}. Exchange words for words of as many tokens, or take source='mean'."
         )
+    if any(torch.equal(other, tokens) for other in prompts):
+        raise InputError(
+            "source='resample' puts other prompts' activations in place; one of prompts is the prompt itself. Leave it out."
+        )
     drawn = int(torch.randint(len(prompts), (), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"))
     return Source("prompt", f"prompt {drawn} of {len(prompts)}, drawn with seed {seed}", (prompts[drawn],))
 

@@ -198,3 +198,16 @@ def test_unusable_autoencoders(encode: Any, decode: Any, message: str) -> None:
     own = SimpleNamespace(encode=encode, decode=decode)
     with pytest.raises(js.InputError, match=message):
         js.patching.components(double(ANY_KIND, "llama"), TOKENS, "semantic", sae=own, at=AT, **HOW)
+
+
+def test_autoencoders_that_take_heads_on_an_axis_of_their_own(kind: str, sae: SAE) -> None:
+    model, at = double(kind, "llama"), "blocks.1.attn.hook_z"
+    of_heads = SimpleNamespace(
+        encode=lambda z: sae.encode(z.reshape(len(z), 4, 8).flatten(1)) if z.ndim == 3 else z.reshape(1, 2, 3),
+        decode=lambda acts: sae.decode(acts).view(-1, 4, 8),
+    )
+    flat, own = (
+        js.patching.components(model, TOKENS, "semantic", sae=one, at=at, **HOW).measure(2) for one in (sae, of_heads)
+    )
+    close(own.predicted, flat.predicted)
+    torch.testing.assert_close(own.measured, flat.measured, equal_nan=True)

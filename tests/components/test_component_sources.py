@@ -132,3 +132,8 @@ def test_transformer_lens_attribution_patching_gives_the_same(family: str, of: s
     expected = torch.tensor([theirs[one.node()] for one in found])
     close(torch.tensor([one.effect for one in found]), expected)
     assert js.patching.components(model, TOKENS, refine=0).component(0).node() is None
+
+
+def test_the_prompt_itself_is_not_resampled(llama: Any) -> None:
+    with pytest.raises(js.InputError, match="one of prompts is the prompt itself"):
+        signed(llama, "resample", prompts=[CORRUPTED, TOKENS])

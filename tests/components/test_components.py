@@ -1,7 +1,8 @@
 """`components` against Jacobians by TransformerLens hooks in float64, and against the changes themselves."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy import stats
 
 import jscope_tl as js
 from jscope_tl.components import edges as edges_module
-from jscope_tl.components import refinement
+from jscope_tl.components import refinement, runs
 from jscope_tl.components.runs import ComponentRuns
 from jscope_tl.scopes.effects import EffectRows
 from jscope_tl.scopes.fisher import FisherScope
@@ -168,8 +169,11 @@ def test_measured_effects_are_those_of_whole_runs_with_hooks(kind: str, family: 
 
 
 @pytest.mark.parametrize("of", ["heads", "edges", "mlps"])
-def test_refined_through_all_blocks_is_exact_but_for_the_final_norm(kind: str, family: str, of: str) -> None:
+def test_refined_through_all_blocks_is_exact_but_for_the_final_norm(
+    kind: str, family: str, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Behind the last block rows are those of the final norm: the change that reaches it is the true one."""
+    monkeypatch.setattr(refinement, "LARGE", 1e9)
     model, asked = double(kind, family), dict(target=TARGET, position=EXPLAINED)
     cotangents: list[torch.Tensor] = []
 
@@ -411,7 +415,7 @@ def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pyte
     more = refined.costs["prediction"].n_forward - plain.costs["prediction"].n_forward
     assert (
         1 < more <= 1 + 2 + 1 / 3 + 1e-9
-    )  # the prompt once more, six components through a third of the blocks, and an unchanged one
+    )  # the prompt once more, six components through a third of the blocks, and an unchanged one twice
 
 
 @pytest.mark.parametrize(
@@ -542,3 +546,34 @@ def test_probes_stand_for_what_the_leading_directions_leave(kind: str) -> None:
     assert ((known @ probes.T).abs() < 1e-4 * sizes).all(), "orthogonal to each other"
     rest = every.T @ every - known.T @ known
     assert (probes.T @ probes / len(probes) - rest).norm() < 0.2 * rest.norm()
+
+
+def test_blocks_that_cannot_be_replayed_run_again(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unchanged prompt among the others tells."""
+    expected = js.patching.components(llama, TOKENS, refine=4).measure(6)
+    recorded = runs.recorded_blocks
+
+    @contextlib.contextmanager
+    def wrong(view: Any) -> Iterator[list[Any]]:
+        with recorded(view) as outputs:
+            yield outputs
+        outputs[:] = [tuple(1.1 * x for x in out) if isinstance(out, tuple) else 1.1 * out for out in outputs]
+
+    monkeypatch.setattr(runs, "recorded_blocks", wrong)
+    found = js.patching.components(llama, TOKENS, refine=4).measure(6)
+    torch.testing.assert_close(found.predicted, expected.predicted, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(found.measured, expected.measured, rtol=1e-3, atol=1e-9, equal_nan=True)
+
+
+def test_a_model_that_has_changed_is_not_measured(kind: str) -> None:
+    model = models.tiny(kind, "llama").model
+    effects = js.patching.components(model, TOKENS)
+    model.add_hook("blocks.1.hook_mlp_out", lambda x, hook: 2 * x)
+    with pytest.raises(js.InputError, match="hooks or weights have changed"):
+        effects.measure(2)
+
+
+def test_places_of_components(llama: Any) -> None:
+    effects = js.patching.components(llama, TOKENS, refine=0)
+    with pytest.raises(js.InputError, match="0 to 11; got 99"):
+        effects.component(99)
