@@ -139,6 +139,7 @@ def test_rules_are_those_of_the_scope_alone(llama: Any) -> None:
     assert not torch.allclose(ruled.predictions["fisher, frozen attn, frozen norm"], plain.predictions["fisher"])
 
 
+@pytest.mark.slow
 def test_a_sample_is_measured_as_all_are(llama: Any) -> None:
     everything, some = found(llama, of="edges"), found(llama, of="edges", sample=25)
     again, other = found(llama, of="edges", sample=25), found(llama, of="edges", sample=25, sample_seed=1)
@@ -153,6 +154,7 @@ def test_a_sample_is_measured_as_all_are(llama: Any) -> None:
     assert int(dest.max()) <= EXPLAINED
 
 
+@pytest.mark.slow
 def test_edges_of_long_prompts_are_laid_side_by_side(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each prediction keeps its own strongest ones."""
     whole = found(llama, of="edges", refine=0).predictions[ATTRIBUTION]

@@ -101,7 +101,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     )
 
 
-@pytest.mark.parametrize("positions", ["all", "each"])
+@pytest.mark.parametrize("positions", ["all", pytest.param("each", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("of", HOOKS)
 def test_predictions_are_those_of_a_dense_jacobian(kind: str, family: str, of: str, positions: str) -> None:
     model, each = double(kind, family), positions == "each"
