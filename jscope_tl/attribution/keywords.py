@@ -9,6 +9,7 @@ SHARED = (
     "position", "at", "prepend_bos", "fwd_hooks", "reduction", "path", "gradient", "frozen", "chunk_size", "matmul_precision", "progress"
 )  # fmt: skip
 """Keywords of every entry point."""
+OF_COMPONENTS = dict.fromkeys(("reduction", "path"), "effects are predicted at the prompt itself, from whole rows")
 NOT_TAKEN = {
     "influence_pattern": {"position": "it explains several; give them as positions"},
     "jacobian": {
@@ -23,12 +24,8 @@ NOT_TAKEN = {
         "reduction": "effects are predicted from whole rows, times the difference of the two runs",
         "path": "effects are predicted at the base run",
     },
-    "patching.components": dict.fromkeys(
-        ("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"
-    ),
-    "patching.agreement": dict.fromkeys(
-        ("reduction", "path"), "effects are predicted at the prompt itself, from whole rows"
-    ),
+    "patching.components": OF_COMPONENTS,
+    "patching.agreement": OF_COMPONENTS,
     "patching.ablate": {"at": "tokens are left out at hook_embed, where the scope must be taken too"},
     "patching.flow": {
         "at": "the vector that is followed is the token's own, at hook_embed",

@@ -52,6 +52,7 @@ class ComponentEffect:
 
 
 def layer_of(hook_point: str) -> int:
+    """The first number in the name of a hook point, whatever its stack of blocks is called."""
     numbers = [int(part) for part in hook_point.split(".") if part.isdecimal()]
     return numbers[0] if numbers else 0
 

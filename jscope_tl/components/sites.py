@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +22,6 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.hooks import hooked
 from jscope_tl.model.replay import block_of
 from jscope_tl.model.view import ModelView
-
-Activation = Float[Tensor, "1 pos ..."]
 
 
 class Sites(ABC):
@@ -54,7 +53,7 @@ class Sites(ABC):
         return block_of(self.points[self._layer(cell)])
 
     def _layer(self, cell: int) -> int:
-        return cell // max(1, int(torch.tensor(self.shape[1:]).prod())) if self.axes[0] == "layer" else 0
+        return cell // max(1, prod(self.shape[1:])) if self.axes[0] == "layer" else 0
 
 
 @dataclass(frozen=True)
