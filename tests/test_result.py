@@ -46,6 +46,10 @@ SAVED: dict[str, Callable[[Any], Any]] = {
     "faithfulness": lambda model: js.faithfulness.evaluate(
         model, js.pocket_prompts("assistant", 2), ["log_prob", "random"], "aopc", protocol="authors"
     )["aopc"],
+    "components": lambda model: js.patching.components(model, PROMPT, "fisher").measure(3),
+    "edges": lambda model: js.patching.components(model, PROMPT, "log_prob", of="edges", target=" are"),
+    "component agreement": lambda model: js.patching.agreement(model, PROMPT, "fisher"),
+    "flow of a token": lambda model: js.patching.flow(model, PROMPT, 2, "log_prob", n_edges=9),
 }
 """Something of every class that has files, with its optional parts and without."""
 
