@@ -8,6 +8,7 @@ from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.attribution.jacobian import jacobian
 from jscope_tl.attribution.paths import Line, Noise, Path, Point
 from jscope_tl.attribution.spectrum import spectrum
+from jscope_tl.attribution.text import attribute_text
 from jscope_tl.diagnostics.heads import HeadAgreement, head_agreement
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.rules import Rules
@@ -19,6 +20,7 @@ from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, po
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.spectrum import Spectrum
+from jscope_tl.results.text_attribution import TextAttribution
 from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.scopes.directions import (
@@ -40,7 +42,7 @@ __all__ = [
     "AlternativesScope", "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "GroundTruth", "HeadAgreement",
     "InfluencePattern", "InputError", "Line", "LogProbScope", "LogitTemperatureScope", "Noise", "Path",
     "PocketPrompt", "Point", "QuantityScope", "RandomDirectionScope", "Reduction", "Rules", "Scope", "Score",
-    "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "attribute", "attribute_batch",
+    "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "TextAttribution", "attribute", "attribute_batch", "attribute_text",
     "available_scopes", "diagnostics", "explain", "faithfulness", "get_scope", "ground_truth", "head_agreement", "influence_pattern",
     "jacobian", "load_pocket_model", "patching", "pocket_prompts", "pocket_tasks", "register_scope", "report",
     "series", "spectrum", "views",

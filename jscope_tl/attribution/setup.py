@@ -18,11 +18,12 @@ from jscope_tl.attribution.paths import Path, Point, to_path
 from jscope_tl.engine.forward import run, run_together
 from jscope_tl.engine.inputs import NORM, Inputs, Reduction, to_reduction
 from jscope_tl.engine.memory import check_chunk_size
-from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.one_position import VJP, SpanVJP
 from jscope_tl.engine.pattern_entries import PATTERN, PatternEntries
 from jscope_tl.engine.precision import check_matmul_precision
 from jscope_tl.engine.rules import PLAIN, Rules, to_rules
 from jscope_tl.engine.run import Run, Settings
+from jscope_tl.engine.state import State
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import prompt_warnings, to_position, to_tokens
@@ -99,7 +100,7 @@ class Setup:
             arrange = partial(self.entries.arranged, dest=xs[0].shape[1] // len(forward.prompts))
         return Backward(
             xs, forward.y, forward.positions, self.chunk_size, self.progress, arrange=arrange,
-            matmul_precision=self.matmul_precision, passes=forward.passes,
+            matmul_precision=self.matmul_precision, passes=forward.passes, n_prompts=len(forward.prompts),
         )  # fmt: skip
 
     def map_rows(self, forward: Run) -> tuple[str, ...]:
@@ -124,6 +125,18 @@ class Setup:
         if len(forward.at) > 1:
             raise InputError(f"A path starts at one hook point; {list(forward.at)} are {len(forward.at)}.")
         return self.in_units(averaged_score(self.path, self.scope, forward, backward, i))
+
+    def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
+        """The score of several explained positions together, from rows at the prompt."""
+        if not isinstance(self.path, Point):
+            raise InputError(
+                "Several tokens together are explained at the prompt itself; leave path out, or explain them one by one."
+            )
+        if self.entries is not None and self.scope.additive:
+            score = Score(self.combined(self.numbers(vjp, self.scope.span_rows(states))))
+        else:
+            score = self._checked(self.scope.score_span(states, vjp), vjp.backward.xs[0].shape[1])
+        return self.in_units(score)
 
     def numbers(
         self, vjp: VJP | Backward, rows: Float[Tensor, "k *n d_model"], each: int | None = None, **how: Any

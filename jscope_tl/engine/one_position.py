@@ -1,9 +1,10 @@
-"""`VJP`: what a scope has of the engine, for the position that it scores."""
+"""`VJP`: what a scope has of the engine, for the position that it scores; `SpanVJP`: for several together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class VJP:
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
     ) -> Float[Tensor, "k *layer pos d_in"]:
         """``C J_t``, all rows at once: for a few of them. 0 after the explained position."""
-        rows = torch.cat(list(self.backward.rows(cotangents, self._retain(retain_graph), of=self.i)))
+        rows = torch.cat(list(self.backward.rows(self.placed(cotangents), self._retain(retain_graph), of=self.i)))
         rows[..., self.position + 1 :, :] = 0
         return rows
 
@@ -36,20 +37,20 @@ class VJP:
         self, cotangents: Float[Tensor, "k d_model"], retain_graph: bool = False
     ) -> Iterator[Float[Tensor, "chunk *layer seen d_in"]]:
         """`rows` as they come, for many of them; only positions up to the explained one."""
-        for rows in self.backward.rows(cotangents, self._retain(retain_graph), of=self.i):
+        for rows in self.backward.rows(self.placed(cotangents), self._retain(retain_graph), of=self.i):
             yield rows[..., : self.position + 1, :]
 
     def squared_norms(
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
     ) -> Float[Tensor, "k *layer pos"]:
         """``‖C_i J_t‖²`` for every row ``i`` and position ``t``."""
-        return self.backward.squared_norms(cotangents, self._retain(retain_graph), of=self.i)
+        return self.backward.squared_norms(self.placed(cotangents), self._retain(retain_graph), of=self.i)
 
     def positive_parts(
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
     ) -> Float[Tensor, "k *layer pos"]:
         """The sum of the positive numbers of every row ``C_i J_t``."""
-        return self.backward.positive_parts(cotangents, self._retain(retain_graph), of=self.i)
+        return self.backward.positive_parts(self.placed(cotangents), self._retain(retain_graph), of=self.i)
 
     def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_model"] | None:
         """``Σ_t J_t δ_t``, or None; see `Backward.jvp`."""
@@ -64,5 +65,58 @@ class VJP:
         """The explained position."""
         return self.backward.positions[self.i]
 
+    @property
+    def d_output(self) -> int:
+        """How many numbers a cotangent has."""
+        return self.backward.y.shape[-1]
+
+    def placed(self, cotangents: Float[Tensor, "k *n d_model"]) -> Float[Tensor, "k *n d_model"]:
+        """Cotangents as the backward pass takes them."""
+        return cotangents
+
     def _retain(self, retain_graph: bool) -> bool:
         return retain_graph or self.i + 1 < len(self.backward.positions)
+
+
+@dataclass(frozen=True)
+class SpanVJP(VJP):
+    """The same for the ``m`` explained positions of a span together, whose outputs count as one, ``[m d_model]``.
+
+    A cotangent is the cotangents of all positions one after the other, and its row the sum of their rows.
+
+    Attributes:
+        n: how many positions, from the ``i``-th on.
+        last: whether no other span needs the graph.
+    """
+
+    n: int = 1
+    last: bool = True
+
+    @property
+    def span(self) -> slice:
+        """Which of the explained positions."""
+        return slice(self.i, self.i + self.n)
+
+    @property
+    def position(self) -> int:
+        """The last of them."""
+        return max(self.backward.positions[self.span])
+
+    @property
+    def d_output(self) -> int:
+        """How many numbers a cotangent has."""
+        return self.n * self.backward.y.shape[-1]
+
+    def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_output"] | None:
+        """``Σ_t J_t δ_t`` at all positions, one after the other, or None; see `Backward.jvp`."""
+        moved = self.backward.jvp(tangents, self.span)
+        return None if moved is None else rearrange(moved, "m n d_model -> m (n d_model)")
+
+    def placed(self, cotangents: Float[Tensor, "k *n d"]) -> Float[Tensor, "k all d_model"]:
+        """At the positions of the span, nothing at the others."""
+        placed = cotangents.new_zeros(len(cotangents), *self.backward.y.shape)
+        placed[:, self.span] = cotangents.reshape(len(cotangents), self.n, -1).to(placed)
+        return placed
+
+    def _retain(self, retain_graph: bool) -> bool:
+        return retain_graph or not self.last

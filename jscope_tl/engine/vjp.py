@@ -42,6 +42,7 @@ class Backward:
         capture: called with the rows of every chunk, one tensor for each hook point.
         matmul_precision: see `jscope_tl.engine.precision`; the ``rounding`` that it causes is measured on the first row.
         passes: where passes are counted.
+        n_prompts: that run side by side: a row that starts at all of them counts once for each.
         bar: one for all rows; see `Bar.expect`.
         notes: what happened, for the result's warnings.
     """
@@ -55,6 +56,7 @@ class Backward:
     capture: Callable[[list[Tensor]], None] | None = None
     matmul_precision: str | None = None
     passes: Passes = field(default_factory=Passes)
+    n_prompts: int = 1
     rounding: float | None = None
     notes: list[str] = field(default_factory=list)
     bar: Bar = field(default_factory=Bar)
@@ -69,7 +71,7 @@ class Backward:
         """The backward passes through another forward pass: the same settings, counted together, no bar of their own."""
         return Backward(
             xs, y, positions, self.chunk_size, False,
-            matmul_precision=self.matmul_precision, passes=self.passes, rounding=self.rounding,
+            matmul_precision=self.matmul_precision, passes=self.passes, n_prompts=len(positions), rounding=self.rounding,
         )  # fmt: skip
 
     @property
@@ -146,7 +148,7 @@ class Backward:
 
     def _count(self, n_rows: int, cotangents: Float[Tensor, "k *n d_model"]) -> None:
         """Rows that start at several prompts side by side count once for each."""
-        self.passes.n_backward += n_rows * (len(self.y) if cotangents.ndim == 3 else 1)
+        self.passes.n_backward += n_rows * (self.n_prompts if cotangents.ndim == 3 else 1)
 
     def _chunk_size(self) -> int:
         """Rows at once: ``chunk_size``, or what fits the memory; the first one alone, whose memory is measured."""
@@ -174,6 +176,12 @@ class Backward:
         """The sum of the positive numbers in every row ``C_i J_t``; else as `squared_norms`."""
         return self._each(lambda row: row.relu().sum(-1), cotangents, retain_graph, of)
 
+    def sums(
+        self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
+    ) -> Float[Tensor, "k *layer pos"]:
+        """The sum of the numbers in every row ``C_i J_t``; else as `squared_norms`."""
+        return self._each(lambda row: row.sum(-1), cotangents, retain_graph, 0)
+
     def _each(
         self,
         number: Callable[[Float[Tensor, "chunk pos d_in"]], Float[Tensor, "chunk pos"]],
@@ -193,8 +201,8 @@ class Backward:
             values = values.masked_fill(rearrange(later, "k pos -> k 1 pos").to(values.device), 0)
         return values[:, 0] if values.shape[1] == 1 else values
 
-    def jvp(self, tangents: Float[Tensor, "m pos d_in"], of: int = 0) -> Float[Tensor, "m d_model"] | None:
-        """``Σ_t J_t δ_t`` for each tangent ``δ``; None where the model cannot be differentiated twice.
+    def jvp(self, tangents: Float[Tensor, "m pos d_in"], of: int | slice = 0) -> Float[Tensor, "m *n d_model"] | None:
+        """``Σ_t J_t δ_t`` for each tangent ``δ``, at one explained position or several; None where the model cannot be differentiated twice.
 
         Tangents are of the first hook point; with attention patterns of all layers together, or of none.
 
@@ -228,7 +236,9 @@ class Backward:
         moved = torch.cat(products).to(self.dtype)
         return (moved * beside(scale, moved)).detach()
 
-    def _products(self, tangents: Float[Tensor, "m 1 pos d_in"], of: int) -> list[Float[Tensor, "chunk d_model"]]:
+    def _products(
+        self, tangents: Float[Tensor, "m 1 pos d_in"], of: int | slice
+    ) -> list[Float[Tensor, "chunk *n d_model"]]:
         cotangent = torch.zeros_like(self.y[of]).requires_grad_()
         xs = self.xs if tangents.shape[-1] > self.xs[0].shape[-1] else self.xs[:1]
         row = torch.cat(torch.autograd.grad(self.y[of], xs, cotangent, create_graph=True), -1)

@@ -53,7 +53,7 @@ def ends_at(view: ModelView, hooks: Sequence[Any], position: int) -> Iterator[En
 
     def narrowed(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         kept[:] = [args[0][:, position]]
-        return (args[0][:, position : position + 1], *args[1:]) if narrow else None
+        return (args[0][:, position : position + 1 or None], *args[1:]) if narrow else None
 
     def ends(tokens: Int[Tensor, "batch pos"], passes: Passes) -> tuple[Tensor, Tensor]:
         logits = logits_of(view, tokens, passes)

@@ -35,3 +35,13 @@ def percent(probability: float) -> str:
     if 0 < probability < 0.0005:
         return "<0.1%"
     return ">99.9%" if 0.9995 <= probability < 1 else f"{probability:.1%}"
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """A text of at most so many letters, dots where its middle was.
+
+    Example:
+        >>> shortened("a rather long message", 12)
+        'a rath…ssage'
+    """
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - (most - most // 2 - 1) :]}"

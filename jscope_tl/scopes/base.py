@@ -2,15 +2,16 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.one_position import VJP, SpanVJP
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.basis import Basis
@@ -92,6 +93,23 @@ class Scope(ABC):
     def score(self, state: State, vjp: VJP) -> Score:
         """Scores of all positions."""
         return Score(self.combined(vjp.squared_norms(self.rows(state))))
+
+    def span_rows(self, states: Sequence[State]) -> Float[Tensor, "k d_output"]:
+        """The output directions of several positions together, those of all one after the other.
+
+        Of one direction at each position, the gradient of their sum (of log-probabilities: of the log-probability of the span). Of
+        several, each of them by itself, as Fisher information adds up.
+        """
+        rows = [self.rows(state) for state in states]
+        return torch.cat(rows, 1) if all(len(of_one) == 1 for of_one in rows) else torch.block_diag(*rows)
+
+    def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
+        """Scores of all positions for several explained ones together."""
+        if not self.additive:
+            raise InputError(
+                f"Scope {self.label!r} has no score of several predictions together; explain them one by one, or take 'fisher'."
+            )
+        return Score(self.combined(vjp.squared_norms(self.span_rows(states))))
 
     def combined(self, squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
         """One number per position from the squared norms of the scope's own rows: the norm of all rows together."""

@@ -50,6 +50,18 @@ class Factor(ABC):
         """At most so many singular values are not 0."""
         return min(self.n, self.d_model)
 
+    def principal(self) -> Float[Tensor, "rank d_model"]:
+        """``λ_i^{1/2} u_i^T`` for all eigenvectors of ``S^T S``, see `principal_rows`."""
+        return principal_rows(self.gram())
+
+    def leading(self, rank: int) -> Float[Tensor, "rank d_model"]:
+        """``λ_i^{1/2} u_i^T`` for the leading eigenvectors of ``S^T S``, see `leading_rows`."""
+        return leading_rows(self, rank)
+
+    def leading_directions(self, rank: int) -> Float[Tensor, "rank n"]:
+        """Orthonormal combinations of the rows that hold most of it, see `leading_directions`."""
+        return leading_directions(self, rank)
+
 
 @dataclass(frozen=True)
 class Matrix(Factor):

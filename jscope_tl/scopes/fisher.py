@@ -1,5 +1,6 @@
 """Fisher Scope: sensitivity of the whole predictive distribution, ``tr(J_t^T F_u J_t)`` (Eqs. 4-6 of the paper)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -9,7 +10,7 @@ from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from jscope_tl.engine.one_position import VJP
+from jscope_tl.engine.one_position import VJP, SpanVJP
 from jscope_tl.engine.state import State, divergence
 from jscope_tl.errors import InputError, count, nearest
 from jscope_tl.model.basis import Basis
@@ -17,8 +18,9 @@ from jscope_tl.scopes import trace
 from jscope_tl.scopes.base import Effect, Scope, Score
 from jscope_tl.scopes.budget import Budget, Tolerance
 from jscope_tl.scopes.effects import EffectRows, divergence_of
-from jscope_tl.scopes.factor import Factor, FisherFactor, leading_rows, principal_rows, without
+from jscope_tl.scopes.factor import Factor, FisherFactor, without
 from jscope_tl.scopes.registry import register_scope
+from jscope_tl.scopes.stacked_factor import Stacked
 
 EFFECT_RANK, EFFECT_PROBES = 12, 8
 """Leading directions and probes by which effects are predicted, where the options leave it open."""
@@ -114,11 +116,16 @@ class FisherScope(Scope):
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
         """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose squared norms sum to the exact score."""
         S = fisher_factor(state)
-        return principal_rows(S.gram()) * S.size
+        return S.principal() * S.size
 
     def score(self, state: State, vjp: VJP) -> Score:
         """The trace by the chosen method."""
         S = fisher_factor(state)
+        return self._scored(S, self._rank(S.d_model), vjp).times(S.size**2)
+
+    def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
+        """The sum of the traces of several positions, as one trace: what the chain rule gives for the joint distribution."""
+        S = Stacked(tuple(map(fisher_factor, states)))
         return self._scored(S, self._rank(S.d_model), vjp).times(S.size**2)
 
     def combined(self, squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
@@ -135,7 +142,7 @@ class FisherScope(Scope):
         if self.method == "exact":
             return self.cotangents(state)
         S = fisher_factor(state)
-        return leading_rows(S, self._rank(S.d_model)) * S.size
+        return S.leading(self._rank(S.d_model)) * S.size
 
     def at_input(self, score: Score) -> Score:
         """Half of it: the second-order prediction of the KL divergence."""
@@ -181,7 +188,7 @@ class FisherScope(Scope):
         probes = 0 if self.method in ("exact", "low_rank") else self.probes or EFFECT_PROBES
         if rank + probes >= S.n_directions:
             rank, probes = S.n_directions, 0
-        known = leading_rows(S, rank) * S.size
+        known = S.leading(rank) * S.size
         directions = known / known.norm(dim=1, keepdim=True).clamp_min(torch.finfo(known.dtype).tiny)
         signs = trace.random_signs(probes, S.n, torch.Generator("cpu").manual_seed(self.seed))
         rest = without(S.right(signs.to(known.device)) * S.size, directions)

@@ -23,7 +23,7 @@ from jscope_tl.engine.one_position import VJP
 from jscope_tl.errors import InputError
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.budget import Budget, Tolerance
-from jscope_tl.scopes.factor import Factor, leading_directions, leading_rows, orthonormal, principal_rows, without
+from jscope_tl.scopes.factor import Factor, orthonormal, principal_rows, without
 
 BLOCK = 8
 """Probes pulled at once, and the fewest that `adaptive` draws."""
@@ -33,12 +33,12 @@ ROUNDING = 32
 
 def exact(S: Factor, vjp: VJP) -> Score:
     """All directions."""
-    return _sum_of(principal_rows(S.gram()), vjp)
+    return _sum_of(S.principal(), vjp)
 
 
 def low_rank(S: Factor, rank: int, vjp: VJP) -> Score:
     """The leading directions only: a lower bound."""
-    rows = leading_rows(S, rank)
+    rows = S.leading(rank)
     return replace(_sum_of(rows, vjp), resolved={"rank": len(rows)})
 
 
@@ -105,7 +105,7 @@ def _stopped(by: str, enough: Tolerance, worst: float) -> str:
 
 
 def _all_rows(S: Factor, vjp: VJP) -> Score:
-    rows = principal_rows(S.gram())
+    rows = S.principal()
     return replace(_sum_of(rows, vjp), resolved={"method": "exact", "rank": len(rows)})
 
 
@@ -125,7 +125,7 @@ class _Known:
 
 def _known(S: Factor, rank: int, images: int, vjp: VJP, budget: Budget | None = None) -> _Known:
     """The first row comes alone: the time that it takes says how many can be afforded."""
-    leading = leading_directions(S, rank)
+    leading = S.leading_directions(rank)
     cotangents = S.right(leading)
     rows = vjp.rows(cotangents[:1], retain_graph=True)
     rank, images = (rank, images) if budget is None else _afforded(rank, images, budget.left())
@@ -162,7 +162,7 @@ def _carried(
     weights = torch.where(energy > 0, energy, torch.inf).reciprocal().to(rows.device)
     carried = vjp.jvp(rows * rearrange(weights, "pos -> pos 1"))
     if carried is None or not carried.isfinite().all():
-        return rows.new_zeros(0, vjp.backward.y.shape[-1])
+        return rows.new_zeros(0, vjp.d_output)
     return carried
 
 

@@ -1,0 +1,226 @@
+"""`attribute_text`: an answer, token by token or span by span, and what of the prompt it comes from."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.attribution.arguments import documented
+from jscope_tl.attribution.describe import about, doubted, finished, of_prompt, prediction
+from jscope_tl.attribution.generation import Generation, generated
+from jscope_tl.attribution.paths import Path, Point
+from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.engine.inputs import REDUCTIONS, Reduction
+from jscope_tl.engine.one_position import SpanVJP
+from jscope_tl.engine.progress import progress_bar
+from jscope_tl.engine.rules import Rules
+from jscope_tl.engine.run import Run
+from jscope_tl.engine.vjp import Backward
+from jscope_tl.errors import InputError
+from jscope_tl.model.prompts import Prompt, prompt_texts
+from jscope_tl.model.running import Passes
+from jscope_tl.model.text import Tokenized, continued, to_span, tokenized
+from jscope_tl.results.sources import PATTERNS, sources_of, to_segments
+from jscope_tl.results.text_attribution import Span, TextAttribution, check_grouped, found_in, spannable
+from jscope_tl.scopes.base import Scope, Score
+
+Messages = Sequence[Mapping[str, Any]]
+Spans = str | Sequence[tuple[int, int] | str]
+
+
+@documented
+def attribute_text(
+    model: Any,
+    prompt: Prompt | Messages,
+    continuation: Prompt | None = None,
+    *,
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    generation_seed: int = 0,
+    stop: Sequence[str | int] | None = None,
+    chat_template: str | None = None,
+    scope: str | Scope | Callable[..., Any] = "log_prob",
+    spans: Spans = "token",
+    by: Any = "token",
+    at: str = "hook_embed",
+    prepend_bos: bool | None = None,
+    fwd_hooks: FwdHooks = (),
+    reduction: str | Reduction | None = None,
+    path: str | Path | None = None,
+    gradient: str | Rules = "plain",
+    frozen: str | Sequence[str] = (),
+    chunk_size: int | None = None,
+    matmul_precision: str | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> TextAttribution:
+    """Which part of a prompt made the model say this: a scope for every token of an answer, or for spans of it.
+
+    ``scores[i, j]``: how strongly source ``j``, a token of the prompt or of the answer so far, or several together, drove the ``i``-th
+    token of the answer. One forward pass over prompt and answer serves all rows; scopes with fixed cotangents (all but ``fisher``,
+    ``fisher_input`` and ``spectral``) take one backward row for each token.
+
+    Args:
+        prompt: a string, ids, or the messages of a chat, ``[{"role": "user", "content": ...}]``: then the tokenizer's own template is
+            applied, up to where the assistant begins. A chat that ends with a message of the assistant has that one explained.
+        continuation: the answer, a string or ids; None: the model's own, generated.
+        max_new_tokens: of a generated answer; it ends before a token that ends a text.
+        temperature: 0: the most probable token each time; else tokens are drawn from ``softmax(logits / temperature)``.
+        generation_seed: of these draws; the global random generator is not touched.
+        stop: tokens that end a generated answer, in place of the tokenizer's and the model's own.
+        chat_template: another than the tokenizer's: its name there, or its text.
+        scope: what is explained of each token. A span is explained as one: the gradient of the sum of what the scope explains (for
+            ``log_prob`` of the span's log-probability); for Fisher the sum of the Fisher information over its positions, which is that of
+            the joint distribution by the chain rule.
+        spans: rows. ``"token"``: one for each token of the answer; ``"word"``, ``"sentence"``, ``"line"`` or ``"message"`` (all of
+            it): one for each of these; or a list of ``(first token, token after the last)``, counted in the answer, and of texts that
+            occur once in it.
+        by: columns. ``"token"``, ``"word"``, ``"sentence"``, ``"line"``, ``"message"``, or segments of your own, see
+            `TextAttribution.grouped`: of several tokens the norm of the stacked block (for ``reduction="dot"`` the sum), never a sum of
+            norms.
+        progress: progress bars of generated tokens and of backward rows always (True), never (False), or where the wait is over a
+            second (None).
+        {shared}
+
+    Returns:
+        A `TextAttribution`. BOS and what the chat template wrote have scores too; lists and pictures leave them out and say so.
+
+    Raises:
+        InputError: as `attribute`; empty messages, a template that is not there, a continuation whose first token the tokenizer merges
+            with the end of the prompt, a span or segment that is outside.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> result = js.attribute_text(js.load_pocket_model(), "the keys to the cabinet near the doors", " are old")
+        >>> [row.text for row in result.rows], result.top(1)[0].source.text
+        ([' are', ' old'], 'keys')
+    """
+    if options.get("target") is not None:
+        raise InputError(
+            "js.attribute_text explains the tokens of the continuation, and takes no target. Give the text as continuation, or use js.attribute."
+        )
+    setup = set_up(
+        model, scope, options, at=at, one_point=True, per=None, fwd_hooks=fwd_hooks, reduction=reduction, path=path,
+        gradient=gradient, frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
+    )  # fmt: skip
+    passes = Passes()
+    given = tokenized(setup.view, prompt, continuation, prepend_bos, chat_template)
+    how = "given"
+    if len(given.tokens) == given.text.n_prompt:
+        wanted = Generation(max_new_tokens, temperature, generation_seed, stop)
+        ids, ended = generated(setup.view, given.tokens, wanted, setup.settings.fwd_hooks, passes, progress)
+        given, how = continued(setup.view, given, ids), f"{wanted.described}, {ended}"
+    explained = partial(_explained, setup, given, how)
+    name, segments = to_segments(by, given.text.string)
+    result = explained(_spans(setup, given, spans), passes)
+    if name != "token":
+        check_grouped(result.options, result.signed is not None)
+    result = replace(result, by=name, segments=segments)
+    return spannable(
+        of_prompt(result, prompt),
+        lambda result, wanted: replace(explained(wanted, Passes()), by=result.by, segments=result.segments),
+    )
+
+
+def _spans(setup: Setup, given: Tokenized, spans: Any) -> list[tuple[int, int]]:
+    """Spans of the continuation as pairs of numbers."""
+    n, str_tokens = given.text.n_prompt, prompt_texts(setup.view, given.tokens.tolist())
+    n_out = len(str_tokens) - n
+    if isinstance(spans, str) and spans in ("token", *PATTERNS):
+        groups = [source.positions for source in sources_of(given.text, str_tokens, spans)]
+        return [(of_one[0] - n, of_one[-1] + 1 - n) for of_one in groups if of_one[0] >= n]
+    if isinstance(spans, str | bytes) or not isinstance(spans, Iterable) or not (wanted := list(spans)):
+        raise InputError(
+            f"spans is 'token', {', '.join(map(repr, PATTERNS))}, or a list of (first token, token after the last) and of texts; got {spans!r}."
+        )
+    return [found_in(str_tokens[n:], span) if isinstance(span, str) else to_span(span, n_out) for span in wanted]
+
+
+def _explained(
+    setup: Setup, given: Tokenized, continued: str, spans: Sequence[tuple[int, int]], passes: Passes
+) -> TextAttribution:
+    """Rows for these spans, from one forward pass."""
+    tokens, n, view = given.tokens, given.text.n_prompt, setup.view
+    warnings, last = setup.warnings(tokens), max(stop for _, stop in spans)
+    positions = list(range(n - 1, len(tokens) - 1))
+    with setup.run(tokens, positions) as (forward, backward):
+        passes.n_forward, passes.n_backward = forward.passes.n_forward + passes.n_forward, 0
+        predictions = [prediction(forward.state(i), view, int(tokens[p + 1])) for i, p in enumerate(positions)]
+        values, errors, signed, scores = _scored(setup, forward, backward, spans)
+        passes.n_backward = forward.passes.n_backward
+        notes = dict.fromkeys([*backward.notes, *(doubt for score in scores for doubt in score.warnings)])
+        seed, resolved = next((s.seed for s in scores if s.seed is not None), None), [s.resolved for s in scores]
+        dtype, texts = forward.y.dtype, prompt_texts(view, tokens.tolist())
+        result = TextAttribution(
+            **about(setup, tokens, forward.activations[0], passes, seed),
+            position=n + last - 2,
+            token_scores=finished(values, dtype, view.name),
+            token_stderr=None if errors is None else finished(errors, dtype, view.name),
+            signed=None if signed is None else finished(signed, dtype, view.name),
+            rows=tuple(
+                Span(start, stop, "".join(texts[n + start : n + stop]), _log_prob(forward, tokens, start, stop))
+                for start, stop in spans
+            ),
+            predictions=tuple(predictions),
+            text=given.text,
+            by="token",
+            segments=(),
+            continued=continued,
+            options={**setup.options(), "resolved": resolved} if any(resolved) else setup.options(),
+            warnings=[*warnings, *notes],
+        )
+        return doubted(result)
+
+
+def _log_prob(forward: Run, tokens: Any, start: int, stop: int) -> float:
+    found = (forward.state(i) for i in range(start, stop))
+    return sum(min(0.0, float(state.log_probs.detach()[int(tokens[state.position + 1])])) for state in found)
+
+
+Scored = tuple[Float[Tensor, "out pos"], Float[Tensor, "out pos"] | None, Float[Tensor, "out pos"] | None, list[Score]]
+
+
+def _scored(setup: Setup, forward: Run, backward: Backward, spans: Sequence[tuple[int, int]]) -> Scored:
+    """Scores, their errors, and of one cotangent's gradient x input the signed numbers."""
+    if setup.scope.additive and isinstance(setup.path, Point):
+        values, signed = _at_once(setup, forward, backward, spans)
+        return values, None, signed, []
+    scores, shown, backward.progress = [], backward.progress, False  # one bar, over spans
+    for j, (start, stop) in enumerate(progress_bar(shown, "spans", "span", spans)):
+        if stop - start == 1 and not isinstance(setup.path, Point):
+            scores.append(setup.score(forward, backward, start))
+        else:
+            vjp = SpanVJP(backward, start, n=stop - start, last=j + 1 == len(spans))
+            scores.append(setup.score_span([forward.state(i) for i in range(start, stop)], vjp))
+    errors = [torch.zeros_like(s.values) if s.stderr is None else s.stderr for s in scores]
+    none = all(score.stderr is None for score in scores)
+    return torch.stack([score.values for score in scores]), None if none else torch.stack(errors), None, scores
+
+
+def _at_once(
+    setup: Setup, forward: Run, backward: Backward, spans: Sequence[tuple[int, int]]
+) -> tuple[Float[Tensor, "out pos"], Float[Tensor, "out pos"] | None]:
+    """The rows of all spans of an additive scope, pulled back together."""
+    placed = []
+    for start, stop in spans:
+        vjp = SpanVJP(backward, start, n=stop - start)
+        placed.append(vjp.placed(setup.scope.span_rows([forward.state(i) for i in range(start, stop)])))
+    n_rows, rows = [len(of_one) for of_one in placed], torch.cat(placed)
+    signed = None
+    if setup.reduction is REDUCTIONS["dot"] and setup.entries is None and max(n_rows) == 1:
+        signed = backward.sums(rows)
+        numbers = signed.square()
+    else:
+        numbers = setup.numbers(backward, rows, max(n_rows))
+    scores = [setup.in_units(Score(setup.combined(of_one))) for of_one in numbers.split(n_rows)]
+    values = torch.stack([score.values for score in scores])
+    later = torch.arange(values.shape[1], device=values.device) > rearrange(
+        torch.tensor([forward.positions[stop - 1] for _, stop in spans], device=values.device), "out -> out 1"
+    )
+    return values.masked_fill(later, 0), None if signed is None else signed.masked_fill(later, 0)

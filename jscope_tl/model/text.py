@@ -1,0 +1,191 @@
+"""`Text`: the tokens of a prompt and of what follows it, and where in the text, in which message each of them stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from jscope_tl.errors import InputError, whole
+from jscope_tl.model.chats import ASSISTANT, TEMPLATE, Piece, checked_messages, is_chat, rendered
+from jscope_tl.model.pieces import text_of
+from jscope_tl.model.prompts import bos_positions, prompt_texts, to_tokens
+from jscope_tl.model.view import ModelView
+
+PROMPT, CONTINUATION = "prompt", "continuation"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt and what follows it.
+
+    Attributes:
+        string: the text, what a chat template wrote included.
+        offsets: where each token stands in it, first character and the one after the last; empty for a BOS that is not in the text.
+        roles: of each token: of a chat its message's or ``"template"``; else ``"prompt"``, and ``"continuation"`` after it.
+        messages: the number of each token's message; -1 where there is none.
+        n_prompt: tokens of the prompt; those from there on are the continuation.
+    """
+
+    string: str
+    offsets: tuple[tuple[int, int], ...]
+    roles: tuple[str, ...]
+    messages: tuple[int, ...]
+    n_prompt: int
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Tokens and where they come from, on the model's device."""
+
+    tokens: Int[Tensor, "pos"]
+    text: Text
+
+
+def tokenized(
+    view: ModelView, prompt: Any, continuation: Any = None, prepend_bos: Any = None, template: Any = None
+) -> Tokenized:
+    """A prompt (string, ids or chat messages) and its continuation (string or ids; None: not yet).
+
+    A chat that ends with a message of the assistant is continued by that one.
+
+    Raises:
+        InputError: what cannot be used, and a continuation whose beginning the tokenizer merges with the end of the prompt.
+    """
+    if template is not None and not is_chat(prompt):
+        raise InputError("chat_template is for chat messages; this prompt is none. Leave it out.")
+    if is_chat(prompt):
+        return _chat(view, prompt, continuation, prepend_bos, template)
+    found = _of_string(view, prompt, prepend_bos) if isinstance(prompt, str) else _of_ids(view, prompt, prepend_bos)
+    return found if continuation is None else continued(view, found, continuation, retokenize=isinstance(prompt, str))
+
+
+def continued(view: ModelView, start: Tokenized, continuation: Any, retokenize: bool = False) -> Tokenized:
+    """The text with a continuation behind it; of ``retokenize`` its tokens are those of both strings together."""
+    if isinstance(continuation, str):
+        if not continuation:
+            raise InputError(
+                "The continuation is empty; there is nothing to explain. Leave it out to have it generated."
+            )
+        offset = len(start.text.string)
+        ids, offsets = _joined(view, start, continuation) if retokenize else _encoded(view, continuation)
+        string = continuation
+    else:
+        ids = to_tokens(view, continuation).tolist()
+        string, offsets = _written(view, ids)
+        offset = len(start.text.string)
+    tokens = torch.cat([start.tokens, torch.tensor(ids, dtype=torch.long, device=start.tokens.device)])
+    if len(tokens) > view.n_ctx:
+        raise InputError(
+            f"Prompt and continuation have {len(tokens)} tokens, {view.name} takes at most {view.n_ctx}; shorten one of them."
+        )
+    text, n = start.text, len(ids)
+    role, message = (ASSISTANT, max(text.messages) + 1) if max(text.messages, default=-1) >= 0 else (CONTINUATION, -1)
+    return Tokenized(
+        tokens,
+        replace(
+            text,
+            string=text.string + string,
+            offsets=(*text.offsets, *((a + offset, b + offset) for a, b in offsets)),
+            roles=(*text.roles, *[role] * n),
+            messages=(*text.messages, *[message] * n),
+        ),
+    )
+
+
+def _chat(view: ModelView, prompt: Any, continuation: Any, prepend_bos: Any, template: Any) -> Tokenized:
+    if prepend_bos is not None:
+        raise InputError("prepend_bos is for strings; a chat has the BOS that its template writes.")
+    messages = checked_messages(prompt)
+    if messages[-1]["role"] == ASSISTANT:
+        if continuation is not None:
+            raise InputError(
+                "The chat ends with a message of the assistant, which is what is explained; give no continuation, or leave the message out."
+            )
+        continuation = messages.pop()["content"]
+        if not messages:
+            raise InputError("The chat has nothing before the assistant's message; give the messages that it answers.")
+    found = _of_pieces(view, rendered(view, messages, template))
+    return found if continuation is None else continued(view, found, continuation, retokenize=True)
+
+
+def _of_string(view: ModelView, prompt: str, prepend_bos: Any) -> Tokenized:
+    tokens = to_tokens(view, prompt, prepend_bos)
+    ids, offsets = _encoded(view, prompt)
+    n_before = len(tokens) - len(ids)
+    if n_before < 0 or tokens[n_before:].tolist() != ids:  # the model's own tokens are others than the tokenizer's
+        return _of_ids(view, tokens, None)
+    n = len(tokens)
+    text = Text(prompt, (*[(0, 0)] * n_before, *offsets), (*[TEMPLATE] * n_before, *[PROMPT] * len(ids)), (-1,) * n, n)
+    return Tokenized(tokens, text)
+
+
+def _of_ids(view: ModelView, prompt: Any, prepend_bos: Any) -> Tokenized:
+    tokens = to_tokens(view, prompt, prepend_bos)
+    string, offsets = _written(view, tokens.tolist())
+    n, leading = len(tokens), len(bos_positions(view, tokens))
+    roles = (*[TEMPLATE] * leading, *[PROMPT] * (n - leading))
+    return Tokenized(tokens, Text(string, tuple(offsets), roles, (-1,) * n, n))
+
+
+def _of_pieces(view: ModelView, pieces: Sequence[Piece]) -> Tokenized:
+    string = "".join(piece.text for piece in pieces)
+    ids, offsets = _encoded(view, string)
+    owners = [piece for piece in pieces for _ in piece.text]
+    own = [owners[min(_anchor(string, *where), len(owners) - 1)] for where in offsets]
+    text = Text(string, tuple(offsets), tuple(p.role for p in own), tuple(p.message for p in own), len(ids))
+    return Tokenized(to_tokens(view, ids), text)
+
+
+def _anchor(string: str, start: int, end: int) -> int:
+    """The first character of a token that is not blank: it says where a token belongs that stands across a border."""
+    return next((i for i in range(start, end) if not string[i].isspace()), start)
+
+
+def _joined(view: ModelView, start: Tokenized, continuation: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of a continuation as the tokenizer makes them of the whole text; refused where the prompt's tokens change."""
+    before = len(start.text.string)
+    own = [i for i, (a, b) in zip(start.tokens.tolist(), start.text.offsets, strict=True) if b > a]
+    ids, offsets = _encoded(view, start.text.string + continuation)
+    n = len(own)
+    if ids[:n] != own or any(b <= before for _, b in offsets[n:]) or len(ids) == n:
+        changed = next((i for i, (a, b) in enumerate(zip(own, ids, strict=False)) if a != b), min(n, len(ids)) - 1)
+        merged, last = (prompt_texts(view, [some[min(changed, len(some) - 1)]])[0] for some in (ids, own))
+        raise InputError(
+            f"The tokenizer merges the end of the prompt with the beginning of the continuation: {last!r} becomes {merged!r}. End the "
+            "prompt where a word ends, and let the continuation begin with the space before its first word; or give both as ids."
+        )
+    return ids[n:], [(a - before, b - before) for a, b in offsets[n:]]
+
+
+def _encoded(view: ModelView, string: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of a text without special tokens of its own, and where each stands; spread evenly where a tokenizer does not say."""
+    if view.tokenizer is None:
+        raise InputError(f"{view.name} has no tokenizer; give prompt and continuation as token ids.")
+    if getattr(view.tokenizer, "is_fast", False):
+        found = view.tokenizer(string, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+    ids = list(view.tokenizer(string, add_special_tokens=False)["input_ids"])
+    written, offsets = _written(view, ids)
+    return ids, offsets if written == string else [(min(a, len(string)), min(b, len(string))) for a, b in offsets]
+
+
+def _written(view: ModelView, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """What ids say, token by token; parts of one character stand where that does."""
+    texts = prompt_texts(view, ids)
+    ends = [0, *accumulate(len(text_of([text])) for text in texts)]
+    return text_of(texts), list(zip(ends, ends[1:], strict=False))
+
+
+def to_span(span: Any, n: int) -> tuple[int, int]:
+    """First token and the one after the last, of ``n``; a pair of whole numbers, negative ones from the end."""
+    pair = [whole(item) for item in span] if isinstance(span, list | tuple) and len(span) == 2 else [None]
+    if None in pair:
+        raise InputError(f"A span is a pair (first token, token after the last), or a text; got {span!r}.")
+    start, stop = (item + n if item is not None and item < 0 else item for item in pair)
+    if not (start is not None and stop is not None and 0 <= start < stop <= n):
+        raise InputError(f"The span {tuple(span)} is outside the continuation of {n} tokens (0 to {n}), or empty.")
+    return start, stop

@@ -1,0 +1,165 @@
+"""Sources: the tokens of a text together by word, sentence, line, message, or segments of one's own."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from jscope_tl.errors import InputError, nearest, whole
+from jscope_tl.model.chats import TEMPLATE
+from jscope_tl.model.text import Text
+from jscope_tl.results.checks import need
+
+WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+SENTENCE = re.compile(r"\S(?:[^\n]*?(?:[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+)|[^\n]*)")
+LINE = re.compile(r"[^\n]*[^\s][^\n]*")
+ALL = re.compile(r"\S.*", re.DOTALL)
+PATTERNS = {"word": WORD, "sentence": SENTENCE, "line": LINE, "message": ALL}
+BY = ("token", *PATTERNS)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the text: characters ``start`` to ``end`` (not included), under a name."""
+
+    name: str
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no stretch."""
+        need(0 <= self.start < self.end, "a segment has a character or more")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tokens that are taken together.
+
+    Attributes:
+        text: what they say.
+        positions: where they are.
+        role: of the message that they are in, ``"template"``, ``"prompt"`` or ``"continuation"``.
+        message: its number, or -1.
+    """
+
+    text: str
+    positions: tuple[int, ...]
+    role: str
+    message: int
+
+    @property
+    def is_template(self) -> bool:
+        """Whether nobody wrote this: a chat template did, or it is a BOS."""
+        return self.role == TEMPLATE
+
+
+def to_segments(by: Any, string: str) -> tuple[str, tuple[Segment, ...]]:
+    """How sources are made, as a name of `BY` or ``"segments"``, and these.
+
+    Raises:
+        InputError: there is no such way, or segments are outside the text, empty, or overlap.
+    """
+    if isinstance(by, str):
+        if by not in BY:
+            raise InputError(
+                f"There is no by={by!r}.{nearest(by, BY)} It is one of {', '.join(BY)}, or segments of your own, as "
+                "{'rule': (0, 20)}: characters of the text."
+            )
+        return by, ()
+    named = list(by.items()) if isinstance(by, Mapping) else list(enumerate(by)) if isinstance(by, Sequence) else []
+    if not named:
+        raise InputError(f"by is one of {', '.join(BY)}, or segments of your own; got {by!r}.")
+    segments = sorted((_segment(name, where, string) for name, where in named), key=lambda segment: segment.start)
+    for one, following in zip(segments, segments[1:], strict=False):
+        if following.start < one.end:
+            raise InputError(
+                f"The segments {one.name!r} and {following.name!r} overlap; a token belongs to one source."
+            )
+    return "segments", tuple(segments)
+
+
+def _segment(name: Any, where: Any, string: str) -> Segment:
+    if isinstance(where, str):
+        if string.count(where) != 1 or not where:
+            raise InputError(
+                f"The segment {where!r} occurs {string.count(where)} times in the text; give (start, end) instead."
+            )
+        start, end = string.index(where), string.index(where) + len(where)
+    else:
+        pair = [whole(item) for item in where] if isinstance(where, tuple | list) and len(where) == 2 else [None, None]
+        start, end = (-1 if item is None else item for item in pair)
+    if not 0 <= start < end <= len(string):
+        raise InputError(
+            f"The segment {where!r} is outside the text of {len(string)} characters, or empty; it is (start, end)."
+        )
+    return Segment(name if isinstance(name, str) else string[start:end].strip() or repr(string[start:end]), start, end)
+
+
+def sources_of(text: Text, str_tokens: Sequence[str], by: str, segments: Sequence[Segment] = ()) -> list[Source]:
+    """The tokens of a text in their sources, in order.
+
+    A token belongs where its first character that is not blank stands; one of blanks alone goes with the token before it. No source
+    reaches across messages, between prompt and continuation, or into what a chat template wrote, which is one source where it stands.
+    """
+    if by == "token":
+        return [_source(text, [i], str_tokens[i]) for i in range(len(str_tokens))]
+    place = _in_segments(segments) if by == "segments" else None
+    found = []
+    for (role, _, _), run in groupby(range(len(str_tokens)), lambda i: _owner(text, i)):
+        tokens = list(run)
+        if role == TEMPLATE and place is None:
+            found.append(_source(text, tokens))
+            continue
+        start, end = text.offsets[tokens[0]][0], text.offsets[tokens[-1]][1]
+        where = place or _matches(PATTERNS[by], text.string, start, end)
+        found += [_source(text, *group) for group in _grouped(text, tokens, where)]
+    return found
+
+
+def _owner(text: Text, i: int) -> tuple[str, int, bool]:
+    return text.roles[i], text.messages[i], i >= text.n_prompt
+
+
+def _source(text: Text, tokens: list[int], name: str | None = None) -> Source:
+    start, end = text.offsets[tokens[0]][0], text.offsets[tokens[-1]][1]
+    said = text.string[start:end].strip() or text.string[start:end]
+    return Source(said if name is None else name, tuple(tokens), text.roles[tokens[0]], text.messages[tokens[0]])
+
+
+def _matches(pattern: re.Pattern[str], string: str, start: int, end: int) -> Callable[[int], tuple[int, str | None]]:
+    """From a character to the number of the match that it is in, or of the one before it."""
+    starts = [match.start() for match in pattern.finditer(string, start, end)] or [start]
+
+    def place(character: int) -> tuple[int, str | None]:
+        return max(bisect_right(starts, character) - 1, 0), None
+
+    return place
+
+
+def _in_segments(segments: Sequence[Segment]) -> Callable[[int], tuple[int, str | None]]:
+    """From a character to the segment that it is in; between segments to the gap, which has no name."""
+
+    def place(character: int) -> tuple[int, str | None]:
+        for n, segment in enumerate(segments):
+            if character < segment.start:
+                return 2 * n, None
+            if character < segment.end:
+                return 2 * n + 1, segment.name
+        return 2 * len(segments), None
+
+    return place
+
+
+def _grouped(
+    text: Text, tokens: Sequence[int], place: Callable[[int], tuple[int, str | None]]
+) -> Iterator[tuple[list[int], str | None]]:
+    keyed: list[tuple[int, tuple[int, str | None]]] = []
+    for i in tokens:
+        start, end = text.offsets[i]
+        inked = next((c for c in range(start, end) if not text.string[c].isspace()), None)
+        key = keyed[-1][1] if inked is None and keyed else place(start if inked is None else inked)
+        keyed.append((i, key))
+    for (_, name), group in groupby(keyed, lambda pair: pair[1]):
+        yield [i for i, _ in group], name
