@@ -25,9 +25,9 @@ from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
-from jscope_tl.model.text import Tokenized, continued, to_span, tokenized
-from jscope_tl.results.sources import PATTERNS, sources_of, to_segments
-from jscope_tl.results.text_attribution import Span, TextAttribution, check_grouped, found_in, spannable
+from jscope_tl.model.text import Tokenized, continued, found_in, to_span, tokenized
+from jscope_tl.results.sources import PATTERNS, check_grouped, sources_of, to_segments
+from jscope_tl.results.text_attribution import Span, TextAttribution, spannable
 from jscope_tl.scopes.base import Scope, Score
 
 Messages = Sequence[Mapping[str, Any]]

@@ -1,8 +1,9 @@
 """`Text`: the tokens of a prompt and of what follows it, and where in the text, in which message each of them stands."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ def _written(view: ModelView, ids: Sequence[int]) -> tuple[str, list[tuple[int, 
     """What ids say, token by token; parts of one character stand where that does."""
     texts = prompt_texts(view, ids)
     ends = [0, *accumulate(len(text_of([text])) for text in texts)]
-    return text_of(texts), list(zip(ends, ends[1:], strict=False))
+    return text_of(texts), list(pairwise(ends))
 
 
 def to_span(span: Any, n: int) -> tuple[int, int]:
@@ -189,3 +190,27 @@ def to_span(span: Any, n: int) -> tuple[int, int]:
     if not (start is not None and stop is not None and 0 <= start < stop <= n):
         raise InputError(f"The span {tuple(span)} is outside the continuation of {n} tokens (0 to {n}), or empty.")
     return start, stop
+
+
+def found_in(str_tokens: Sequence[str], text: str) -> tuple[int, int]:
+    """Tokens that make up a text that occurs once, as first and the one after the last; a blank before it may be left out.
+
+    Raises:
+        InputError: it occurs not at all or several times, or begins or ends within a token.
+    """
+    said = text_of(str_tokens)
+    if not text.strip() or said.count(text) != 1:
+        raise InputError(
+            f"The text {text!r} occurs {said.count(text) if text else 0} times in the continuation {said!r}. Give the span as two "
+            "numbers of tokens."
+        )
+    ends = list(accumulate(len(text_of([token])) for token in str_tokens))
+    start, end = said.index(text), said.index(text) + len(text)
+    first = bisect_right(ends, start)
+    begins = ends[first - 1] if first else 0
+    if said[begins:start].strip() or end not in ends:
+        cut = str_tokens[first] if said[begins:start].strip() else str_tokens[bisect_right(ends, end - 1)]
+        raise InputError(
+            f"The text {text!r} begins or ends within the token {cut!r}; take all of it, or give the span as two numbers."
+        )
+    return first, bisect_right(ends, end - 1) + 1

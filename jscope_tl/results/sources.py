@@ -4,7 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from jscope_tl.errors import InputError, nearest, whole
@@ -72,7 +72,7 @@ def to_segments(by: Any, string: str) -> tuple[str, tuple[Segment, ...]]:
     if not named:
         raise InputError(f"by is one of {', '.join(BY)}, or segments of your own; got {by!r}.")
     segments = sorted((_segment(name, where, string) for name, where in named), key=lambda segment: segment.start)
-    for one, following in zip(segments, segments[1:], strict=False):
+    for one, following in pairwise(segments):
         if following.start < one.end:
             raise InputError(
                 f"The segments {one.name!r} and {following.name!r} overlap; a token belongs to one source."
@@ -163,3 +163,12 @@ def _grouped(
         keyed.append((i, key))
     for (_, name), group in groupby(keyed, lambda pair: pair[1]):
         yield [i for i, _ in group], name
+
+
+def check_grouped(options: dict[str, Any], signed: bool) -> None:
+    """Refuse sources of several tokens where token scores say nothing of them."""
+    if options.get("reduction") == "dot" and not signed:
+        raise InputError(
+            "Sources of several tokens need the sum of C J_t x_t with its sign, which reduction='dot' keeps for scopes with one cotangent "
+            "at one point alone. Take by='token', or another reduction."
+        )

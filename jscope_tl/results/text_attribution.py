@@ -1,9 +1,7 @@
 """`TextAttribution`: what of a prompt, and of the answer so far, each token of an answer comes from."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from math import exp
 from typing import Any
 
@@ -13,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, count, whole
-from jscope_tl.model.pieces import text_of
-from jscope_tl.model.text import Text, to_span
+from jscope_tl.model.text import Text, found_in, to_span
 from jscope_tl.model.turns import cached_property
 from jscope_tl.results.attribution import Prediction
 from jscope_tl.results.base import Result
 from jscope_tl.results.checks import need
 from jscope_tl.results.sink import adds_up
-from jscope_tl.results.sources import BY, Segment, Source, sources_of, to_segments
+from jscope_tl.results.sources import BY, Segment, Source, check_grouped, sources_of, to_segments
 from jscope_tl.results.text import percent, score_text, shortened
 
 SHOWN = 8
@@ -298,36 +295,3 @@ def spannable(result: TextAttribution, spanner: Spanner | None) -> TextAttributi
     """The result, whose spans can be explained from now on; beside the fields, as a file cannot hold it."""
     object.__setattr__(result, "_spanner", spanner)
     return result
-
-
-def found_in(str_tokens: Sequence[str], text: str) -> tuple[int, int]:
-    """Tokens that make up a text that occurs once, as first and the one after the last; a blank before it may be left out.
-
-    Raises:
-        InputError: it occurs not at all or several times, or begins or ends within a token.
-    """
-    said = text_of(str_tokens)
-    if not text.strip() or said.count(text) != 1:
-        raise InputError(
-            f"The text {text!r} occurs {said.count(text) if text else 0} times in the continuation {said!r}. Give the span as two "
-            "numbers of tokens."
-        )
-    ends = list(accumulate(len(text_of([token])) for token in str_tokens))
-    start, end = said.index(text), said.index(text) + len(text)
-    first = bisect_right(ends, start)
-    begins = ends[first - 1] if first else 0
-    if said[begins:start].strip() or end not in ends:
-        cut = str_tokens[first] if said[begins:start].strip() else str_tokens[bisect_right(ends, end - 1)]
-        raise InputError(
-            f"The text {text!r} begins or ends within the token {cut!r}; take all of it, or give the span as two numbers."
-        )
-    return first, bisect_right(ends, end - 1) + 1
-
-
-def check_grouped(options: dict[str, Any], signed: bool) -> None:
-    """Refuse sources of several tokens where token scores say nothing of them."""
-    if options.get("reduction") == "dot" and not signed:
-        raise InputError(
-            "Sources of several tokens need the sum of C J_t x_t with its sign, which reduction='dot' keeps for scopes with one cotangent "
-            "at one point alone. Take by='token', or another reduction."
-        )
