@@ -14,6 +14,7 @@ import torch
 import jscope_tl as js
 from jscope_tl.engine import vjp as engine
 from jscope_tl.engine.forward import run
+from jscope_tl.engine.jvp import jvp
 from jscope_tl.engine.memory import LiveBytes, is_out_of_memory
 from jscope_tl.engine.one_position import VJP
 from jscope_tl.engine.precision import matmul_precision
@@ -198,7 +199,7 @@ def test_a_jacobian_vector_product_is_the_product_with_the_jacobian(llama: Any) 
     for size in (None, 2):
         with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [5, 7]) as forward:
             backward = Backward(forward.xs, forward.y, forward.positions, size)
-            moved = backward.jvp(tangents * torch.tensor([1.0, 1e-20, 1e20])[:, None, None], of=1)
+            moved = jvp(backward, tangents * torch.tensor([1.0, 1e-20, 1e20])[:, None, None], of=1)
     assert moved is not None
     wanted = torch.einsum("dpi,mpi->md", J, tangents)
     torch.testing.assert_close(moved / torch.tensor([1.0, 1e-20, 1e20])[:, None], wanted, rtol=1e-3, atol=1e-4)

@@ -87,7 +87,7 @@ def row_throughput(model: Any, tokens: torch.Tensor, n_rows: int = 24) -> dict[s
         backward = Backward(forward.xs, forward.y, forward.positions, progress=False)
         C = torch.randn(n_rows, int(view.cfg.d_model), device=forward.y.device)
         backward.squared_norms(C, retain_graph=True)
-        chunk = backward._chunk_size()
+        chunk = backward.rows_at_once()
         rows, bare = seconds(
             lambda: backward.squared_norms(C, retain_graph=True), lambda: _products(view, chunk, len(tokens)), repeats=4
         )

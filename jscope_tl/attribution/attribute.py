@@ -10,6 +10,7 @@ from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.paths import Path
 from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.attribution.span import explain_span, several_tokens
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.rules import Rules
@@ -73,6 +74,8 @@ def attribute(
 
 def explain(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Attribution:
     """`attribute` after its arguments were checked."""
+    if (several := several_tokens(setup)) is not None:
+        return explain_span(setup, tokens, position, several)
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [position]) as (forward, backward):
         setup.scope.target_id(forward.state())  # what cannot be explained is refused before the backward passes

@@ -15,6 +15,7 @@ from jscope_tl.attribution.attribute import explain
 from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.attribution.span import several_tokens
 from jscope_tl.engine.forward import FwdHooks
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar
@@ -92,7 +93,7 @@ def attribute_batch(
     def results() -> Iterator[Attribution]:
         given = progress_bar(progress, "prompts", "prompt", prompts)
         for batch in _batches(setup, given, min(size, MOST_PROMPTS), position, prepend_bos):
-            together = len(batch) > 1 and _run_together(setup)
+            together = len(batch) > 1 and _run_together(setup) and several_tokens(setup) is None
             found = _together(setup, batch) if together else (_alone(setup, prompt) for prompt in batch)
             for result, prompt in zip(found, batch, strict=True):
                 yield of_prompt(result, prompt.given)

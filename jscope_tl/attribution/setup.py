@@ -3,7 +3,7 @@
 The keywords that all entry points take are those of `set_up`; what one of them does not take is refused by `keywords`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from jscope_tl.engine.memory import check_chunk_size
 from jscope_tl.engine.one_position import VJP, SpanVJP
 from jscope_tl.engine.pattern_entries import PATTERN, PatternEntries
 from jscope_tl.engine.precision import check_matmul_precision
+from jscope_tl.engine.recomputed import recompute_notes, to_recompute
 from jscope_tl.engine.rules import PLAIN, Rules, to_rules
 from jscope_tl.engine.run import Run, Settings
 from jscope_tl.engine.state import State
@@ -75,10 +76,12 @@ class Setup:
         return [*self.scope.check(self.view.basis), *prompt_warnings(self.view, tokens)]
 
     @contextmanager
-    def run(self, tokens: Int[Tensor, "pos"], positions: Sequence[int]) -> Iterator[tuple[Run, Backward]]:
-        """The prompt's own forward pass, and the backward passes through it."""
+    def run(
+        self, tokens: Int[Tensor, "pos"], positions: Sequence[int], how: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[Run, Backward]]:
+        """The prompt's own forward pass, and the backward passes through it; ``how`` are further arguments of the forward pass."""
         passes = Passes()
-        with run(self.settings, tokens, positions, self._inputs(len(tokens), passes), passes) as forward:
+        with run(self.settings, tokens, positions, self._inputs(len(tokens), passes), passes, how) as forward:
             backward = self.backward(forward)
             try:
                 yield forward, backward
@@ -86,11 +89,12 @@ class Setup:
                 backward.bar.close()
 
     def run_together(
-        self, prompts: Sequence[Int[Tensor, "_"]], positions: Sequence[int]
+        self, prompts: Sequence[Int[Tensor, "_"]], positions: Sequence[int], rows: Sequence[int] | None = None
     ) -> AbstractContextManager[Run]:
-        """The forward pass of several prompts side by side, with one explained position in each."""
+        """The forward pass of several prompts side by side, with one explained position in each, or those of ``rows``."""
         passes = Passes()
-        return run_together(self.settings, prompts, positions, self._inputs(max(map(len, prompts)), passes), passes)
+        inputs = self._inputs(max(map(len, prompts)), passes)
+        return run_together(self.settings, prompts, positions, inputs, passes, rows)
 
     def backward(self, forward: Run) -> Backward:
         """The backward passes through a run."""
@@ -99,8 +103,9 @@ class Setup:
             xs = list((forward.patterns or {}).values())
             arrange = partial(self.entries.arranged, dest=xs[0].shape[1] // len(forward.prompts))
         return Backward(
-            xs, forward.y, forward.positions, self.chunk_size, self.progress, arrange=arrange,
+            xs, forward.y, forward.positions, self.chunk_size, self.progress, arrange=arrange, recomputed=forward.recomputed,
             matmul_precision=self.matmul_precision, passes=forward.passes, n_prompts=len(forward.prompts),
+            notes=recompute_notes(forward.recomputed),
         )  # fmt: skip
 
     def map_rows(self, forward: Run) -> tuple[str, ...]:
@@ -217,6 +222,7 @@ def set_up(
     frozen: Any = (),
     chunk_size: Any = None,
     matmul_precision: Any = None,
+    recompute: bool | None = None,
     progress: bool | None = None,
 ) -> Setup:
     """Resolve and check all keywords; ``one_point`` refuses several hook points, `NO_PATTERNS` attention patterns.
@@ -233,7 +239,14 @@ def set_up(
     return Setup(
         scope=resolved,
         at=at,
-        settings=Settings(view, points, list(fwd_hooks or ()), to_rules(gradient, frozen), entries is not None),
+        settings=Settings(
+            view,
+            points,
+            list(fwd_hooks or ()),
+            to_rules(gradient, frozen),
+            entries is not None,
+            recompute=to_recompute(recompute),
+        ),
         reduction=NORM if entries else to_reduction(resolved.reduction if reduction is None else reduction),
         path=to_path(path),
         chunk_size=check_chunk_size(chunk_size),

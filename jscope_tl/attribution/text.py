@@ -57,6 +57,7 @@ def attribute_text(
     frozen: str | Sequence[str] = (),
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
+    recompute: bool | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> TextAttribution:
@@ -84,6 +85,9 @@ def attribute_text(
         by: columns. ``"token"``, ``"word"``, ``"sentence"``, ``"line"``, ``"message"``, or segments of your own, see
             `TextAttribution.grouped`: of several tokens the norm of the stacked block (for ``reduction="dot"`` the sum), never a sum of
             norms.
+        recompute: whether layers keep nothing for the backward passes and run again in each (True), keep their graphs (False), or as the
+            graph of the first layer and the memory that is there say (None): the result says so. At ``hook_embed``, without gradient rules
+            and hooks of your own.
         progress: progress bars of generated tokens and of backward rows always (True), never (False), or where the wait is over a
             second (None).
         {shared}
@@ -107,7 +111,8 @@ def attribute_text(
         )
     setup = set_up(
         model, scope, options, at=at, one_point=True, per=None, fwd_hooks=fwd_hooks, reduction=reduction, path=path,
-        gradient=gradient, frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
+        gradient=gradient, frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, recompute=recompute,
+        progress=progress,
     )  # fmt: skip
     passes = Passes()
     given = tokenized(setup.view, prompt, continuation, prepend_bos, chat_template)

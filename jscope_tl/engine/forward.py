@@ -1,7 +1,8 @@
 """One forward pass, cut at the hook point and at the unembedding; everything of the user's is left as it was."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from jscope_tl.engine.cuts import Cuts
 from jscope_tl.engine.inputs import NORM, Inputs
+from jscope_tl.engine.recomputed import recomputed
 from jscope_tl.engine.ruled_pass import HeldConstant, RuledPass
 from jscope_tl.engine.run import Run, Settings
 from jscope_tl.engine.under_rules import under_rules
@@ -28,13 +30,14 @@ def run(
     positions: Sequence[int],
     inputs: Inputs = AS_IT_IS,
     passes: Passes | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> AbstractContextManager[Run]:
     """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
 
-    Raises `InputError` where a hook point does not run, the prediction depends on none, or activations are not finite.
+    ``how`` are further arguments of the forward pass. Raises `InputError` where a hook point does not run, the prediction depends on none, or activations are not finite.
     """
     held = HeldConstant()
-    return _forward(settings, [tokens], [0] * len(positions), positions, inputs, held, passes or Passes())
+    return _forward(settings, [tokens], [0] * len(positions), positions, inputs, held, passes or Passes(), how)
 
 
 def run_together(
@@ -43,13 +46,16 @@ def run_together(
     positions: Sequence[int],
     inputs: Inputs = AS_IT_IS,
     passes: Passes | None = None,
+    rows: Sequence[int] | None = None,
 ) -> AbstractContextManager[Run]:
-    """`run` for several prompts in one forward pass, with one explained position in each.
+    """`run` for several prompts in one forward pass, with one explained position in each, or each in the prompt that ``rows`` says.
 
     Shorter prompts are filled up behind their end, where a causal model does not look.
     """
     held = HeldConstant()
-    return _forward(settings, prompts, range(len(prompts)), positions, inputs, held, passes or Passes())
+    return _forward(
+        settings, prompts, range(len(prompts)) if rows is None else rows, positions, inputs, held, passes or Passes()
+    )
 
 
 def run_again(first: Run, n: int, inputs: Inputs, i: int = 0) -> AbstractContextManager[Run]:
@@ -70,6 +76,7 @@ def _forward(
     inputs: Inputs,
     held: HeldConstant,
     passes: Passes,
+    how: Mapping[str, Any] | None = None,
 ) -> Iterator[Run]:
     """One forward pass under the cuts, the gradient rules and the user's hooks.
 
@@ -92,9 +99,10 @@ def _forward(
                 stack.callback(handle.remove)
             stack.enter_context(_inference_tensors_named())
             batch, pos = tokens.shape
+            again = stack.enter_context(recomputed(settings, batch * pos, partial(_parameters_frozen, view)))
             ruled = stack.enter_context(under_rules(view, settings.rules, held, pos, batch, settings.patterns))
-            output = logits_of(view, tokens.clone(), passes)
-        yield _run(settings, prompts, cuts, output, ruled, passes)
+            output = logits_of(view, tokens.clone(), passes, how)
+        yield _run(settings, prompts, cuts, output, ruled, passes, again.saved)
 
 
 def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:
@@ -151,6 +159,7 @@ def _run(
     output: Float[Tensor, "rows seen d_vocab"],
     ruled: RuledPass,
     passes: Passes,
+    saved: float,
 ) -> Run:
     at = settings.at
     _need_one_cut_each(settings, cuts)
@@ -184,7 +193,7 @@ def _run(
     where = (prompts, cuts.rows, cuts.positions)
     return Run(
         settings, *where, activations, xs, y, cuts.y_cuts[0], logits, slope, cuts.inputs, ruled.patterns, ruled.entries, watched,
-        ruled.held, passes,
+        ruled.held, passes, saved,
     )  # fmt: skip
 
 

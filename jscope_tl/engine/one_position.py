@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.engine.jvp import jvp
 from jscope_tl.engine.vjp import Backward
 
 
@@ -53,8 +54,8 @@ class VJP:
         return self.backward.positive_parts(self.placed(cotangents), self._retain(retain_graph), of=self.i)
 
     def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_model"] | None:
-        """``Σ_t J_t δ_t``, or None; see `Backward.jvp`."""
-        return self.backward.jvp(tangents, self.i)
+        """``Σ_t J_t δ_t``, or None; see `jscope_tl.engine.jvp`."""
+        return jvp(self.backward, tangents, self.i)
 
     def expect(self, rows: int) -> None:
         """Tell the progress bar how many rows are still to come at this position; those after it are taken to be like it."""
@@ -108,8 +109,8 @@ class SpanVJP(VJP):
         return self.n * self.backward.y.shape[-1]
 
     def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_output"] | None:
-        """``Σ_t J_t δ_t`` at all positions, one after the other, or None; see `Backward.jvp`."""
-        moved = self.backward.jvp(tangents, self.span)
+        """``Σ_t J_t δ_t`` at all positions, one after the other, or None; see `jscope_tl.engine.jvp`."""
+        moved = jvp(self.backward, tangents, self.span)
         return None if moved is None else rearrange(moved, "m n d_model -> m (n d_model)")
 
     def placed(self, cotangents: Float[Tensor, "k *n d"]) -> Float[Tensor, "k all d_model"]:

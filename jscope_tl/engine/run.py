@@ -30,6 +30,7 @@ class Settings:
         rules: how gradients go through norms, attention and MLPs.
         patterns: whether Jacobians are taken with respect to the entries of attention patterns too.
         watched: further hook points, of whatever shape, with respect to which Jacobians are taken.
+        recompute: whether layers keep nothing for the backward pass and run again in it; None: where memory asks for it.
     """
 
     view: ModelView
@@ -38,6 +39,7 @@ class Settings:
     rules: Rules = RULES["plain"]
     patterns: bool = False
     watched: Sequence[str] = ()
+    recompute: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Run:
         inputs: with respect to what Jacobians are taken, and where.
         held: what was held constant.
         passes: where passes are counted.
+        recomputed: bytes of the graphs of the layers that run again in each backward pass; 0 where all keep theirs.
     """
 
     settings: Settings
@@ -77,6 +80,7 @@ class Run:
     watched: dict[str, Float[Tensor, "batch *rest"]]
     held: HeldConstant
     passes: Passes
+    recomputed: float = 0.0
 
     @property
     def view(self) -> ModelView:

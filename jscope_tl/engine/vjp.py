@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jscope_tl.engine.memory import LiveBytes, available_bytes, chunk_budget, graph_bytes, is_out_of_memory
+from jscope_tl.engine.memory import LiveBytes, available_bytes, chunk_budget, is_out_of_memory
 from jscope_tl.engine.precision import beside, matmul_precision, power_of_two
 from jscope_tl.engine.progress import Bar
 from jscope_tl.errors import InputError
@@ -21,8 +21,8 @@ from jscope_tl.model.running import Passes
 
 MOST_ROWS = 64
 """In one chunk, however small they are."""
-PRODUCTS = 4
-"""Memory of products with ``J``, in graphs of the forward pass; 3.9 as measured on a Llama at 256 tokens."""
+ROWS_RECOMPUTED = 8
+"""In one chunk, where the layers run again for each."""
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Backward:
         matmul_precision: see `jscope_tl.engine.precision`; the ``rounding`` that it causes is measured on the first row.
         passes: where passes are counted.
         n_prompts: that run side by side: a row that starts at all of them counts once for each.
+        recomputed: bytes of the graphs of layers that run again in each backward pass.
         bar: one for all rows; see `Bar.expect`.
         notes: what happened, for the result's warnings.
     """
@@ -57,10 +58,11 @@ class Backward:
     matmul_precision: str | None = None
     passes: Passes = field(default_factory=Passes)
     n_prompts: int = 1
+    recomputed: float = 0.0
     rounding: float | None = None
     notes: list[str] = field(default_factory=list)
     bar: Bar = field(default_factory=Bar)
-    _graph_freed: bool = False
+    graph_freed: bool = False
     _row_bytes: int = 0  # measured
     _proven: int = 0  # rows at once that were no trouble
     _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
@@ -92,7 +94,7 @@ class Backward:
     def _rows(
         self, cotangents: Float[Tensor, "k *n d_model"], of: int | Int[Tensor, "k"], retain_graph: bool
     ) -> Iterator[list[Float[Tensor, "chunk pos ..."]]]:
-        if self._graph_freed:
+        if self.graph_freed:
             raise RuntimeError(
                 "The graph of this run is freed: call rows(..., retain_graph=True) before the last time."
             )
@@ -101,7 +103,7 @@ class Backward:
             self._state_rounding(rest[:1], starts[:1])
         self.bar.expect(max(len(cotangents), self.bar.left), self.progress)
         while len(rest):
-            size = min(len(rest), self._chunk_size())
+            size = min(len(rest), self.rows_at_once())
             # What may still run out of memory needs the graph for another try.
             keep = retain_graph or size < len(rest) or size > max(self._proven, 1)
             try:
@@ -109,9 +111,9 @@ class Backward:
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
-                self._fewer(size)
+                self.fewer(size)
                 continue
-            self._graph_freed = not (retain_graph or size < len(rest))
+            self.graph_freed = not (retain_graph or size < len(rest))
             self._proven = max(self._proven, size)
             if self.capture is not None:
                 self.capture(rows)
@@ -150,15 +152,18 @@ class Backward:
         """Rows that start at several prompts side by side count once for each."""
         self.passes.n_backward += n_rows * (self.n_prompts if cotangents.ndim == 3 else 1)
 
-    def _chunk_size(self) -> int:
+    def rows_at_once(self) -> int:
         """Rows at once: ``chunk_size``, or what fits the memory; the first one alone, whose memory is measured."""
         if self.chunk_size is not None:
             return self.chunk_size
         if not self._row_bytes:
             return 1
+        if self.recomputed:  # the layers run again once for each chunk
+            return max(1, min(ROWS_RECOMPUTED, int(available_bytes(self.y.device) / 4 // self._row_bytes)))
         return max(1, min(MOST_ROWS, chunk_budget(self.y.device) // self._row_bytes))
 
-    def _fewer(self, size: int) -> None:
+    def fewer(self, size: int) -> None:
+        """Memory ran out with so many at once."""
         self.chunk_size = size // 2
         self.notes.append(f"Memory ran out with {size} backward rows at once; {size // 2} were taken instead.")
         if self.y.is_cuda:
@@ -200,60 +205,6 @@ class Backward:
             later = torch.arange(values.shape[-1], device="cpu") > rearrange(last, "k -> k 1")
             values = values.masked_fill(rearrange(later, "k pos -> k 1 pos").to(values.device), 0)
         return values[:, 0] if values.shape[1] == 1 else values
-
-    def jvp(self, tangents: Float[Tensor, "m pos d_in"], of: int | slice = 0) -> Float[Tensor, "m *n d_model"] | None:
-        """``Σ_t J_t δ_t`` for each tangent ``δ``, at one explained position or several; None where the model cannot be differentiated twice.
-
-        Tangents are of the first hook point; with attention patterns of all layers together, or of none.
-
-        The derivative of a backward pass by its cotangent: no second forward pass, so no hook of the user's runs again.
-        One product costs about as much as one row, and the pass that they all share as much as two; they are not taken where they
-        need more than half of the memory that is there.
-        """
-        if self._graph_freed:
-            raise RuntimeError("The graph of this run is freed: take products with J before the last rows.")
-        if tangents.shape[-1] not in (self.xs[0].shape[-1], sum(x.shape[-1] for x in self.xs)):
-            return None
-        needed, there = PRODUCTS * graph_bytes(self.y), available_bytes(self.y.device)
-        if needed > there / 2:  # a system that runs out of memory may end the process without a word
-            self.notes.append(
-                f"Products with J were not taken: they need about {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB are there. Probes "
-                "alone did the work."
-            )
-            return None
-        scale = power_of_two(tangents)
-        scaled = rearrange((tangents / beside(scale, tangents)).to(self.xs[0]), "m pos d -> m 1 pos d")
-        try:
-            products = self._products(scaled, of)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            reason = str(error).partition("\n")[0][:200]
-            self.notes.append(f"Products with J were not available ({reason}); probes alone did the work.")
-            return None
-        self.passes.n_backward += len(tangents) + 2
-        self.bar.update(len(tangents) + 2)
-        moved = torch.cat(products).to(self.dtype)
-        return (moved * beside(scale, moved)).detach()
-
-    def _products(
-        self, tangents: Float[Tensor, "m 1 pos d_in"], of: int | slice
-    ) -> list[Float[Tensor, "chunk *n d_model"]]:
-        cotangent = torch.zeros_like(self.y[of]).requires_grad_()
-        xs = self.xs if tangents.shape[-1] > self.xs[0].shape[-1] else self.xs[:1]
-        row = torch.cat(torch.autograd.grad(self.y[of], xs, cotangent, create_graph=True), -1)
-        found: list[Tensor] = []
-        while len(tangents):
-            size = min(len(tangents), self._chunk_size())
-            try:
-                found += torch.autograd.grad(row, cotangent, tangents[:size], retain_graph=True, is_grads_batched=True)
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                self._fewer(size)
-                continue
-            tangents = tangents[size:]
-        return found
 
     def _starts(self, of: int | Int[Tensor, "k"], k: int) -> Int[Tensor, "k"]:
         return of.cpu() if isinstance(of, Tensor) else torch.full((k,), of, device="cpu")

@@ -139,18 +139,44 @@ def to_id(view: ModelView, target: Any, n_logits: int) -> int:
 
 
 def _single_token(view: ModelView, target: str) -> int:
-    if view.tokenizer is None:
-        raise InputError(f"{view.name} has no tokenizer; give the target as a token id.")
+    _need_tokenizer(view, "target")
     _refuse_undecodable("target", target)
     ids = _ids(view, target)
     if len(ids) != 1:
         pieces = ", ".join(repr(piece) for piece in prompt_texts(view, ids))
         others = [other for other in (" " + target, target.strip()) if target.strip() and len(_ids(view, other)) == 1]
         hint = f" Try {others[0]!r}." if others else ""
-        raise InputError(f"Target {target!r} is {len(ids)} tokens ({pieces}), it must be exactly one.{hint}")
+        raise InputError(f"Target {target!r} is {len(ids)} tokens ({pieces}), it must be exactly one here.{hint}")
     if ids[0] == view.tokenizer.unk_token_id and target.strip() != view.tokenizer.unk_token:
         raise InputError(f"Target {target!r} is not in the vocabulary of {view.name}.")
     return ids[0]
+
+
+def ids_of(view: ModelView, what: str, target: Any) -> list[int]:
+    """A target of any number of tokens (a string, an id, or a list of both) as ids; none where it is nothing of that kind.
+
+    Raises:
+        InputError: it is empty, or not in the vocabulary.
+    """
+    if isinstance(target, list | tuple):
+        if not target:
+            raise InputError(f"The {what} is an empty list; give one token or more.")
+        return [to_id(view, token, view.d_vocab) for token in target]
+    if not isinstance(target, str):
+        return [] if whole(target) is None else [to_id(view, target, view.d_vocab)]
+    _need_tokenizer(view, what)
+    _refuse_undecodable(what, target)
+    ids = _ids(view, target)
+    if len(ids) < 2:
+        return [_single_token(view, target)]
+    if view.tokenizer.unk_token_id in ids and view.tokenizer.unk_token not in target:
+        raise InputError(f"The {what} {target!r} has words that are not in the vocabulary of {view.name}.")
+    return ids
+
+
+def _need_tokenizer(view: ModelView, what: str) -> None:
+    if view.tokenizer is None:
+        raise InputError(f"{view.name} has no tokenizer; give the {what} as a token id.")
 
 
 def _ids(view: ModelView, text: str) -> list[int]:

@@ -1,7 +1,8 @@
 """Blocks that need not run again: where only later activations change, they return what they returned before."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -26,7 +27,7 @@ def recorded_blocks(view: ModelView) -> Iterator[list[Any]]:
     def record(module: nn.Module, args: Any, output: Any) -> None:
         outputs.append(_repeated(output, 1))
 
-    handles = [block.register_forward_hook(on_this_thread(record)) for block in _blocks(view)]
+    handles = [block.register_forward_hook(on_this_thread(record)) for block in blocks_of(view)]
     try:
         yield outputs
     finally:
@@ -39,21 +40,22 @@ def recorded_blocks(view: ModelView) -> Iterator[list[Any]]:
 @contextmanager
 def blocks_replayed(view: ModelView, outputs: Sequence[Any], which: Sequence[int], batch: int) -> Iterator[None]:
     """Inside, some blocks don't run; each returns what it returned for one prompt, ``batch`` times side by side."""
-    blocks = _blocks(view)
+    blocks = blocks_of(view)
     with ExitStack() as stack:
         for number in which:
-            stack.enter_context(_returning(blocks[number], outputs[number], batch))
+            stack.enter_context(replaced(blocks[number], partial(_replayed, outputs[number], batch)))
         yield
 
 
 @contextmanager
-def _returning(block: nn.Module, output: Any, batch: int) -> Iterator[None]:
+def replaced(block: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, ``function`` runs in the block's place on this thread; other threads run the block."""
     own, forward, thread = vars(block).get("forward"), block.forward, get_ident()
 
-    def replay(*args: Any, **kwargs: Any) -> Any:
-        return _repeated(output, batch) if get_ident() == thread else forward(*args, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs) if get_ident() == thread else forward(*args, **kwargs)
 
-    vars(block)["forward"] = replay  # past the __setattr__ of a bridge, which sets attributes of the module inside it
+    vars(block)["forward"] = run  # past the __setattr__ of a bridge, which sets attributes of the module inside it
     try:
         yield
     finally:
@@ -63,8 +65,13 @@ def _returning(block: nn.Module, output: Any, batch: int) -> Iterator[None]:
             vars(block)["forward"] = own
 
 
-def _blocks(view: ModelView) -> list[nn.Module]:
+def blocks_of(view: ModelView) -> list[nn.Module]:
+    """The layers, in order."""
     return list(getattr(view.model, "blocks", ()))
+
+
+def _replayed(output: Any, batch: int, *args: Any, **kwargs: Any) -> Any:
+    return _repeated(output, batch)
 
 
 def _repeated(output: Any, n: int) -> Any:

@@ -1,6 +1,6 @@
 """Running a model whose hooks, precision and thread may be shared with the user, and leaving all of them as they were."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,10 +30,12 @@ class Passes:
         return Passes(self.n_forward // n_prompts, self.n_backward // n_prompts)
 
 
-def logits_of(view: ModelView, tokens: Int[Tensor, "batch pos"], passes: Passes) -> Float[Tensor, "rows seen d_vocab"]:
+def logits_of(
+    view: ModelView, tokens: Int[Tensor, "batch pos"], passes: Passes, how: Mapping[str, Any] | None = None
+) -> Float[Tensor, "rows seen d_vocab"]:
     """One forward pass with the hooks that are active now; the logits are those that hooks at the unembedding leave."""
     passes.n_forward += len(tokens)
-    return view.model(tokens, return_type="logits")
+    return view.model(tokens, return_type="logits", **(how or {}))
 
 
 Ends = Callable[

@@ -1,6 +1,7 @@
 """`Attribution`: the scores of one prediction, at one hook point or at several."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import prod
 
 from einops import rearrange
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor
 from jscope_tl.errors import InputError, count, whole
 from jscope_tl.results.base import PredictedToken, Result
 from jscope_tl.results.checks import need
+from jscope_tl.results.restoring import LATER
 from jscope_tl.results.text import percent, score_text
 
 MOST_ROWS = 24
@@ -42,6 +44,8 @@ class Attribution(Result):
         stderr: standard error of estimated scores, in their shape; None for exact ones.
         prediction: the distribution that is explained.
         hook_points: the hook point of each row of a layer map; empty where scores are ``[pos]``.
+        target_tokens, baseline_tokens: of a target or a baseline of several tokens, which ``prediction.target`` has as one: each with its
+            probability after those before it; else empty.
         tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`.
     """
 
@@ -49,11 +53,17 @@ class Attribution(Result):
     stderr: Float[Tensor, "*layer pos"] | None
     prediction: Prediction
     hook_points: tuple[str, ...] = ()
+    target_tokens: tuple[PredictedToken, ...] = field(default=(), metadata=LATER)
+    baseline_tokens: tuple[PredictedToken, ...] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together, as a damaged file may hold."""
         super().__post_init__()
         need(isinstance(self.options.get("resolved") or {}, dict), "what was resolved has names")
+        need(
+            all(0 <= token.probability <= 1 for token in (*self.target_tokens, *self.baseline_tokens)),
+            "probabilities are between 0 and 1",
+        )
 
     def _rows(self) -> tuple[Float[Tensor, "row pos"], Float[Tensor, "row pos"] | None]:
         scores, stderr = self.scores, self.stderr
@@ -130,8 +140,13 @@ class Attribution(Result):
         """The ``k`` most probable next tokens and the target's probability."""
         top = ", ".join(f"{c.str_token!r} {percent(c.probability)}" for c in self.prediction.top[:k])
         target = self.prediction.target
-        says = f"target {target.str_token!r} {percent(target.probability)} (rank {self.prediction.target_rank})"
-        return f"predicts {top}; {says}"
+        if self.target_tokens:
+            says = " against ".join(
+                _span_line(tokens) for tokens in (self.target_tokens, self.baseline_tokens) if tokens
+            )
+        else:
+            says = f"{target.str_token!r} {percent(target.probability)} (rank {self.prediction.target_rank})"
+        return f"predicts {top}; target {says}"
 
     def resolved_line(self) -> str:
         """What was done where options left it open, or nothing."""
@@ -156,3 +171,10 @@ class Attribution(Result):
         lines += self._strongest_by_row() if self.hook_points else self._strongest(5)
         lines += [f"  {self.resolved_line()}"] if self.resolved_line() else []
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
+
+
+def _span_line(tokens: tuple[PredictedToken, ...]) -> str:
+    """A span and its probability, and those of its tokens."""
+    each = " ".join(f"{token.str_token!r} {percent(token.probability)}" for token in tokens)
+    text = "".join(token.str_token for token in tokens)
+    return f"{text!r} {percent(prod(token.probability for token in tokens))} ({len(tokens)} token{'s' * (len(tokens) > 1)}: {each})"
