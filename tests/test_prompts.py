@@ -74,7 +74,6 @@ def test_bad_positions(llama: Any, position: Any) -> None:
         (-1, "out of range"),
         (True, "True"),
         (2.0, "a token id"),
-        (" keys doors", r"2 tokens \(' keys', ' doors'\)"),
         ("zebra", "not in the vocabulary"),
         ("", r"0 tokens \(\), it must be exactly one\.$"),
         ("\ud800", "no text"),
@@ -85,6 +84,11 @@ def test_bad_targets(llama: Any, target: Any, message: str) -> None:
     with pytest.raises(js.InputError, match=message):
         attribute(llama, TOKENS, _semantic(target))
     assert models.snapshot(llama) == before
+
+
+def test_one_token_where_there_is_one_row_for_each_position(llama: Any) -> None:
+    with pytest.raises(js.InputError, match=r"2 tokens \(' keys', ' doors'\)"):
+        js.influence_pattern(llama, TOKENS, _semantic(" keys doors"))
 
 
 def _semantic(target: Any) -> js.SemanticScope:

@@ -69,13 +69,17 @@ def attribute(
         model, scope, options, at=at, per=per, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=progress,
     )  # fmt: skip
-    return of_prompt(explain(setup, *setup.prompt(prompt, prepend_bos, position)), prompt)
+    return of_prompt(explain_target(setup, *setup.prompt(prompt, prepend_bos, position)), prompt)
+
+
+def explain_target(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Attribution:
+    """`explain`, also of a target of several tokens."""
+    several = several_tokens(setup)
+    return explain(setup, tokens, position) if several is None else explain_span(setup, tokens, position, several)
 
 
 def explain(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Attribution:
     """`attribute` after its arguments were checked."""
-    if (several := several_tokens(setup)) is not None:
-        return explain_span(setup, tokens, position, several)
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [position]) as (forward, backward):
         setup.scope.target_id(forward.state())  # what cannot be explained is refused before the backward passes

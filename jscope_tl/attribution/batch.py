@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.attribute import explain
+from jscope_tl.attribution.attribute import explain_target
 from jscope_tl.attribution.describe import attribution, of_prompt
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
@@ -134,7 +134,7 @@ def _named(n: int) -> Iterator[None]:
 
 def _alone(setup: Setup, prompt: _Numbered) -> Attribution:
     with _named(prompt.n):
-        return explain(setup, prompt.tokens, prompt.position)
+        return explain_target(setup, prompt.tokens, prompt.position)
 
 
 def _run_together(setup: Setup) -> bool:

@@ -66,7 +66,7 @@ def doubted(result: R) -> R:
 
 
 def about(
-    setup: Setup, tokens: Int[Tensor, "pos"], x: Float[Tensor, "*one pos d_in"], passes: Passes, seed: int | None
+    setup: Setup, tokens: Int[Tensor, "pos"], x: Float[Tensor, "*shape"], passes: Passes, seed: int | None
 ) -> dict[str, Any]:
     """The fields of a `Result` that do not depend on its scores."""
     view, at = setup.view, setup.at

@@ -13,6 +13,7 @@ from jscope_tl.engine.progress import progress_bar
 from jscope_tl.errors import InputError, count
 from jscope_tl.model.prompts import to_id, to_str_tokens
 from jscope_tl.model.running import Passes, ends_at, undisturbed
+from jscope_tl.model.text import Tokenized, continued, tokenized
 from jscope_tl.model.view import ModelView
 
 
@@ -82,6 +83,26 @@ def generated(
             f"The model ends the text at once, with {ended!r}: there is no continuation to explain. Give one."
         )
     return found, "ended by itself" if len(found) < n else f"cut after {n} tokens"
+
+
+def with_answer(
+    view: ModelView,
+    prompt: Any,
+    continuation: Any,
+    wanted: Generation,
+    *,
+    prepend_bos: Any,
+    template: Any,
+    hooks: Sequence[Any],
+    passes: Passes,
+    progress: bool | None,
+) -> tuple[Tokenized, str]:
+    """A prompt and what follows it, and where that comes from, in words: given, of the chat's last message, or generated."""
+    given = tokenized(view, prompt, continuation, prepend_bos, template)
+    if len(given.tokens) > given.text.n_prompt:
+        return given, "given"
+    ids, ended = generated(view, given.tokens, wanted, hooks, passes, progress)
+    return continued(view, given, ids), f"{wanted.described}, {ended}"
 
 
 def _drawn(logits: Float[Tensor, "d_vocab"], generator: torch.Generator) -> int:

@@ -24,7 +24,7 @@ from jscope_tl.model.running import Passes
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
 from jscope_tl.scopes.base import Scope, Score
-from jscope_tl.scopes.directions import ContrastiveScope, LogProbScope
+from jscope_tl.scopes.directions import ContrastiveScope, LogProbScope, TargetScope
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Several:
 def several_tokens(setup: Setup) -> Several | None:
     """The target and baseline as ids where one of them has several tokens; None where `Scope` deals with them itself."""
     options, view = setup.scope.options, setup.view
-    target = ids_of(view, "target", options.get("target")) if "target" in options else []
+    if not isinstance(setup.scope, TargetScope):
+        return None
+    target = ids_of(view, "target", options["target"])
     contrast = isinstance(setup.scope, ContrastiveScope)
     baseline = ids_of(view, "baseline", options.get("baseline")) if contrast else []
     if max(len(target), len(baseline)) < 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import about, doubted, finished, of_prompt, prediction
-from jscope_tl.attribution.generation import Generation, generated
+from jscope_tl.attribution.generation import Generation, with_answer
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -25,7 +25,7 @@ from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
-from jscope_tl.model.text import Tokenized, continued, found_in, to_span, tokenized
+from jscope_tl.model.text import Tokenized, found_in, to_span
 from jscope_tl.results.sources import PATTERNS, check_grouped, sources_of, to_segments
 from jscope_tl.results.text_attribution import Span, TextAttribution, spannable
 from jscope_tl.scopes.base import Scope, Score
@@ -102,8 +102,8 @@ def attribute_text(
     Example:
         >>> import jscope_tl as js
         >>> result = js.attribute_text(js.load_pocket_model(), "the keys to the cabinet near the doors", " are old")
-        >>> [row.text for row in result.rows], result.top(1)[0].source.text
-        ([' are', ' old'], 'keys')
+        >>> [(row.text, result.top(1, i)[0].source.text) for i, row in enumerate(result.rows)]
+        [(' are', ' keys'), (' old', ' are')]
     """
     if options.get("target") is not None:
         raise InputError(
@@ -115,12 +115,10 @@ def attribute_text(
         progress=progress,
     )  # fmt: skip
     passes = Passes()
-    given = tokenized(setup.view, prompt, continuation, prepend_bos, chat_template)
-    how = "given"
-    if len(given.tokens) == given.text.n_prompt:
-        wanted = Generation(max_new_tokens, temperature, generation_seed, stop)
-        ids, ended = generated(setup.view, given.tokens, wanted, setup.settings.fwd_hooks, passes, progress)
-        given, how = continued(setup.view, given, ids), f"{wanted.described}, {ended}"
+    given, how = with_answer(
+        setup.view, prompt, continuation, Generation(max_new_tokens, temperature, generation_seed, stop), prepend_bos=prepend_bos,
+        template=chat_template, hooks=setup.settings.fwd_hooks, passes=passes, progress=progress,
+    )  # fmt: skip
     explained = partial(_explained, setup, given, how)
     name, segments = to_segments(by, given.text.string)
     result = explained(_spans(setup, given, spans), passes)

@@ -146,7 +146,7 @@ def _single_token(view: ModelView, target: str) -> int:
         pieces = ", ".join(repr(piece) for piece in prompt_texts(view, ids))
         others = [other for other in (" " + target, target.strip()) if target.strip() and len(_ids(view, other)) == 1]
         hint = f" Try {others[0]!r}." if others else ""
-        raise InputError(f"Target {target!r} is {len(ids)} tokens ({pieces}), it must be exactly one here.{hint}")
+        raise InputError(f"Target {target!r} is {len(ids)} tokens ({pieces}), it must be exactly one.{hint}")
     if ids[0] == view.tokenizer.unk_token_id and target.strip() != view.tokenizer.unk_token:
         raise InputError(f"Target {target!r} is not in the vocabulary of {view.name}.")
     return ids[0]

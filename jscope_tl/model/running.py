@@ -50,16 +50,28 @@ def ends_at(view: ModelView, hooks: Sequence[Any], position: int) -> Iterator[En
 
     Other positions are not unembedded, which would cost a ``[batch, pos, d_vocab]`` tensor, unless hooks may count on them.
     """
+    with ends_along(view, hooks, slice(position, position + 1 or None)) as along:
+
+        def ends(tokens: Int[Tensor, "batch pos"], passes: Passes) -> tuple[Tensor, Tensor]:
+            y, logits = along(tokens, passes)
+            return y[:, 0], logits[:, 0]
+
+        yield ends
+
+
+@contextmanager
+def ends_along(view: ModelView, hooks: Sequence[Any], where: slice) -> Iterator[Callable[..., tuple[Tensor, Tensor]]]:
+    """`ends_at` of several positions, ``[batch, some, d_model]`` and ``[batch, some, d_vocab]``."""
     narrow = not view.unembedding_is_hooked(hooks)
     kept: list[Tensor] = []
 
     def narrowed(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        kept[:] = [args[0][:, position]]
-        return (args[0][:, position : position + 1 or None], *args[1:]) if narrow else None
+        kept[:] = [args[0][:, where]]
+        return (args[0][:, where], *args[1:]) if narrow else None
 
     def ends(tokens: Int[Tensor, "batch pos"], passes: Passes) -> tuple[Tensor, Tensor]:
         logits = logits_of(view, tokens, passes)
-        return kept.pop(), logits[:, 0 if narrow else position]
+        return kept.pop(), logits if narrow else logits[:, where]
 
     handle = view.model.unembed.register_forward_pre_hook(on_this_thread(narrowed))
     try:

@@ -10,6 +10,8 @@ from jscope_tl.components.token_flow import FlowEdge, TokenFlow
 from jscope_tl.patching.ablation import Ablation, ablate
 from jscope_tl.patching.activation_patching import compare
 from jscope_tl.patching.comparison import Agreement, Comparison
+from jscope_tl.patching.context_effects import ContextEffects, DependentToken
+from jscope_tl.patching.context_runs import context
 from jscope_tl.patching.three_runs import SideBySide, side_by_side
 from jscope_tl.results.cost import Cost
 
@@ -20,7 +22,9 @@ __all__ = [
     "ComponentAgreement",
     "ComponentEffect",
     "ComponentEffects",
+    "ContextEffects",
     "Cost",
+    "DependentToken",
     "FlowEdge",
     "MethodAgreement",
     "SideBySide",
@@ -29,6 +33,7 @@ __all__ = [
     "agreement",
     "compare",
     "components",
+    "context",
     "flow",
     "side_by_side",
 ]

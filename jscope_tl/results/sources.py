@@ -9,6 +9,7 @@ from typing import Any
 
 from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.model.chats import TEMPLATE
+from jscope_tl.model.pieces import text_of
 from jscope_tl.model.text import Text
 from jscope_tl.results.checks import need
 
@@ -104,17 +105,17 @@ def sources_of(text: Text, str_tokens: Sequence[str], by: str, segments: Sequenc
     reaches across messages, between prompt and continuation, or into what a chat template wrote, which is one source where it stands.
     """
     if by == "token":
-        return [_source(text, [i], str_tokens[i]) for i in range(len(str_tokens))]
+        return [_source(text, str_tokens, [i], str_tokens[i]) for i in range(len(str_tokens))]
     place = _in_segments(segments) if by == "segments" else None
     found = []
     for (role, _, _), run in groupby(range(len(str_tokens)), lambda i: _owner(text, i)):
         tokens = list(run)
         if role == TEMPLATE and place is None:
-            found.append(_source(text, tokens))
+            found.append(_source(text, str_tokens, tokens))
             continue
         start, end = text.offsets[tokens[0]][0], text.offsets[tokens[-1]][1]
         where = place or _matches(PATTERNS[by], text.string, start, end)
-        found += [_source(text, *group) for group in _grouped(text, tokens, where)]
+        found += [_source(text, str_tokens, *group) for group in _grouped(text, tokens, where)]
     return found
 
 
@@ -122,9 +123,9 @@ def _owner(text: Text, i: int) -> tuple[str, int, bool]:
     return text.roles[i], text.messages[i], i >= text.n_prompt
 
 
-def _source(text: Text, tokens: list[int], name: str | None = None) -> Source:
+def _source(text: Text, str_tokens: Sequence[str], tokens: list[int], name: str | None = None) -> Source:
     start, end = text.offsets[tokens[0]][0], text.offsets[tokens[-1]][1]
-    said = text.string[start:end].strip() or text.string[start:end]
+    said = text.string[start:end].strip() or text.string[start:end] or text_of([str_tokens[i] for i in tokens])
     return Source(said if name is None else name, tuple(tokens), text.roles[tokens[0]], text.messages[tokens[0]])
 
 

@@ -215,7 +215,7 @@ def test_a_target_that_is_no_token_is_left_to_the_scope(pocket: Any) -> None:
     found = js.attribute(pocket, "the keys to the cabinet", several, target=(5, 9))
     assert found.prediction.target == found.prediction.top[0]
     with pytest.raises(js.InputError, match="it must be exactly one"):
-        js.attribute(pocket, "the keys", "semantic", target="two words")
+        js.influence_pattern(pocket, "the keys", "semantic", target="the keys")
 
 
 def test_scores_of_a_scope_of_ones_own_are_not_negative(pocket: Any) -> None:
