@@ -17,6 +17,7 @@ OTHER[3] = 45
 ENTRY_POINTS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "attribute": (js.attribute, (TOKENS,)),
     "attribute_batch": (lambda model, **how: list(js.attribute_batch(model, [TOKENS, TOKENS[:5]], **how)), ()),
+    "attribute_text": (js.attribute_text, (TOKENS[:5], TOKENS[5:])),
     "influence_pattern": (js.influence_pattern, (TOKENS,)),
     "jacobian": (js.jacobian, (TOKENS, torch.ones(32))),
     "spectrum": (js.spectrum, (TOKENS,)),

@@ -11,6 +11,7 @@ SHARED = (
 """Keywords of every entry point."""
 OF_COMPONENTS = dict.fromkeys(("reduction", "path"), "effects are predicted at the prompt itself, from whole rows")
 NOT_TAKEN = {
+    "attribute_text": {"position": "it explains the tokens of the continuation; choose among them with spans"},
     "influence_pattern": {"position": "it explains several; give them as positions"},
     "jacobian": {
         "reduction": "it returns the rows themselves, and no scores",

@@ -13,6 +13,7 @@ from torch import Tensor
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.describe import about, doubted, finished, of_prompt, prediction
 from jscope_tl.attribution.generation import Generation, with_answer
+from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -101,10 +102,13 @@ def attribute_text(
 
     Example:
         >>> import jscope_tl as js
-        >>> result = js.attribute_text(js.load_pocket_model(), "the keys to the cabinet near the doors", " are old")
+        >>> model = js.load_pocket_model()
+        >>> prompt = "tom grew up in the south and goes to columbia . at school he is a"
+        >>> result = js.attribute_text(model, prompt, " liberal .")
         >>> [(row.text, result.top(1, i)[0].source.text) for i, row in enumerate(result.rows)]
-        [(' are', ' keys'), (' old', ' are')]
+        [(' liberal', ' columbia'), (' .', ' liberal')]
     """
+    refuse("attribute_text", options)
     if options.get("target") is not None:
         raise InputError(
             "js.attribute_text explains the tokens of the continuation, and takes no target. Give the text as continuation, or use js.attribute."

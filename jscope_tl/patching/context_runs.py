@@ -75,7 +75,7 @@ def context(
         >>> import jscope_tl as js
         >>> found = js.patching.context(js.load_pocket_model(), "the keys to the cabinet near the doors", " are old", by="word")
         >>> found.top(1)[0].str_token, found.top(1)[0].source.text
-        (' are', 'keys')
+        (' are', 'doors')
     """
     setup, passes = set_up(model, "fisher", {}, fwd_hooks=fwd_hooks, progress=progress), Passes()
     given, how = with_answer(
