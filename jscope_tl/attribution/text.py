@@ -1,6 +1,6 @@
 """`attribute_text`: an answer, token by token or span by span, and what of the prompt it comes from."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,12 +26,11 @@ from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
-from jscope_tl.model.text import Tokenized, found_in, to_span
+from jscope_tl.model.text import Continuation, Messages, Tokenized, found_in, to_span
 from jscope_tl.results.sources import PATTERNS, check_grouped, sources_of, to_segments
 from jscope_tl.results.text_attribution import Span, TextAttribution, spannable
 from jscope_tl.scopes.base import Scope, Score
 
-Messages = Sequence[Mapping[str, Any]]
 Spans = str | Sequence[tuple[int, int] | str]
 
 
@@ -39,7 +38,7 @@ Spans = str | Sequence[tuple[int, int] | str]
 def attribute_text(
     model: Any,
     prompt: Prompt | Messages,
-    continuation: Prompt | None = None,
+    continuation: Continuation | None = None,
     *,
     max_new_tokens: int = 32,
     temperature: float = 0.0,

@@ -1,7 +1,7 @@
 """`Text`: the tokens of a prompt and of what follows it, and where in the text, in which message each of them stands."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -16,6 +16,8 @@ from jscope_tl.model.pieces import text_of
 from jscope_tl.model.prompts import bos_positions, prompt_texts, to_tokens
 from jscope_tl.model.view import ModelView
 
+Messages = Sequence[Mapping[str, Any]]
+Continuation = str | Sequence[int] | Int[Tensor, "*one continued"]
 PROMPT, CONTINUATION = "prompt", "continuation"
 
 

@@ -25,7 +25,7 @@ from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, prompt_texts, to_str_tokens
 from jscope_tl.model.running import Passes, ends_along, undisturbed
-from jscope_tl.model.text import Tokenized
+from jscope_tl.model.text import Continuation, Messages, Tokenized
 from jscope_tl.patching.context_effects import ContextEffects, with_cues
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
@@ -39,8 +39,8 @@ LogProbs = Float[Tensor, "out d_vocab"]
 @documented
 def context(
     model: Any,
-    prompt: Any,
-    continuation: Prompt | None = None,
+    prompt: Prompt | Messages,
+    continuation: Continuation | None = None,
     *,
     by: Any = "message",
     max_new_tokens: int = 32,
