@@ -8,6 +8,7 @@ from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
 from jscope_tl.views.component_map import heads
+from jscope_tl.views.context_strip import context
 from jscope_tl.views.figures import prediction, series
 from jscope_tl.views.flow_graph import flow
 from jscope_tl.views.linear import linearity
@@ -17,6 +18,6 @@ from jscope_tl.views.patching_maps import comparison
 from jscope_tl.views.spectra import spectrum
 
 __all__ = [
-    "View", "attention", "comparison", "faithfulness", "flow", "heads", "heatmap", "linearity", "prediction", "series", "spectrum",
+    "View", "attention", "comparison", "context", "faithfulness", "flow", "heads", "heatmap", "linearity", "prediction", "series", "spectrum",
     "tokens",
 ]  # fmt: skip

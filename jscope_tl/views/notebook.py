@@ -10,6 +10,7 @@ from jscope_tl.diagnostics.linear_range import Linearity
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.patching.ablation import EFFECTS, Ablation
 from jscope_tl.patching.comparison import Comparison
+from jscope_tl.patching.context_effects import ContextEffects
 from jscope_tl.patching.three_runs import SideBySide
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import Result, ScoredToken
@@ -18,6 +19,7 @@ from jscope_tl.results.rows import JacobianRows
 from jscope_tl.results.spectrum import Spectrum
 from jscope_tl.results.text import score_text
 from jscope_tl.views.component_map import component_map
+from jscope_tl.views.context_strip import context
 from jscope_tl.views.flow_graph import flow, flow_rows
 from jscope_tl.views.html import coloured, layer_rows, picture, spans, table
 from jscope_tl.views.linear import linearity
@@ -47,6 +49,11 @@ def _of_comparison(result: Comparison) -> str:
 @fragment.register
 def _of_components(result: ComponentEffects) -> str:
     return component_map(result)
+
+
+@fragment.register
+def _of_context(result: ContextEffects) -> str:
+    return context(result).body
 
 
 @fragment.register
