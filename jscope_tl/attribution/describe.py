@@ -38,8 +38,7 @@ def attribution(
     """
     state, view = forward.state(i), setup.view
     layers = setup.map_rows(forward)
-    n_layers = len(forward.patterns or ()) or len(layers)
-    shape = (*([n_layers, -1] if len(layers) > n_layers else [n_layers] if layers else []), len(state.tokens))
+    shape = (*leading_axes(setup, forward), len(state.tokens))
     target = setup.scope.target_id(state)
     options, resolved = setup.options(), dict(score.resolved)
     if setup.scope.needs_target:
@@ -57,6 +56,13 @@ def attribution(
         hook_points=layers,
     )
     return doubted(result)
+
+
+def leading_axes(setup: Setup, forward: Run) -> tuple[int, ...]:
+    """Axes of a map before that of positions: layers, and heads where they are kept apart."""
+    rows = len(setup.map_rows(forward))
+    n_layers = len(forward.patterns or ()) or rows
+    return (n_layers, -1) if rows > n_layers else (n_layers,) if rows else ()
 
 
 def doubted(result: R) -> R:

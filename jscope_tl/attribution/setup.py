@@ -133,15 +133,19 @@ class Setup:
 
     def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
         """The score of several explained positions together, from rows at the prompt."""
-        if not isinstance(self.path, Point):
-            raise InputError(
-                "Several tokens together are explained at the prompt itself; leave path out, or explain them one by one."
-            )
+        self.need_point()
         if self.entries is not None and self.scope.additive:
             score = Score(self.combined(self.numbers(vjp, self.scope.span_rows(states))))
         else:
             score = self._checked(self.scope.score_span(states, vjp), vjp.backward.xs[0].shape[1])
         return self.in_units(score)
+
+    def need_point(self) -> None:
+        """Refuse a path, along which several explained positions have no rows."""
+        if not isinstance(self.path, Point):
+            raise InputError(
+                "Several tokens together are explained at the prompt itself; leave path out, or explain them one by one."
+            )
 
     def numbers(
         self, vjp: VJP | Backward, rows: Float[Tensor, "k *n d_model"], each: int | None = None, **how: Any
@@ -222,7 +226,7 @@ def set_up(
     frozen: Any = (),
     chunk_size: Any = None,
     matmul_precision: Any = None,
-    recompute: bool | None = None,
+    recompute: Any = None,
     progress: bool | None = None,
 ) -> Setup:
     """Resolve and check all keywords; ``one_point`` refuses several hook points, `NO_PATTERNS` attention patterns.

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jscope_tl.attribution.describe import about, doubted, finished, predicted, prediction
+from jscope_tl.attribution.describe import about, doubted, finished, leading_axes, predicted, prediction
 from jscope_tl.attribution.setup import Setup
 from jscope_tl.engine.branches import Branches, can_branch
 from jscope_tl.engine.one_position import SpanVJP
@@ -68,6 +68,7 @@ def explain_span(setup: Setup, tokens: Int[Tensor, "pos"], position: int, severa
 
     What the first tokens of a span do to its later ones is part of its log-probability, and not of these scores; those are of the prompt.
     """
+    setup.need_point()
     start, longest = tokens[: position + 1], position + max(map(len, several.branches))
     if longest > setup.view.n_ctx:
         raise InputError(
@@ -78,21 +79,18 @@ def explain_span(setup: Setup, tokens: Int[Tensor, "pos"], position: int, severa
     with _run(own, start, several) as (forward, backward):
         score, branches = _scored(own, forward, backward, several)
         first = forward.state()
-        values, errors = (
-            None if part is None else _of_prompt(part, len(tokens), position) for part in (score.values, score.stderr)
-        )
-        layers = setup.map_rows(forward)
+        values = _of_prompt(score.values, len(tokens), position).reshape(*leading_axes(setup, forward), len(tokens))
         result = Attribution(
             **about(own, tokens, forward.activations[0], forward.passes, score.seed) | _named(setup, several),
             position=position,
-            scores=finished(values, first.x.dtype, setup.view.name),  # type: ignore[arg-type]
-            stderr=None if errors is None else finished(errors, first.x.dtype, setup.view.name),
+            scores=finished(values, first.x.dtype, setup.view.name),
+            stderr=None,
             options=_options(setup, score),
             prediction=replace(prediction(first, setup.view, several.target[0]), target=_together(branches[0])),
             target_tokens=tuple(branches[0]),
             baseline_tokens=tuple(branches[1]) if len(branches) > 1 else (),
             warnings=[*warnings, *backward.notes, *score.warnings],
-            hook_points=layers,
+            hook_points=setup.map_rows(forward),
         )
         return doubted(result)
 

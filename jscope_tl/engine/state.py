@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -45,7 +46,7 @@ class State:
     W_U: Float[Tensor, "d_model d_vocab"]
     slope: Float[Tensor, "d_vocab"]
     basis: Basis
-    to_id: Callable[[str | int | None], int]
+    to_id: Callable[[Any], int]
     _y_cut: Float[Tensor, "d_model"] = field(repr=False)
     _output: Float[Tensor, "d_vocab"] = field(repr=False)
     _by_product: bool = False

@@ -1,6 +1,5 @@
 """A token against what the model might have said instead, where nobody says what that is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError, count, nearest
-from jscope_tl.scopes.directions import Quantity, TargetScope
+from jscope_tl.scopes.directions import Quantity, Target, TargetScope
 from jscope_tl.scopes.registry import register_scope
 
 CHOICES = ("probable", "similar", "both")
@@ -48,7 +47,7 @@ class AlternativesScope(TargetScope):
         [' conservative', ' hund']
     """
 
-    baseline: str | int | Sequence[str | int] | None = None
+    baseline: Target = None
     n: int = 5
     choice: str = "probable"
     unit = "logit per unit of x"

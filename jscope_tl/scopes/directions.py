@@ -1,7 +1,7 @@
 """Scopes with one cotangent ``v``, hence one backward pass: ``score_t = ‖v^T J_t‖`` (Eq. 1 of the paper)."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from jscope_tl.model.basis import Basis
 from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.registry import register_scope
 
+Target = str | int | Sequence[str | int] | None
+"""A token of the vocabulary, as a string or an id; in `js.attribute` and `js.attribute_batch` also several, one after the other."""
 Quantity = Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 
 
@@ -43,7 +45,7 @@ class QuantityScope(Scope):
 class TargetScope(QuantityScope):
     """A scope that explains one token of the vocabulary."""
 
-    target: str | int | None = None
+    target: Target = None
 
     def target_id(self, state: State) -> int:
         """The target as an id; what is no token is refused."""
@@ -103,8 +105,9 @@ class LogProbScope(TargetScope):
     not change when all logits rise together, hence not with centring or folding.
 
     Args:
-        target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
-            most probable one.
+        target: a string or an id. Of several tokens (a longer string, or a list of ids) `js.attribute` explains the log-probability of
+            all of them, one after the other, which is one number with one gradient. None: the prompt's own next token where there is
+            one, else the most probable one.
 
     Raises:
         InputError: the target is not exactly one token, or is out of range.
@@ -125,13 +128,15 @@ class ContrastiveScope(TargetScope):
 
     ``score_t = ‖(∂(z_target - z_baseline)/∂y)^T J_t‖``. One backward pass. Unit: logit per unit of x.
 
+    For target or baseline of several tokens `js.attribute` explains ``log p(target) - log p(baseline)`` of the whole texts, in nats; of
+    one token each that is the difference of their logits.
+
     Args:
-        target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
-            most probable one.
-        baseline: the token that the target is held against. Required.
+        target: a string or an id, or a list of ids. None: the prompt's own next token where there is one, else the most probable one.
+        baseline: what the target is held against. Required.
 
     Raises:
-        InputError: target or baseline is not exactly one token, or both are the same.
+        InputError: target or baseline is not exactly one token where several cannot be explained, or both are the same.
 
     Example:
         >>> import jscope_tl as js
@@ -141,7 +146,7 @@ class ContrastiveScope(TargetScope):
         'logit per unit of x'
     """
 
-    baseline: str | int | None = None
+    baseline: Target = None
     unit = "logit per unit of x"
 
     def quantity(self, state: State) -> Quantity:
