@@ -67,7 +67,8 @@ def ends_along(view: ModelView, hooks: Sequence[Any], where: slice) -> Iterator[
 
     def narrowed(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         kept[:] = [args[0][:, where]]
-        return (args[0][:, where], *args[1:]) if narrow else None
+        # TransformerLens 2 views it as rows, which a part of several prompts is not where it lies.
+        return (args[0][:, where].contiguous(), *args[1:]) if narrow else None
 
     def ends(tokens: Int[Tensor, "batch pos"], passes: Passes) -> tuple[Tensor, Tensor]:
         logits = logits_of(view, tokens, passes)
