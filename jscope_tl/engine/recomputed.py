@@ -85,6 +85,7 @@ def _run(
     def kept_or_not(*args: Any, **kwargs: Any) -> Any:
         if not found.saved:
             return forward(*args, **kwargs)
+        args, kwargs = tuple(map(_not_kept, args)), {name: _not_kept(value) for name, value in kwargs.items()}
         return checkpoint(
             forward,
             *args,
@@ -95,6 +96,11 @@ def _run(
         )
 
     return measured if first else kept_or_not
+
+
+def _not_kept(argument: Any) -> Any:
+    """Nothing in place of a key-value cache, to which a layer that runs again would add its keys again."""
+    return None if any(base.__name__ == "Cache" for base in type(argument).__mro__) else argument
 
 
 class _Again:
