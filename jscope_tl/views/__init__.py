@@ -4,6 +4,8 @@ Of two kinds: pages drawn by circuitsvis (`circuitsvis_views`) and matplotlib fi
 and a name below.
 """
 
+from jscope_tl.views.answer_bars import sources
+from jscope_tl.views.answer_view import answer
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
@@ -18,6 +20,6 @@ from jscope_tl.views.patching_maps import comparison
 from jscope_tl.views.spectra import spectrum
 
 __all__ = [
-    "View", "attention", "comparison", "context", "faithfulness", "flow", "heads", "heatmap", "linearity", "prediction", "series", "spectrum",
-    "tokens",
+    "View", "answer", "attention", "comparison", "context", "faithfulness", "flow", "heads", "heatmap", "linearity", "prediction",
+    "series", "sources", "spectrum", "tokens",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """`heatmap`: scores over layers or predictions as a map in colours."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,9 @@ from jscope_tl.engine.pattern_entries import PATTERN
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.pattern import InfluencePattern
-from jscope_tl.results.text import visible
+from jscope_tl.results.text import shortened, visible
+from jscope_tl.results.text_attribution import TextAttribution
+from jscope_tl.views.answer_words import left_out_of, n_sources, off_scale, row_text, row_tops, where
 from jscope_tl.views.figures import MOST_LABELS, explained, figure_of, fit, label_positions, make_axes, set_title
 from jscope_tl.views.scale import DECADES, Scale, left_out, scale_of, tops
 from jscope_tl.views.together import as_list, legible, need_one_prompt, need_one_unit, what_differs
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 SCALES = ("row", "row_log", "linear", "log")
 
 
-def heatmap(results: Any, *, scale: str | None = None, ax: Any = None) -> "Figure":
+def heatmap(results: Any, *, scale: str | None = None, template: bool = False, ax: Any = None) -> "Figure":
     """Scores as a map: position by layer, or source by destination.
 
     Colours end at the highest score outside BOS (whose cells may be off the scale), and the picture says what they mean. A
@@ -34,10 +37,12 @@ def heatmap(results: Any, *, scale: str | None = None, ax: Any = None) -> "Figur
 
     Args:
         results: a layer map (an `Attribution` taken with ``at="resid_pre"`` or at several hook points); several
-            `Attribution` of one prompt and unit, one row each; or one `InfluencePattern`, whose rows are predictions.
+            `Attribution` of one prompt and unit, one row each; one `InfluencePattern`, whose rows are predictions; or one
+            `TextAttribution`, whose rows are tokens or spans of the answer, and whose columns are its sources.
         scale: ``"row"``, each row from 0 to its own highest score; ``"row_log"``, logarithmic over the three decades below
             that; ``"linear"``, all rows from 0 to the highest of the map; ``"log"``, all on one logarithmic scale of at most
             three decades. None: ``"row"`` where several rows are hook points or predictions, ``"linear"`` elsewhere.
+        template: of a `TextAttribution`: whether BOS and what a chat template wrote are columns too. They are never on the scale.
         ax: matplotlib axes to draw in; a new figure without it.
 
     Returns:
@@ -52,7 +57,9 @@ def heatmap(results: Any, *, scale: str | None = None, ax: Any = None) -> "Figur
         >>> js.views.heatmap(layers).axes[1].get_ylabel()
         'share of the highest'
     """
-    shown = as_list(results, (Attribution, InfluencePattern))
+    shown = as_list(results, (Attribution, InfluencePattern, TextAttribution))
+    if len(shown) == 1 and isinstance(shown[0], TextAttribution):
+        return _answer_map(shown[0], _known_scale(scale) or "row", template, ax)
     need_one_prompt(shown)
     need_one_unit(shown)
     if len({result.scope for result in shown}) > 1:
@@ -82,13 +89,52 @@ def _scale(scale: Any, shown: Sequence[Any]) -> str:
         if layers == 1 and _is_of_patterns(shown[0]):
             return "linear"
         return "row" if max(layers, len(shown[0]._rows()[0])) > 1 else "linear"
-    if scale not in SCALES:
+    return str(_known_scale(scale))
+
+
+def _known_scale(scale: str | None) -> str | None:
+    if scale is not None and scale not in SCALES:
         raise InputError(f"scale is one of {', '.join(SCALES)}, or None; got {scale!r}.{nearest(scale, SCALES)}")
-    return str(scale)
+    return scale
+
+
+def _answer_map(result: TextAttribution, scale: str, template: bool, ax: Any) -> "Figure":
+    """Rows of an answer by their sources; lines where one message ends and another begins."""
+    n = max(n_sources(result, row) for row in range(len(result.rows)))
+    kept = [j for j in range(n) if template or not result.hidden(result.sources[j])]
+    if not kept:
+        raise InputError("All sources are BOS or template text; template=True draws them.")
+    scores, highest = result.scores[:, kept], row_tops(result)
+    axis = _axis_of(result, kept, ax)
+    least = float(scores[scores > 0].min()) if bool((scores > 0).any()) else 0.0
+    top = float(highest.max())
+    limits = Scale(max(least, top / 10**DECADES) if scale == "log" else 0.0, top, scale == "log")
+    beyond = bool((scores > highest.unsqueeze(1)).any())
+    draw_rows(axis, scores, highest, limits, scale, result.unit, beyond)
+    owners = [where(result, result.sources[j]) for j in kept]
+    for i, (one, following) in enumerate(pairwise(owners)):
+        if one != following:
+            axis.axvline(i + 0.5, color="#1f2328", linewidth=0.8)
+    title = f"{result.scope} scope of the answer by {len(kept)} sources ({', '.join(dict.fromkeys(owners))}), at {result.provenance.hook_point}"
+    set_title(axis, "; ".join([title, *left_out_of(result, template), *off_scale(result)]))
+    return figure_of(axis)
+
+
+def _axis_of(result: TextAttribution, kept: Sequence[int], ax: Any) -> "Axes":
+    """Axes with the rows of an answer down and these sources across, as many of their names as can be read."""
+    sources = [result.sources[j] for j in kept]
+    across = [f"{shortened(visible(source.text), 30).strip()} {source.positions[0]}" for source in sources]
+    down = [f"{shortened(visible(row_text(result, i)), 30).strip()} {i}" for i in range(len(result.rows))]
+    height = min(12.0, 2 + 0.08 * max(map(len, across)) + 0.3 * len(down))
+    (axis,) = make_axes(ax, 1, (min(14.0, max(7.0, 4 + 0.3 * len(kept))), height))
+    for set_ticks, names, turned in ((axis.set_xticks, across, 90), (axis.set_yticks, down, 0)):
+        step = -(-len(names) // MOST_LABELS)
+        set_ticks(range(0, len(names), step), names[::step], rotation=turned, fontsize="small", parse_math=False)
+    return axis
 
 
 def _is_map(result: Any) -> bool:
-    return isinstance(result, InfluencePattern) or bool(result.hook_points)
+    return isinstance(result, InfluencePattern | TextAttribution) or bool(result.hook_points)
 
 
 def _is_of_patterns(result: Any) -> bool:
@@ -107,21 +153,36 @@ def _title(shown: Sequence[Any]) -> str:
 
 def draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], scale: str) -> None:
     """Rows of scores in colours, with a colour bar that says what they mean."""
+    limits = scale_of(shown, scale.endswith("log"))
+    draw_rows(
+        axis, scores, torch.cat([tops(result) for result in shown]), limits, scale, shown[0].unit, bool(left_out(shown))
+    )
+
+
+def draw_rows(
+    axis: "Axes",
+    scores: Float[Tensor, "row pos"],
+    highest: Float[Tensor, "row"],
+    limits: Scale,
+    scale: str,
+    unit: str,
+    beyond: bool,
+) -> None:
+    """Scores in colours, up to the ``highest`` of their row or, on one scale for all, to ``limits``; ``beyond``: some are higher."""
     from matplotlib.colors import LogNorm, Normalize
 
     log, by_row = scale.endswith("log"), scale.startswith("row")
-    highest = torch.cat([tops(result) for result in shown]).unsqueeze(1)
-    values = torch.where(highest > 0, scores / highest, 0.0) if by_row else scores
-    limits = Scale(10**-DECADES, 1.0, log) if by_row else scale_of(shown, log)
+    values = torch.where(highest.unsqueeze(1) > 0, scores / highest.unsqueeze(1), 0.0) if by_row else scores
+    limits = Scale(10**-DECADES, 1.0, log) if by_row else limits
     high = limits.high or 1.0
     norm = LogNorm(min(limits.low or high / 10, high * 0.999), high) if log else Normalize(0, high)
     values = torch.where(values > 0, values, torch.nan) if log else values
     image = axis.imshow(values.numpy(), aspect="auto", cmap="Oranges", norm=norm, interpolation="nearest")
-    bar = axis.figure.colorbar(image, ax=axis, extend="max" if left_out(shown) else "neither", pad=0.02)
-    meaning = "share of the highest" if by_row else shown[0].unit
+    bar = axis.figure.colorbar(image, ax=axis, extend="max" if beyond else "neither", pad=0.02)
+    meaning = "share of the highest" if by_row else unit
     bar.set_label(f"{meaning}{', logarithmic' if log else ''}", fontsize="x-small", parse_math=False)
     if by_row:
-        _write_tops(axis, highest.flatten().tolist(), shown[0].unit)
+        _write_tops(axis, highest.tolist(), unit)
 
 
 def _write_tops(axis: "Axes", highest: Sequence[float], unit: str) -> None:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: a fragment of HTML without script or network."""
+"""What a notebook shows of a result: a fragment of HTML without network, and without script but for answers that are clicked."""
 
 from functools import singledispatch
 from html import escape
@@ -18,6 +18,8 @@ from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.rows import JacobianRows
 from jscope_tl.results.spectrum import Spectrum
 from jscope_tl.results.text import score_text
+from jscope_tl.results.text_attribution import TextAttribution
+from jscope_tl.views.answer_view import answer_html
 from jscope_tl.views.component_map import component_map
 from jscope_tl.views.context_strip import context
 from jscope_tl.views.flow_graph import flow, flow_rows
@@ -70,6 +72,11 @@ def _of_faithfulness(result: Faithfulness) -> str:
 def _of_flow(result: TokenFlow) -> str:
     head, *rows = flow_rows(result, 5)
     return f"<div><p><b>{escape(result.headline())}</b></p>{flow(result).body}{table(head, rows)}</div>"
+
+
+@fragment.register
+def _of_answer(result: TextAttribution) -> str:
+    return answer_html(result)
 
 
 @fragment.register

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from jscope_tl.errors import InputError
+from jscope_tl.model.chats import TEMPLATE
 from jscope_tl.model.pieces import text_of
 from jscope_tl.results.attribution import MOST_ROWS, Attribution
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import visible
+from jscope_tl.results.text_attribution import TextAttribution
 
 Result = Attribution | InfluencePattern
 
@@ -113,8 +115,11 @@ def unique(names: list[str]) -> list[str]:
 
 
 def prompt_text(result: Any, most: int) -> str:
-    """The beginning of the prompt, BOS left out."""
-    text = text_of([t for i, t in enumerate(result.str_tokens) if i not in result.bos_positions]).strip()
+    """The beginning of the prompt, BOS left out; of an answer without the answer and what a chat template wrote."""
+    kept = [i for i in range(len(result.str_tokens)) if i not in result.bos_positions]
+    if isinstance(result, TextAttribution):
+        kept = [i for i in kept if i < result.text.n_prompt and result.text.roles[i] != TEMPLATE]
+    text = text_of([result.str_tokens[i] for i in kept]).strip()
     return visible(text if len(text) <= most else f"{text[:most]}...")
 
 

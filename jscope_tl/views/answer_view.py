@@ -1,0 +1,197 @@
+"""`answer`: an answer whose tokens, or spans, show their sources when they are clicked or focused."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import groupby
+from typing import Any
+
+from jscope_tl.model.pieces import pieces
+from jscope_tl.results.text import NAMED, percent, score_text, visible
+from jscope_tl.results.text_attribution import TextAttribution
+from jscope_tl.scopes.registry import available_scopes, scope_entry
+from jscope_tl.views.answer_script import SCRIPT, STYLE
+from jscope_tl.views.answer_words import (
+    n_sources,
+    need_text,
+    off_scale,
+    place,
+    predicted,
+    quoted,
+    row_name,
+    row_shares,
+    row_text,
+    row_tops,
+    scored_name,
+    source_texts,
+    where,
+)
+from jscope_tl.views.circuitsvis_views import View, literal
+from jscope_tl.views.together import prompt_text
+
+MOST_CELLS = 300_000
+"""Of a result all of whose scores go into the page; of a larger one those from `LEAST` of the highest of their row on."""
+LEAST = 0.01
+LISTED = 8
+"""Sources listed for each row."""
+
+
+def answer(result: Any) -> View:
+    """The answer as buttons, one for each row of the result; a click or the keyboard's focus shows what that row comes from.
+
+    Of the chosen row: its prediction (probability, rank, the most probable tokens), its strongest sources, and the whole text,
+    message by message, coloured by score: each row on its own scale, from 0 to its highest score. A source says its score, standard
+    error and unit on hovering and on focus. The arrow keys go from row to row and from source to source.
+
+    BOS and what a chat template wrote are not shown until "show template text" is ticked, and are never on the scale; how large
+    they are is said. Without JavaScript every row opens to its prediction and its strongest sources, and the text is coloured by the first row.
+
+    Args:
+        result: a `TextAttribution`; `TextAttribution.grouped` gives other sources, ``spans=`` of `attribute_text` other rows.
+
+    Returns:
+        A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
+
+    Raises:
+        InputError: it is no `TextAttribution`.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> result = js.attribute_text(js.load_pocket_model(), "the keys to the cabinet near the doors", " are old")
+        >>> js.views.answer(result)
+        View: the answer " are old" to "the keys to the cabinet near the doors" (shows itself in a notebook; .save(path) writes a page)
+    """
+    need_text(result)
+    said = "".join(pieces(result.str_tokens[result.text.n_prompt :]))
+    said = visible(said if len(said) <= 60 else f"{said[:60]}...")
+    return View(f'the answer "{said}" to "{prompt_text(result, 60)}"', answer_html(result), ())
+
+
+def answer_html(result: TextAttribution) -> str:
+    """The whole view, as a fragment with a style and a script of its own."""
+    parts = [
+        f"<p><b>{escape(result.headline())}</b>; {escape(result.provenance.model_name)}</p>",
+        *(f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings),
+        "<h4>Answer</h4>",
+        '<p class="how">Each row opens below to its prediction and its strongest sources; colours are those of row 1.</p>',
+        f'<div class="rows" role="group" aria-label="the answer" dir="auto">{_buttons(result)}</div>',
+        '<div class="sides"><div class="panels"><h4>Sources of the chosen row</h4>',
+        *(_panel(result, row) for row in range(len(result.rows))),
+        f"{_meaning(result)}</div><div><h4>Where they stand in the text</h4>{_legend(result)}{_template(result)}",
+        f'<div class="text">{"".join(_messages(result))}</div></div></div>',
+        '<p class="said" aria-live="polite"></p><p class="spoken" aria-live="polite"></p>',
+        f'<script type="application/json">{literal(_data(result))}</script>',
+    ]
+    return f'{STYLE}<div class="jscope-answer">{"".join(parts)}</div>{SCRIPT}'
+
+
+def _buttons(result: TextAttribution) -> str:
+    """Rows in their order, and as plain text what no row explains."""
+    texts, at, parts = pieces(result.str_tokens[result.text.n_prompt :]), 0, []
+    for row, span in enumerate(result.rows):
+        parts.append(escape(visible("".join(texts[at : span.start]))))
+        text = row_text(result, row)
+        pressed, name = "false" if row else "true", escape(row_name(result, row))
+        parts.append(
+            f'<button type="button" aria-pressed="{pressed}" aria-label="{name}">{escape(visible(text))}</button>'
+        )
+        parts.append("<br>" * text.endswith("\n"))
+        at = max(at, span.stop)
+    return "".join([*parts, escape(visible("".join(texts[at:])))])
+
+
+def _panel(result: TextAttribution, row: int) -> str:
+    """Prediction and strongest sources of a row."""
+    name, opened = escape(row_name(result, row)), "" if row else " open"
+    body = "".join(_listed(result, row))
+    table = (
+        f'<table><thead><tr><th scope="col">source</th><th scope="col">in</th><th scope="col">score ({escape(result.unit)})'
+        f"</th></tr></thead><tbody>{body}</tbody></table>"
+    )
+    none = "<p>Nothing before it but BOS and template text.</p>"
+    return f'<details class="panel"{opened}><summary>{name}</summary><p>{_unbroken(predicted(result, row))}</p>{table if body else none}</details>'
+
+
+def _unbroken(text: str) -> str:
+    """Escaped, and no line ends between a quotation mark and the space that a token begins with."""
+    return escape(text).replace("&#x27; ", "&#x27;&nbsp;")
+
+
+def _listed(result: TextAttribution, row: int) -> Iterator[str]:
+    highest = max((s.score for s in result.top(1, row)), default=0.0) or 1.0
+    for scored in result.top(LISTED, row):
+        if scored.score <= 0:
+            return
+        source, score = scored.source, score_text(scored.score, scored.stderr)
+        bar = f'<i style="width:{4 * scored.score / highest:.2f}rem"></i>'
+        at = f"{where(result, source)}, {place(source)}"
+        yield f"<tr><td><bdi>{_unbroken(quoted(source.text))}</bdi></td><td>{escape(at)}</td><td>{bar} {score}</td></tr>"
+
+
+def _legend(result: TextAttribution) -> str:
+    """The colours of the chosen row, with the numbers that they stand for."""
+    high = float(row_tops(result)[0])
+    notes = "".join(f"; {note}" for note in off_scale(result))
+    swatch = '<span class="scale" aria-hidden="true"></span>'
+    return f'<p class="legend">0 {swatch} <b class="top">{high:.4g}</b> {escape(result.unit)}: the highest of this row{notes}</p>'
+
+
+def _template(result: TextAttribution) -> str:
+    """What is left out, how large it is, and how to see it."""
+    line = result.template_line()
+    return f'<label><input type="checkbox"> show template text</label> <small>{escape(line)}</small>' if line else ""
+
+
+def _messages(result: TextAttribution) -> Iterator[str]:
+    """Sources in the messages that they are in, coloured by the first row."""
+    texts, shares, n = source_texts(result), row_shares(result)[0].tolist(), n_sources(result, 0)
+    n_prompt = result.text.n_prompt
+    numbered = list(enumerate(result.sources))
+    for _, run in groupby(numbered, lambda one: (one[1].role, one[1].message, one[1].positions[0] >= n_prompt)):
+        block = list(run)
+        hidden = all(result.hidden(source) for _, source in block)
+        heading = "" if hidden else f"<h5>{escape(where(result, block[0][1]))}</h5>"
+        spans = "".join(_source(result, j, texts[j], shares[j], j >= n) for j, _ in block)
+        yield f'<div class="message{" hid" * hidden}">{heading}<p dir="auto" role="list">{spans}</p></div>'
+
+
+def _source(result: TextAttribution, j: int, text: str, share: float, later: bool) -> str:
+    source = result.sources[j]
+    classes = ["src", *["hid"] * result.hidden(source), *["later"] * later, *["strong"] * (share > 0.9)]
+    style = f' style="--i:{share:.3f}"' if share > 0 else ""
+    shown = escape(visible(text).replace(NAMED["\n"], NAMED["\n"] + "\n"))
+    return f'<span role="listitem" class="{" ".join(classes)}"{style} data-at="{place(source)}">{shown}</span>'
+
+
+def _meaning(result: TextAttribution) -> str:
+    """The sentence that a newcomer needs to read the numbers."""
+    scope = result.scope.partition(",")[0]
+    about = f"{scope}: {scope_entry(scope).summary.replace('``', '')} " if scope in available_scopes() else ""
+    says = (
+        f"{about}The target is the row that is chosen. Scores are in {result.unit}, where x is the vector of a token at "
+        f"{result.provenance.hook_point}; they have no sign and are no shares of anything. Those of one row compare with each other, "
+        "colours of two rows do not."
+    )
+    return f'<p class="hint"><b>What the numbers mean.</b> {escape(says)}</p>'
+
+
+def _data(result: TextAttribution) -> dict[str, Any]:
+    tops, n_prompt = row_tops(result).tolist(), result.text.n_prompt
+    rows = []
+    for row, span in enumerate(result.rows):
+        explained = range(n_prompt + span.start, n_prompt + span.stop)
+        own = [j for j, source in enumerate(result.sources) if {*source.positions} & {*explained}]
+        strongest = [scored_name(result, scored) for scored in result.top(1, row) if scored.score > 0]
+        says = "; strongest source: ".join([row_name(result, row), *strongest])
+        rows.append(
+            {"top": f"{tops[row]:.4g}", "says": says, "explained": own, "scores": _scores(result, row, tops[row])}
+        )
+    return {"unit": result.unit, "least": percent(LEAST), "rows": rows}
+
+
+def _scores(result: TextAttribution, row: int, top: float) -> Sequence[str]:
+    """Of the sources of a row, in their order, as text; empty where a large result leaves them out."""
+    n = n_sources(result, row)
+    least = LEAST * top if result.scores.numel() > MOST_CELLS else 0.0
+    scores = result.scores[row, :n].tolist()
+    errors = [None] * n if result.stderr is None else result.stderr[row, :n].tolist()
+    return [score_text(s, e) if s >= least else "" for s, e in zip(scores, errors, strict=True)]
