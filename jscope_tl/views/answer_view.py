@@ -104,8 +104,8 @@ def _panel(result: TextAttribution, row: int) -> str:
     name, opened = escape(row_name(result, row)), "" if row else " open"
     body = "".join(_listed(result, row))
     table = (
-        f'<table><thead><tr><th scope="col">source</th><th scope="col">in</th><th scope="col">score ({escape(result.unit)})'
-        f"</th></tr></thead><tbody>{body}</tbody></table>"
+        f'<div class="listed"><table><thead><tr><th scope="col">source</th><th scope="col">in</th><th scope="col">score ({escape(result.unit)})'
+        f"</th></tr></thead><tbody>{body}</tbody></table></div>"
     )
     none = "<p>Nothing before it but BOS and template text.</p>"
     return f'<details class="panel"{opened}><summary>{name}</summary><p>{_unbroken(predicted(result, row))}</p>{table if body else none}</details>'

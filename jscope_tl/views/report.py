@@ -15,6 +15,10 @@ from jscope_tl.results.base import PredictedToken
 from jscope_tl.results.files import check_target
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import percent, score_text, visible
+from jscope_tl.results.text_attribution import TextAttribution
+from jscope_tl.views.answer_bars import sources
+from jscope_tl.views.answer_view import answer_html
+from jscope_tl.views.answer_words import row_name, source_name
 from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuitsvis_views import View, script
 from jscope_tl.views.component_map import heads as effects_map
@@ -62,11 +66,12 @@ def report(
     everything that it colours in a table as well. A prompt that is a number series gets the figure of `views.series`;
     several attributions of one scope at several hook points get the map of `views.heatmap`; an influence pattern lies
     beside the attention heads of ``cache_or_patterns`` as in `views.attention`; effects of components get the map of
-    `views.heads`, and those of edges lie beside these heads too; a token's flow is drawn as in `views.flow`.
+    `views.heads`, and those of edges lie beside these heads too; a token's flow is drawn as in `views.flow`; an answer shows the sources
+    of what is clicked, as in `views.answer`.
 
     Args:
-        results: one or several `Attribution`, `InfluencePattern`, `patching.ComponentEffects` and `patching.TokenFlow`, of any prompts
-            and units: each is on its own scale.
+        results: one or several `Attribution`, `InfluencePattern`, `TextAttribution`, `patching.ComponentEffects` and
+            `patching.TokenFlow`, of any prompts and units: each is on its own scale.
         path: the file to write; it is written whole or not at all.
         cache_or_patterns: the cache of ``run_with_cache`` for the prompt of the influence patterns and edges, or a tensor
             ``[layer, head, dest, src]``; None shows them alone.
@@ -87,7 +92,7 @@ def report(
         True
     """
     check_target(path)
-    shown = as_list(results, (Attribution, InfluencePattern, ComponentEffects, TokenFlow))
+    shown = as_list(results, (Attribution, InfluencePattern, TextAttribution, ComponentEffects, TokenFlow))
     if cache_or_patterns is not None and not any(map(_of_attention, shown)):
         raise InputError(
             "Attention patterns are shown beside an influence pattern or the effects of edges, and there is none among the results; add "
@@ -101,6 +106,7 @@ def report(
         attributions = [result for result in same if isinstance(result, Attribution)]
         parts += [*map(_section, attributions), *_figures(attributions)]
         parts += [_flow(result) for result in same if isinstance(result, TokenFlow)]
+        parts += [_answer(result) for result in same if isinstance(result, TextAttribution)]
         beside = [result for result in same if isinstance(result, InfluencePattern)]
         if beside:
             view = attention(beside, cache_or_patterns, layers, heads)
@@ -176,6 +182,21 @@ def _flow(result: TokenFlow) -> str:
     head, *rows = flow_rows(result)
     edges = _table(list(head), [[escape(cell) for cell in row] for row in rows])
     return f"<h3>{escape(result.headline())}</h3>{flow(result).body}{_details('The strongest edges as a table', edges)}"
+
+
+def _answer(result: TextAttribution, most: int = 300) -> str:
+    says = f"map of {result.scope} scores: parts of the answer by their sources"
+    parts = [answer_html(result), picture(heatmap(result), says)]
+    if max(result.text.messages) > 0:
+        by_message = result.grouped("message")
+        parts.append(picture(sources(by_message), "each message's scores as shares of the highest of their row"))
+    listed = result.top(most, template=True)
+    rows = [
+        [escape(row_name(result, s.row)), escape(source_name(result, s.source)), score_text(s.score, s.stderr)]
+        for s in listed
+    ]
+    table = _table(["explained", "source", f"score ({escape(result.unit)})"], rows)
+    return "".join([*parts, _details(f"The {len(listed)} highest scores as a table", table)])
 
 
 def _line(result: Attribution) -> str:

@@ -6,7 +6,9 @@ from rich.text import Text
 
 from jscope_tl.model.pieces import pieces, text_of
 from jscope_tl.results.attribution import Attribution
-from jscope_tl.results.text import score_text, visible
+from jscope_tl.results.text import percent, score_text, visible
+from jscope_tl.results.text_attribution import TextAttribution
+from jscope_tl.views.answer_words import off_scale, quoted, row_shares, row_text, row_tops, source_texts, where
 from jscope_tl.views.scale import Scale, row_scales, scale_of
 from jscope_tl.views.together import legible
 
@@ -53,7 +55,10 @@ def _note(result: Attribution, colours: str) -> str:
     """What the colours mean."""
     scale = scale_of([result])
     said = "; ".join(["colour: each row from 0 to its own highest score", *scale.left_out])
-    said = said if result.hook_points else scale.note
+    return _in_steps(said if result.hook_points else scale.note, colours)
+
+
+def _in_steps(said: str, colours: str) -> str:
     if colours not in STEPS:
         return said
     steps = ", ".join(dict.fromkeys(step or "plain" for step in STEPS[colours]))
@@ -96,8 +101,63 @@ def panel(result: Attribution, k: int = 8, colours: str | None = "truecolor") ->
     return Group(*parts)
 
 
-def show(result: Attribution, console: Console | None = None, k: int = 8) -> None:
-    """Print a result to a terminal, with its ``k`` strongest tokens (of a layer map: the strongest of each layer, of many heads those of the strongest heads)."""
+def coloured_answer(result: TextAttribution, colours: str | None = "truecolor") -> Text:
+    """The text, message by message, on backgrounds as strong as its sources: in the row where a source's share of the highest is largest.
+
+    BOS and template text are left out; of one row what it explains is underlined. Without colours (None) it is the text alone.
+    """
+    shares, texts, text, last = row_shares(result).amax(0).tolist(), source_texts(result), Text(), None
+    only = result.rows[0] if len(result.rows) == 1 else None
+    explained = range(result.text.n_prompt + only.start, result.text.n_prompt + only.stop) if only else range(0)
+    for j, source in enumerate(result.sources):
+        if result.hidden(source):
+            continue
+        if (owner := where(result, source)) != last:
+            text.append(f"{chr(10) * (last is not None)}{owner}: ", style="" if colours is None else "dim")
+        last = owner
+        style = "" if colours is None else _style(shares[j], colours)
+        text.append(visible(texts[j]), style=f"{style} underline" if {*source.positions} & {*explained} else style)
+    return text
+
+
+def answer_panel(result: TextAttribution, k: int = 3, colours: str | None = "truecolor") -> RenderableType:
+    """Everything that ``jscope`` prints of an answer: the coloured text, and for each row its ``k`` strongest sources."""
+    parts: list[RenderableType] = [Text(result.headline(), style="bold"), Text(), coloured_answer(result, colours)]
+    if colours is not None:
+        one = f"colour: linear from 0 to the highest score, {float(row_tops(result)[0]):.4g}"
+        several = "colour: a source's score as a share of the highest of its row, in the row where that is largest"
+        said = "; ".join([one if len(result.rows) == 1 else several, *off_scale(result)])
+        parts.append(Text(_in_steps(said, colours), style="dim"))
+    parts += [Text(), _rows_table(result, k)]
+    parts += [Text(), Text(result.template_line(), style="dim")] if result.template_line() else []
+    return Group(*parts, *(Text(f"warning: {warning}", style="yellow") for warning in result.warnings))
+
+
+def _rows_table(result: TextAttribution, k: int) -> Table:
+    table = Table("", "explained", "probability", box=None, pad_edge=False, header_style="bold")
+    table.add_column(Text(f"strongest sources, position and score ({result.unit})"))
+    for i, row in enumerate(result.rows):
+        best = [
+            f"{quoted(s.source.text)} {s.source.positions[0]}: {score_text(s.score, s.stderr)}"
+            for s in result.top(k, i)
+            if s.score > 0
+        ]
+        table.add_row(str(i), Text(quoted(row_text(result, i))), percent(row.probability), Text(", ".join(best)))
+    return table
+
+
+def show(result: Attribution | TextAttribution, console: Console | None = None, k: int | None = None) -> None:
+    """Print a result to a terminal, with its ``k`` strongest tokens (of a layer map: the strongest of each layer, of many heads those of the strongest heads).
+
+    Args:
+        result: what is shown.
+        console: where; the terminal by default.
+        k: how many, 8 by default; of an answer how many sources for each of its rows, 3 by default.
+    """
     console = console or Console()
     system = "standard" if console.color_system == "windows" else console.color_system
-    console.print(panel(result, k, "no colour" if system and console.no_color else system))
+    colours = "no colour" if system and console.no_color else system
+    if isinstance(result, TextAttribution):
+        console.print(answer_panel(result, 3 if k is None else k, colours))
+    else:
+        console.print(panel(result, 8 if k is None else k, colours))

@@ -1,6 +1,7 @@
 """Which results may share a picture: those of one prompt, and on one scale those of one unit."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -117,9 +118,11 @@ def unique(names: list[str]) -> list[str]:
 def prompt_text(result: Any, most: int) -> str:
     """The beginning of the prompt, BOS left out; of an answer without the answer and what a chat template wrote."""
     kept = [i for i in range(len(result.str_tokens)) if i not in result.bos_positions]
+    parts = [kept]
     if isinstance(result, TextAttribution):
-        kept = [i for i in kept if i < result.text.n_prompt and result.text.roles[i] != TEMPLATE]
-    text = text_of([result.str_tokens[i] for i in kept]).strip()
+        own = [i for i in kept if i < result.text.n_prompt and result.text.roles[i] != TEMPLATE]
+        parts = [list(message) for _, message in groupby(own, lambda i: result.text.messages[i])]
+    text = " ".join(text_of([result.str_tokens[i] for i in part]).strip() for part in parts)
     return visible(text if len(text) <= most else f"{text[:most]}...")
 
 
