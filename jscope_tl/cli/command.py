@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.influence import influence_pattern
-from jscope_tl.cli import faithfulness, heads
+from jscope_tl.cli import faithfulness, heads, text
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
 from jscope_tl.errors import InputError
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--attention", action="store_true",
                    help="with --html: also lay the scope of every position beside the attention patterns")  # fmt: skip
     p.add_argument("--list-scopes", action="store_true", help="print the scopes and their options")
+    text.add_options(p)
     return p
 
 
@@ -96,7 +97,9 @@ def _fail(error: Exception | str, code: int) -> int:
 
 
 def _one_prompt(options: argparse.Namespace) -> int:
-    return _list_scopes() if options.list_scopes else _explain(options)
+    if options.list_scopes:
+        return _list_scopes()
+    return text.explain(options) if text.is_asked(options) else _explain(options)
 
 
 def _list_scopes() -> int:

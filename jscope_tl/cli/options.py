@@ -74,11 +74,21 @@ def need_usable(options: argparse.Namespace, command: str) -> None:
     if options.prompt is None or not options.prompt.strip():
         given = "give a prompt" if options.prompt is None else "the prompt is empty; give one"
         raise InputError(f'{given}, as in: {command} "the keys to the cabinet near the doors" (or {command} --help).')
+    need_writable(options)
+
+
+def need_writable(options: argparse.Namespace) -> None:
+    """Refuse a list of nothing and files that cannot be written."""
     if options.top < 1:
         raise InputError(f"--top is how many {options.listed} to list, 1 or more; got {options.top}.")
     paths = [check_target(path).resolve() for path in (options.html, options.save) if path is not None]
     if len({*paths}) < len(paths):
         raise InputError(f"--html and --save would write the same file, {options.save!r}; give two.")
+
+
+def was_given(options: argparse.Namespace, name: str) -> bool:
+    """Whether an option has a value from the command line, and not its default."""
+    return name in getattr(options, "_given", ())
 
 
 def scope_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -136,13 +136,19 @@ def answer_panel(result: TextAttribution, k: int = 3, colours: str | None = "tru
 def _rows_table(result: TextAttribution, k: int) -> Table:
     table = Table("", "explained", "probability", box=None, pad_edge=False, header_style="bold")
     table.add_column(Text(f"strongest sources, position and score ({result.unit})"))
+    long = any(len(source.text) > 30 for source in result.sources if not result.hidden(source))
     for i, row in enumerate(result.rows):
         best = [
             f"{quoted(s.source.text)} {s.source.positions[0]}: {score_text(s.score, s.stderr)}"
             for s in result.top(k, i)
             if s.score > 0
         ]
-        table.add_row(str(i), Text(quoted(row_text(result, i))), percent(row.probability), Text(", ".join(best)))
+        table.add_row(
+            str(i),
+            Text(quoted(row_text(result, i))),
+            percent(row.probability),
+            Text(("\n" if long else ", ").join(best)),
+        )
     return table
 
 
