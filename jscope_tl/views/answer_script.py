@@ -76,6 +76,7 @@ for (const view of document.querySelectorAll(".jscope-answer:not(.live)")) {
   });
   const first = sources.find(source => source.offsetParent);
   sources.forEach(source => { source.tabIndex = source === first ? 0 : -1 });
+  all("summary").forEach(summary => { summary.tabIndex = -1 });
   along(rows, choose, ["click", "focus"]);
   along(sources, say, ["mouseenter", "focus", "click"]);
   show();

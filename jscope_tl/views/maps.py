@@ -57,9 +57,9 @@ def heatmap(results: Any, *, scale: str | None = None, template: bool = False, a
         >>> js.views.heatmap(layers).axes[1].get_ylabel()
         'share of the highest'
     """
-    shown = as_list(results, (Attribution, InfluencePattern, TextAttribution))
-    if len(shown) == 1 and isinstance(shown[0], TextAttribution):
-        return _answer_map(shown[0], _known_scale(scale) or "row", template, ax)
+    if isinstance(results, TextAttribution):
+        return _answer_map(results, _known_scale(scale) or "row", template, ax)
+    shown = as_list(results, (Attribution, InfluencePattern))
     need_one_prompt(shown)
     need_one_unit(shown)
     if len({result.scope for result in shown}) > 1:
@@ -134,7 +134,7 @@ def _axis_of(result: TextAttribution, kept: Sequence[int], ax: Any) -> "Axes":
 
 
 def _is_map(result: Any) -> bool:
-    return isinstance(result, InfluencePattern | TextAttribution) or bool(result.hook_points)
+    return isinstance(result, InfluencePattern) or bool(result.hook_points)
 
 
 def _is_of_patterns(result: Any) -> bool:
