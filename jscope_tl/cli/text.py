@@ -32,7 +32,8 @@ ELSEWHERE = {"target": "--target", "position": "--position", "per": "--per"}
 def add_options(p: argparse.ArgumentParser) -> None:
     """Options of an answer, in a group of their own."""
     group = p.add_argument_group(
-        "an answer of several tokens", f"what each of its tokens comes from (default scope here: {SCOPE})"
+        "an answer of several tokens",
+        f"what each of its tokens comes from; the default scope here is {SCOPE}, and --top counts sources of each token (default: 3)",
     )
     group.add_argument(
         "--chat",

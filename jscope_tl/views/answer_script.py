@@ -74,7 +74,7 @@ for (const view of document.querySelectorAll(".jscope-answer:not(.live)")) {
       if (to) { e.preventDefault(); item.tabIndex = -1; to.tabIndex = 0; to.focus() }
     });
   });
-  const first = sources.find(source => source.offsetParent);
+  const first = sources.find(source => !source.classList.contains("hid"));
   sources.forEach(source => { source.tabIndex = source === first ? 0 : -1 });
   all("summary").forEach(summary => { summary.tabIndex = -1 });
   along(rows, choose, ["click", "focus"]);

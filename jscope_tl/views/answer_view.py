@@ -117,12 +117,10 @@ def _unbroken(text: str) -> str:
 
 
 def _listed(result: TextAttribution, row: int) -> Iterator[str]:
-    highest = max((s.score for s in result.top(1, row)), default=0.0) or 1.0
-    for scored in result.top(LISTED, row):
-        if scored.score <= 0:
-            return
+    listed = [scored for scored in result.top(LISTED, row) if scored.score > 0]
+    for scored in listed:
         source, score = scored.source, score_text(scored.score, scored.stderr)
-        bar = f'<i style="width:{4 * scored.score / highest:.2f}rem"></i>'
+        bar = f'<i style="width:{4 * scored.score / listed[0].score:.2f}rem"></i>'
         at = f"{where(result, source)}, {place(source)}"
         yield f"<tr><td><bdi>{_unbroken(quoted(source.text))}</bdi></td><td>{escape(at)}</td><td>{bar} {score}</td></tr>"
 
