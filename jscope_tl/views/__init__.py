@@ -1,7 +1,7 @@
 """Pictures of results, which they read and never change.
 
-Of two kinds: pages drawn by circuitsvis (`circuitsvis_views`) and matplotlib figures (helpers in `figures`). A new one is a module here
-and a name below.
+Of two kinds: pages (`circuitsvis_views.View`), of circuitsvis or of HTML alone, and matplotlib figures (helpers in `figures`). A new
+one is a module here and a name below.
 """
 
 from jscope_tl.views.answer_bars import sources

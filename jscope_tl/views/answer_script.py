@@ -18,7 +18,7 @@ STYLE = """<style>
 .jscope-answer .panel summary { cursor: pointer; padding: .2em .5em; border-radius: 4px; font-weight: 600; white-space: pre-wrap }
 .jscope-answer.live .panel:not([open]) { display: none } .jscope-answer.live .panel summary { list-style: none; pointer-events: none }
 .jscope-answer.live .panel summary::-webkit-details-marker { display: none }
-.jscope-answer .listed { overflow-x: auto } .jscope-answer table { border-collapse: collapse; font-size: .9em; width: 100%; margin: .4em 0 }
+.jscope-answer .listed { overflow-x: auto } .jscope-answer table { table-layout: auto; border-collapse: collapse; font-size: .9em; width: 100%; margin: .4em 0 }
 .jscope-answer th, .jscope-answer td { text-align: left; vertical-align: top; padding: .15em .8em .15em 0; border-bottom: 1px solid #d0d7de;
   white-space: pre-wrap; background: none } .jscope-answer th, .jscope-answer td { overflow-wrap: break-word } .jscope-answer td:last-child { white-space: nowrap; font-variant-numeric: tabular-nums }
 .jscope-answer td i { display: inline-block; height: .7em; background: rgb(DARK) }

@@ -31,6 +31,8 @@ from jscope_tl.views.together import prompt_text
 MOST_CELLS = 300_000
 """Of a result all of whose scores go into the page; of a larger one those from `LEAST` of the highest of their row on."""
 LEAST = 0.01
+NO_MATHS = "tex2jax_ignore mathjax_ignore"
+"""Classes that keep MathJax, which notebooks run over HTML, from taking dollar signs in a text for formulas."""
 LISTED = 8
 """Sources listed for each row."""
 
@@ -81,7 +83,7 @@ def answer_html(result: TextAttribution) -> str:
         '<p class="said" aria-live="polite"></p><p class="spoken" aria-live="polite"></p>',
         f'<script type="application/json">{literal(_data(result))}</script>',
     ]
-    return f'{STYLE}<div class="jscope-answer">{"".join(parts)}</div>{SCRIPT}'
+    return f'{STYLE}<div class="jscope-answer {NO_MATHS}">{"".join(parts)}</div>{SCRIPT}'
 
 
 def _buttons(result: TextAttribution) -> str:

@@ -1,6 +1,7 @@
 """`report`: everything about some results on one page that needs neither network, nor colour, nor a mouse."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -188,8 +189,9 @@ def _answer(result: TextAttribution, most: int = 300) -> str:
     says = f"map of {result.scope} scores: parts of the answer by their sources"
     parts = [answer_html(result), picture(heatmap(result), says)]
     if max(result.text.messages) > 0:
-        by_message = result.grouped("message")
-        parts.append(picture(sources(by_message), "each message's scores as shares of the highest of their row"))
+        with suppress(InputError):  # scores of tokens that make none of messages
+            by_message = sources(result.grouped("message"))
+            parts.append(picture(by_message, "each message's scores as shares of the highest of their row"))
     listed = result.top(most, template=True)
     rows = [
         [escape(row_name(result, s.row)), escape(source_name(result, s.source)), score_text(s.score, s.stderr)]

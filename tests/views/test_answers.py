@@ -122,6 +122,11 @@ def test_ids_of_no_page_are_taken(result: js.TextAttribution) -> None:
     assert not re.search(r"\sid=", js.views.answer(result).body)
 
 
+def test_notebooks_find_no_formulas(result: js.TextAttribution) -> None:
+    """MathJax passes over what has these classes, by default, in its versions 2 and 3."""
+    assert 'class="jscope-answer tex2jax_ignore mathjax_ignore"' in result._repr_html_()
+
+
 def test_spans_and_what_no_row_explains(pocket: Any) -> None:
     chosen = js.attribute_text(pocket, "the keys near", " the doors are old", spans=[(1, 3)])
     body = js.views.answer(chosen).body
@@ -244,10 +249,24 @@ def test_reports_hold_the_answer_its_map_and_its_table(
     result: js.TextAttribution, nasty: js.TextAttribution, tmp_path: Path
 ) -> None:
     page = js.report([result, nasty], tmp_path / "r.html").read_text(encoding="utf-8")
-    assert page.count('class="jscope-answer"') == 2
+    assert page.count('class="jscope-answer ') == 2
     assert page.count("data:image/svg+xml") == 3  # a map of each, bars of messages of the chat
     assert "<h2>the keys to the cabinet . the doors near</h2>" in page
     best = result.top(1, template=True)[0]
     assert f"<td>{best.score:.4g}</td>" in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     assert "http" not in page
+
+
+def test_scores_that_make_none_of_messages(nasty: js.TextAttribution, tmp_path: Path) -> None:
+    """Gradient x input of a scope with several cotangents has no sum over a message: the report goes without its bars."""
+    dot = dataclasses.replace(nasty, options={**nasty.options, "reduction": "dot"})
+    page = js.report(dot, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count("data:image/svg+xml") == 1
+
+
+def test_spans_that_overlap(pocket: Any) -> None:
+    chosen = js.attribute_text(pocket, "the keys near", " the doors are old", spans=[(0, 2), (1, 4)])
+    group = re.search(r'<div class="rows".*?>(.*?)</div>', js.views.answer(chosen).body)
+    assert group
+    assert Text(group[1]).text == [" the doors", " doors are old"]
