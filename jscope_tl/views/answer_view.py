@@ -44,7 +44,7 @@ def answer(result: Any) -> View:
     message by message, coloured by score: each row on its own scale, from 0 to its highest score. A source says its score, standard
     error and unit on hovering and on focus. The arrow keys go from row to row and from source to source.
 
-    BOS and what a chat template wrote are not shown until "show template text" is ticked, and are never on the scale; how large
+    BOS and what a chat template wrote are not shown until "show BOS and template text" is ticked, and are never on the scale; how large
     they are is said. Without JavaScript every row opens to its prediction and its strongest sources, and the text is coloured by the first row.
 
     Args:
@@ -138,7 +138,7 @@ def _legend(result: TextAttribution) -> str:
 def _template(result: TextAttribution) -> str:
     """What is left out, how large it is, and how to see it."""
     line = result.template_line()
-    return f'<label><input type="checkbox"> show template text</label> <small>{escape(line)}</small>' if line else ""
+    return f'<label><input type="checkbox"> show BOS and template text</label> <small>{escape(line)}</small>' if line else ""
 
 
 def _messages(result: TextAttribution) -> Iterator[str]:

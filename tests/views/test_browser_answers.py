@@ -151,7 +151,7 @@ def test_template_text_is_hidden_until_it_is_asked_for(nasty: js.TextAttribution
     hidden = [view.locator(".src").nth(j) for j in (0, len(NASTY) - 1)]
     assert view.get_by_text(nasty.template_line()).is_visible()
     assert not any(source.is_visible() for source in hidden)
-    view.get_by_label("show template text").check()
+    view.get_by_label("show BOS and template text").check()
     assert all(source.is_visible() for source in hidden)
     assert [near(colours(view)[0], f"rgb{background(1.0)}"), hidden[0].get_attribute("title")] == [
         True, f"position 0: 1000 {nasty.unit}",
@@ -205,7 +205,7 @@ def test_without_a_script(result: js.TextAttribution, chromium: Any, tmp_path: P
     styles = [page.locator(".src").nth(j).get_attribute("style") for j in range(len(result.sources))]
     shares = [float((style or "--i:0").removeprefix("--i:")) for style in styles]
     assert shares == pytest.approx(row_shares(result)[0].tolist(), abs=6e-4)
-    page.get_by_label("show template text").check()
+    page.get_by_label("show BOS and template text").check()
     assert page.locator(".src").first.is_visible()
     context.close()
 
