@@ -138,7 +138,11 @@ def _legend(result: TextAttribution) -> str:
 def _template(result: TextAttribution) -> str:
     """What is left out, how large it is, and how to see it."""
     line = result.template_line()
-    return f'<label><input type="checkbox"> show BOS and template text</label> <small>{escape(line)}</small>' if line else ""
+    return (
+        f'<label><input type="checkbox"> show BOS and template text</label> <small>{escape(line)}</small>'
+        if line
+        else ""
+    )
 
 
 def _messages(result: TextAttribution) -> Iterator[str]:
