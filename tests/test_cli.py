@@ -92,7 +92,7 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "give a prompt"),
         ([PROMPT, "--scope", "fischer"], "Did you mean 'fisher'"),
-        ([PROMPT, "--target", " keys doors"], "2 tokens"),
+        ([PROMPT, "--target", " keys zebra"], "words that are not in the vocabulary"),
         ([PROMPT, "--target", "zebra"], "not in the vocabulary"),
         ([PROMPT, "--scope", "entropy", "--target", " are"], "no option 'target'"),
         ([PROMPT, "--scope", "contrastive"], "needs a baseline"),

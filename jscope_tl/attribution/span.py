@@ -19,6 +19,7 @@ from jscope_tl.engine.run import Run
 from jscope_tl.engine.state import State
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
+from jscope_tl.model.pieces import text_of
 from jscope_tl.model.prompts import ids_of, prompt_texts
 from jscope_tl.model.running import Passes
 from jscope_tl.results.attribution import Attribution
@@ -104,7 +105,7 @@ def _named(setup: Setup, several: Several) -> dict[str, Any]:
     """Fields of the result that are the scope's as it was given."""
     if several.baseline is None:
         return {"scope": setup.label}
-    return {"scope": setup.label, "baseline": "".join(prompt_texts(setup.view, several.baseline))}
+    return {"scope": setup.label, "baseline": text_of(prompt_texts(setup.view, several.baseline))}
 
 
 def _options(setup: Setup, score: Score) -> dict[str, Any]:
@@ -116,11 +117,11 @@ def _together(tokens: Sequence[PredictedToken]) -> PredictedToken:
     probability = 1.0
     for token in tokens:
         probability *= token.probability
-    return PredictedToken(tokens[0].token, "".join(token.str_token for token in tokens), probability)
+    return PredictedToken(tokens[0].token, text_of([token.str_token for token in tokens]), probability)
 
 
 def _doubts(setup: Setup, several: Several) -> list[str]:
-    texts = ["".join(prompt_texts(setup.view, ids)) for ids in several.branches]
+    texts = [text_of(prompt_texts(setup.view, ids)) for ids in several.branches]
     doubts = []
     if len(texts) > 1 and len(several.target) != len(several.branches[1]):
         doubts.append(

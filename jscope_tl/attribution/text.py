@@ -24,12 +24,14 @@ from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError
+from jscope_tl.model.pieces import text_of
 from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
 from jscope_tl.model.text import Continuation, Messages, Tokenized, found_in, to_span
 from jscope_tl.results.sources import PATTERNS, check_grouped, sources_of, to_segments
 from jscope_tl.results.text_attribution import Span, TextAttribution, spannable
 from jscope_tl.scopes.base import Scope, Score
+from jscope_tl.scopes.directions import TargetScope
 
 Spans = str | Sequence[tuple[int, int] | str]
 
@@ -108,15 +110,16 @@ def attribute_text(
         [(' liberal', ' columbia'), (' .', ' liberal')]
     """
     refuse("attribute_text", options)
-    if options.get("target") is not None:
-        raise InputError(
-            "js.attribute_text explains the tokens of the continuation, and takes no target. Give the text as continuation, or use js.attribute."
-        )
     setup = set_up(
         model, scope, options, at=at, one_point=True, per=None, fwd_hooks=fwd_hooks, reduction=reduction, path=path,
         gradient=gradient, frozen=frozen, chunk_size=chunk_size, matmul_precision=matmul_precision, recompute=recompute,
         progress=progress,
     )  # fmt: skip
+    if isinstance(setup.scope, TargetScope) and setup.scope.target is not None:
+        raise InputError(
+            "js.attribute_text explains the tokens of the continuation, and takes no target. Give the text as continuation, or use "
+            "js.attribute."
+        )
     passes = Passes()
     given, how = with_answer(
         setup.view, prompt, continuation, Generation(max_new_tokens, temperature, generation_seed, stop), prepend_bos=prepend_bos,
@@ -170,7 +173,7 @@ def _explained(
             token_stderr=None if errors is None else finished(errors, dtype, view.name),
             signed=None if signed is None else finished(signed, dtype, view.name),
             rows=tuple(
-                Span(start, stop, "".join(texts[n + start : n + stop]), _log_prob(forward, tokens, start, stop))
+                Span(start, stop, text_of(texts[n + start : n + stop]), _log_prob(forward, tokens, start, stop))
                 for start, stop in spans
             ),
             predictions=tuple(predictions),
