@@ -5,8 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import real_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 
@@ -52,6 +55,22 @@ def test_patching(tmp_path: Path) -> None:
     assert len(held) == 4
     assert min(held) > 80
     assert (tmp_path / "agreement.png").stat().st_size > 10_000
+
+
+def test_continuation(tmp_path: Path) -> None:
+    said = run("continuation.py", "--out", str(tmp_path))
+    assert "strongest source 'columbia'" in said
+    assert re.search(r"1\. ' columbia' at 10", said)
+    assert "' liberal' depends most on 'where he studies': without it the model says ' conservative'" in said
+    for page in ("answer", "context"):
+        assert (tmp_path / f"{page}.html").stat().st_size < 500_000
+
+
+@pytest.mark.real
+def test_continuation_of_a_chat(tmp_path: Path, smollm2: Any) -> None:
+    said = run("continuation.py", "--model", str(real_model.folder("smollm2")), "--out", str(tmp_path))
+    assert "' Oslo' depends most on 'brother': without it the model says ' Rome'" in said
+    assert "' baker in Oslo': probability" in said
 
 
 def test_components(tmp_path: Path) -> None:

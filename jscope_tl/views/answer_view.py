@@ -170,9 +170,9 @@ def _meaning(result: TextAttribution) -> str:
     """The sentence that a newcomer needs to read the numbers."""
     scope = result.scope.partition(",")[0]
     about = f"{scope}: {scope_entry(scope).summary.replace('``', '')} " if scope in available_scopes() else ""
+    x = f", where x is the vector of a token at {result.provenance.hook_point}" if "of x" in result.unit else ""
     says = (
-        f"{about}The target is the row that is chosen. Scores are in {result.unit}, where x is the vector of a token at "
-        f"{result.provenance.hook_point}; they have no sign and are no shares of anything. Those of one row compare with each other, "
+        f"{about}The target is the row that is chosen. Scores are in {result.unit}{x}; they have no sign and are no shares of anything. Those of one row compare with each other, "
         "colours of two rows do not."
     )
     return f'<p class="hint"><b>What the numbers mean.</b> {escape(says)}</p>'
