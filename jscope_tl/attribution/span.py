@@ -130,11 +130,19 @@ def _doubts(setup: Setup, several: Several) -> list[str]:
         )
     for name, ids in zip(("target", "baseline"), several.branches, strict=False):
         given = setup.scope.options.get(name)
-        if isinstance(given, str) and not given[:1].isspace() and len(ids_of(setup.view, name, f" {given}")) < len(ids):
+        if isinstance(given, str) and not given[:1].isspace() and _has_fewer(setup, f" {given}", len(ids)):
             doubts.append(
                 f"The {name} {given!r} has more tokens than {f' {given}'!r} with a space, which may be what follows a word."
             )
     return doubts
+
+
+def _has_fewer(setup: Setup, text: str, n: int) -> bool:
+    """Whether a text is in the vocabulary and has fewer than ``n`` tokens."""
+    try:
+        return len(ids_of(setup.view, "text", text)) < n
+    except InputError:
+        return False
 
 
 @contextmanager
