@@ -129,7 +129,7 @@ def attribute_text(
     name, segments = to_segments(by, given.text.string)
     result = explained(_spans(setup, given, spans), passes)
     if name != "token":
-        check_grouped(result.options, result.signed is not None)
+        check_grouped(result.scope, result.options, result.signed is not None)
     result = replace(result, by=name, segments=segments)
     return spannable(
         of_prompt(result, prompt),

@@ -183,14 +183,14 @@ def _written(view: ModelView, ids: Sequence[int]) -> tuple[str, list[tuple[int, 
     return text_of(texts), list(pairwise(ends))
 
 
-def to_span(span: Any, n: int) -> tuple[int, int]:
+def to_span(span: Any, n: int, of: str = "continuation") -> tuple[int, int]:
     """First token and the one after the last, of ``n``; a pair of whole numbers, negative ones from the end."""
     pair = [whole(item) for item in span] if isinstance(span, list | tuple) and len(span) == 2 else [None]
     if None in pair:
         raise InputError(f"A span is a pair (first token, token after the last), or a text; got {span!r}.")
     start, stop = (item + n if item is not None and item < 0 else item for item in pair)
     if not (start is not None and stop is not None and 0 <= start < stop <= n):
-        raise InputError(f"The span {tuple(span)} is outside the continuation of {n} tokens (0 to {n}), or empty.")
+        raise InputError(f"The span {tuple(span)} is outside the {of} of {n} tokens (0 to {n}), or empty.")
     return start, stop
 
 

@@ -1,5 +1,6 @@
 """`Attribution`: the scores of one prediction, at one hook point or at several."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -8,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.errors import InputError, count, whole
+from jscope_tl.model.text import to_span
 from jscope_tl.results.base import PredictedToken, Result
 from jscope_tl.results.checks import need
 from jscope_tl.results.restoring import LATER
+from jscope_tl.results.sources import check_grouped, together
 from jscope_tl.results.text import percent, score_text
 
 MOST_ROWS = 24
@@ -96,6 +99,34 @@ class Attribution(Result):
         stderr = None if errors is None else errors[index]
         at = replace(self.provenance, hook_point=self.hook_points[index])
         return replace(self, scores=scores[index], stderr=stderr, provenance=at, hook_points=())
+
+    def together(
+        self, spans: Sequence[tuple[int, int]]
+    ) -> tuple[Float[Tensor, "*layer n"], Float[Tensor, "*layer n"] | None]:
+        """Scores of tokens taken together, as the digits of a number, and their standard errors (upper bounds).
+
+        The norm of the stacked block, ``(Σ_t ‖C J_t‖²)^(1/2)``; of squared scores (Fisher) and parts of patterns the sum.
+
+        Args:
+            spans: first position and the one after the last of each; they may leave tokens out.
+
+        Raises:
+            InputError: a span is outside the prompt; or has several tokens, with ``reduction="dot"``, whose signs are not kept (see
+                `jscope_tl.attribute_text`), or of ``spectral``.
+
+        Example:
+            >>> import jscope_tl as js
+            >>> result = js.attribute(js.load_pocket_model(), "the keys to the cabinet", "log_prob")
+            >>> scores, _ = result.together([(1, 3), (3, 6)])
+            >>> float(scores.square().sum()) - float(result.scores[1:].square().sum()) < 1e-6
+            True
+        """
+        groups = [range(*to_span(span, len(self.str_tokens), "prompt")) for span in spans]
+        if any(len(group) > 1 for group in groups):
+            check_grouped(self.scope, self.options, signed=False)
+        if not groups:
+            raise InputError("There are no spans; give (first position, position after the last) of one or more.")
+        return together(self.scores, self.stderr, groups, self.unit)
 
     def strongest(self, n: int = MOST_ROWS) -> "Attribution":
         """The ``n`` rows of a map with the largest sum of scores other than BOS', strongest first, as a map of their own.

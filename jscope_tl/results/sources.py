@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.model.chats import TEMPLATE
 from jscope_tl.model.pieces import text_of
 from jscope_tl.model.text import Text
 from jscope_tl.results.checks import need
+from jscope_tl.results.sink import adds_up
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 SENTENCE = re.compile(r"\S(?:[^\n]*?(?:[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+)|[^\n]*)")
@@ -166,8 +171,36 @@ def _grouped(
         yield [i for i, _ in group], name
 
 
-def check_grouped(options: dict[str, Any], signed: bool) -> None:
+def together(
+    scores: Float[Tensor, "*row pos"],
+    stderr: Float[Tensor, "*row pos"] | None,
+    groups: Sequence[Sequence[int]],
+    unit: str,
+) -> tuple[Float[Tensor, "*row src"], Float[Tensor, "*row src"] | None]:
+    """Scores of tokens taken together, one for each group of positions, and their standard errors.
+
+    Of norms of rows ``C J_t`` the norm of the stacked block, ``(Σ_t ‖C J_t‖²)^(1/2)``, which does not depend on how the block is cut.
+    Squared norms, as Fisher's trace, and parts of patterns: their sum. Standard errors are at most so large, as those of the tokens are
+    not independent.
+    """
+
+    def summed(values: Float[Tensor, "*row pos"]) -> Float[Tensor, "*row src"]:
+        return torch.stack([values[..., list(group)].sum(-1) for group in groups], -1)
+
+    if adds_up(unit) or "pattern x gradient" in unit:
+        return summed(scores), None if stderr is None else summed(stderr)
+    norms = summed(scores.square()).sqrt()
+    tiny = torch.finfo(torch.float32).tiny
+    return norms, None if stderr is None else summed(scores * stderr) / norms.clamp_min(tiny)
+
+
+def check_grouped(scope: str, options: dict[str, Any], signed: bool) -> None:
     """Refuse sources of several tokens where token scores say nothing of them."""
+    if scope == "spectral":
+        raise InputError(
+            "Sources of several tokens need the largest gain of their stacked block, which the gains of single tokens do not tell. Take "
+            "by='token', or another scope."
+        )
     if options.get("reduction") == "dot" and not signed:
         raise InputError(
             "Sources of several tokens need the sum of C J_t x_t with its sign, which reduction='dot' keeps for scopes with one cotangent "

@@ -16,8 +16,7 @@ from jscope_tl.model.turns import cached_property
 from jscope_tl.results.attribution import Prediction
 from jscope_tl.results.base import Result
 from jscope_tl.results.checks import need
-from jscope_tl.results.sink import adds_up
-from jscope_tl.results.sources import BY, Segment, Source, check_grouped, sources_of, to_segments
+from jscope_tl.results.sources import BY, Segment, Source, check_grouped, sources_of, to_segments, together
 from jscope_tl.results.text import percent, score_text, shortened
 
 SHOWN = 8
@@ -136,28 +135,18 @@ class TextAttribution(Result):
         all vectors together moves the prediction.
         """
         if self.signed is not None:
-            return self._summed(self.signed).abs()
-        if self._adds_up:
-            return self._summed(self.token_scores)
-        return self._summed(self.token_scores.square()).sqrt()
+            return torch.stack([self.signed[:, list(source.positions)].sum(1) for source in self.sources], 1).abs()
+        return self._together[0]
 
     @cached_property
     def stderr(self) -> Float[Tensor, "out src"] | None:
         """Standard errors of ``scores``; of sources of several tokens at most so large, as their errors are not independent."""
-        if self.token_stderr is None:
-            return None
-        if self._adds_up:
-            return self._summed(self.token_stderr)
-        return self._summed(self.token_scores * self.token_stderr) / self.scores.clamp_min(
-            torch.finfo(torch.float32).tiny
-        )
+        return self._together[1]
 
-    @property
-    def _adds_up(self) -> bool:
-        return adds_up(self.unit) or "pattern x gradient" in self.unit
-
-    def _summed(self, values: Float[Tensor, "out pos"]) -> Float[Tensor, "out src"]:
-        return torch.stack([values[:, list(source.positions)].sum(1) for source in self.sources], 1)
+    @cached_property
+    def _together(self) -> tuple[Float[Tensor, "out src"], Float[Tensor, "out src"] | None]:
+        groups = [source.positions for source in self.sources]
+        return together(self.token_scores, self.token_stderr, groups, self.unit)
 
     def grouped(self, by: Any) -> "TextAttribution":
         """The same scores by other sources.
@@ -177,7 +166,7 @@ class TextAttribution(Result):
         """
         name, segments = to_segments(by, self.text.string)
         if name != "token":
-            check_grouped(self.options, self.signed is not None)
+            check_grouped(self.scope, self.options, self.signed is not None)
         return spannable(replace(self, by=name, segments=segments), getattr(self, "_spanner", None))
 
     def span(self, start: int | str, stop: int | None = None) -> "TextAttribution":
