@@ -26,12 +26,14 @@ class Case:
     Attributes:
         ids: BOS, prompt and target.
         causes: the positions that decide, where they are known.
-        numbers: the position of each number of a series but the target.
+        numbers: the position of each number of a series but the target; of its last token where it has several.
+        n_target: how many tokens the target has: several where the tokenizer splits numbers, which are explained as one span.
     """
 
     ids: list[int]
     causes: tuple[int, ...] = ()
     numbers: tuple[int, ...] = ()
+    n_target: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,18 @@ class Study:
     def series_case(self, integers: Any) -> Case:
         """Two-digit integers and commas; the last number is the target, the prediction after the last comma is explained."""
         prompt = js.series.prompt(self.model, integers)
-        first, tokens = prompt.numbers[0], prompt.tokens.tolist()
+        (first, _), (last, end) = prompt.spans[0], prompt.spans[-1]
+        tokens = prompt.tokens.tolist()
         bos = tokens[:first] if self.is_pocket else self._two_bos()
-        ids = [*bos, *tokens[first:-1]]
-        return Case(ids, numbers=tuple(range(len(bos), len(ids) - 1, 2)))
+        numbers = tuple(place - first + len(bos) for place in prompt.numbers[:-1])
+        return Case([*bos, *tokens[first:end]], numbers=numbers, n_target=end - last)
 
-    def explain(self, case: Case, scope: str, **options: Any) -> js.Attribution:
+    def explain(self, case: Case, scope: str, **options: Any) -> js.Attribution | js.TextAttribution:
         """One scope of the prediction just before the target."""
-        return js.attribute(self.model, case.ids, scope, position=-2, progress=False, **options)
+        if case.n_target == 1:
+            return js.attribute(self.model, case.ids, scope, position=-2, progress=False, **options)
+        before, target = case.ids[: -case.n_target], case.ids[-case.n_target :]
+        return js.attribute_text(self.model, before, target, scope=scope, spans="message", progress=False, **options)
 
     def tops(self, cases: Sequence[Case], scope: str, **options: Any) -> list[int]:
         """The position with the highest score of each case; of a random direction, a new one each time."""
@@ -110,6 +116,11 @@ def start() -> Study:
     out = asked.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
     return Study(load(asked.model, asked.device, asked.dtype), asked.model, out, asked.longest)
+
+
+def target_of(case: Case) -> tuple[int, ...]:
+    """The tokens of a case's target."""
+    return tuple(case.ids[-case.n_target :])
 
 
 def claim(sentence: str, holds: bool, detail: str) -> None:

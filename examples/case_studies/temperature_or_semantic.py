@@ -20,7 +20,8 @@ import jscope_tl as js
 
 study = common.start()
 SERIES = 20
-IDS = {number: study.series_case([10, number]).ids[-1] for number in range(10, 100)}
+IDS = {number: common.target_of(study.series_case([10, number])) for number in range(10, 100)}
+"""The tokens of each number."""
 
 # %% [markdown]
 # ## One series
@@ -36,16 +37,25 @@ def brownian(seed: int) -> common.Case:
 
 
 def forecast(case: common.Case) -> dict[int, float]:
-    """The probability of each two-digit number that is a token of its own, in the order of the numbers."""
+    """The probability of each two-digit number, in the order of the numbers: of several tokens the product of theirs."""
+    beginnings = {ids[:i] for ids in IDS.values() for i in range(len(ids))}
+    after = {beginning: next_token([*case.ids[: -case.n_target], *beginning]) for beginning in beginnings}
+    return {
+        number: float(np.prod([float(after[ids[:i]][token]) for i, token in enumerate(ids)]))
+        for number, ids in IDS.items()
+    }
+
+
+def next_token(ids: list[int]) -> torch.Tensor:
+    """The probabilities of what follows."""
     with torch.no_grad():
-        tokens = torch.tensor([case.ids[:-1]], device=next(study.model.parameters()).device)
-        probabilities = study.model(tokens)[0, -1].float().softmax(-1).cpu()
-    return {number: float(probabilities[token]) for number, token in IDS.items()}
+        tokens = torch.tensor([ids], device=next(study.model.parameters()).device)
+        return study.model(tokens)[0, -1].float().softmax(-1).cpu()
 
 
 def bell(case: common.Case, axis: plt.Axes) -> None:
     """The forecast around the target; the target in blue."""
-    found, truth = forecast(case), int(study.words(case)[-1])
+    found, truth = forecast(case), int("".join(study.words(case)[-case.n_target :]))
     best = sorted(sorted(found, key=lambda number: -found[number])[:20])
     axis.bar(best, [found[n] for n in best], color=["#0550ae" if n == truth else "#d95f0e" for n in best])
     axis.set_xlabel("next number (the target in blue)")
@@ -98,7 +108,7 @@ def is_bell(found: dict[int, float]) -> bool:
 
 def heights(case: common.Case, target: int) -> np.ndarray:
     """Semantic Scope's score of each number for the logit of one of the possible next ones."""
-    return study.explain(case, "semantic", target=IDS[target]).scores[list(case.numbers)].numpy()
+    return study.explain(case, "semantic", target=IDS[target][0]).scores[list(case.numbers)].numpy()
 
 
 def against(measure: np.ndarray, case: common.Case) -> list[float]:

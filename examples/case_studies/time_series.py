@@ -6,8 +6,8 @@
 # one could look up what followed then; a random walk has nothing to look up.
 #
 # Runs offline on the pocket model in a minute. `python time_series.py --model meta-llama/Llama-3.2-1B --out FOLDER` does the
-# same with a model of your choice (`--device`, `--dtype`) whose tokenizer has one token for each two-digit number, as
-# LLaMA-3's has.
+# same with a model of your choice (`--device`, `--dtype`). Where its tokenizer splits numbers (Qwen, Gemma, SmolLM2) the next one is
+# explained as a span of its digits, and a bar is the norm of a number's stacked block.
 
 # %%
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def case_of(values: np.ndarray) -> common.Case:
     return study.series_case(js.series.to_integers(values))
 
 
-def explained(case: common.Case) -> js.Attribution:
+def explained(case: common.Case) -> js.Attribution | js.TextAttribution:
     """Temperature Scope of the number after the cut."""
     return study.explain(case, "temperature")
 

@@ -1,6 +1,6 @@
 """Number series of the paper (section 3.3, appendix A.2) and their form as two-digit integers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,51 +105,95 @@ def to_integers(values: Any) -> Int[np.ndarray, "time"]:
 class SeriesPrompt:
     """A number series as a model reads it.
 
+    A tokenizer has one token for a two-digit number (LLaMA 3, GPT-2) or splits it (Qwen, Gemma, SmolLM2: one for each digit).
+
     Attributes:
-        tokens: the ids, BOS as the model has it, every number followed by a comma.
-        numbers: the position of each number; the model's prediction of the next one is at the last position.
+        tokens: the ids, BOS as the model has it, every number followed by a comma; the model's prediction of the next number begins
+            at the last position.
+        numbers: the position of the last token of each number, which is its only one where numbers are not split.
+        spans: first position and the one after the last of each number; `Attribution.together` takes them.
+        text: the same as a string, which `jscope_tl.attribute_text` takes; its words (``by="word"``) are numbers and commas.
     """
 
     tokens: Int[Tensor, "pos"]
     numbers: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    text: str
+
+    @property
+    def split(self) -> bool:
+        """Whether some number has several tokens."""
+        return any(stop - start > 1 for start, stop in self.spans)
 
 
 def prompt(model: Any, integers: Any) -> SeriesPrompt:
-    """The paper's prompt of a series: two-digit integers and commas, the last comma included, one token for each.
+    """The paper's prompt of a series: two-digit integers and commas, the last comma included.
 
-    Written ``29,30,31,`` or, where a tokenizer knows words only between spaces, ``29 , 30 , 31 ,``.
+    Written ``29,30,31,`` or, where a tokenizer knows words only between spaces, ``29 , 30 , 31 ,``: as the one in which every number
+    is one token, else as the first one that can be read. Of numbers in several tokens the score is the norm of their stacked block,
+    never a sum of norms, and the next number is a span: ``js.attribute(model, prompt.tokens, "log_prob", target="35")`` or, for any
+    scope, ``js.attribute_text(model, prompt.text, "35", scope="temperature", spans="message", by="word")``.
 
     Args:
         model: whose tokenizer reads it.
         integers: from 10 to 99, as of `to_integers`.
 
     Raises:
-        InputError: the numbers are not two-digit integers, or the tokenizer splits them (as Qwen's and Gemma's do), so that
-            positions would no longer be numbers.
+        InputError: the numbers are not two-digit integers, or the tokenizer makes one token of a number and what is beside it.
 
     Example:
         >>> import jscope_tl as js
-        >>> js.series.prompt(js.load_pocket_model(), [29, 30, 31]).numbers
-        (1, 3, 5)
+        >>> model = js.load_pocket_model()
+        >>> prompt = js.series.prompt(model, [29, 30, 31])
+        >>> prompt.numbers, prompt.spans[0], prompt.text
+        ((1, 3, 5), (1, 2), '29,30,31,')
+        >>> js.attribute(model, prompt.tokens, "temperature").together(prompt.spans)[0].shape
+        torch.Size([3])
     """
     given = [whole(item) for item in integers] if isinstance(integers, Iterable) else []
     values = [number for number in given if number is not None and 10 <= number <= 99]
     if not values or len(values) < len(given):
         raise InputError(f"A series is one or more integers from 10 to 99, as of series.to_integers; got {integers!r}.")
     view = ModelView(model)
-    tried = []
+    tried, read = [], []
     for separator in SEPARATORS:
         text = separator.join(map(str, values)) + separator.rstrip()
         tokens = to_tokens(view, text)
-        said = [text.strip() for text in to_str_tokens(view, tokens.tolist())]
-        start = len(said) - 2 * len(values)
-        if start >= 0 and said[start:] == [part for value in values for part in (str(value), ",")]:
-            return SeriesPrompt(tokens.cpu(), tuple(range(start, len(said), 2)))
+        said = to_str_tokens(view, tokens.tolist())
+        spans = _spans(said, values)
+        if spans:
+            read.append(SeriesPrompt(tokens.cpu(), tuple(stop - 1 for _, stop in spans), spans, text))
         tried.append(said)
-    raise InputError(
-        f"The tokenizer of {view.name} does not make one token of each two-digit number and each comma: {values[0]} and what "
-        f"follows become {tried[0][:8]}. Use a model that does (LLaMA-3 and GPT-2-like tokenizers; not Qwen's or Gemma's)."
-    )
+    if not read:
+        raise InputError(
+            f"The tokenizer of {view.name} does not keep the numbers of a series and the commas apart: {values[0]} and what follows "
+            f"become {tried[0][:8]}. Use a model whose tokens hold one number, or a part of one."
+        )
+    return next((found for found in read if not found.split), read[0])
+
+
+def _spans(said: Sequence[str], values: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Where each number stands, found from the end, before which BOS may stand; none where a token holds more than one part."""
+    spans, stop = [], len(said)
+    for value in reversed(values):
+        stop = _beginning(said, ",", stop)
+        start = _beginning(said, str(value), stop)
+        if start == stop:
+            return ()
+        spans.append((start, stop))
+        stop = start
+    return tuple(reversed(spans))
+
+
+def _beginning(said: Sequence[str], part: str, stop: int) -> int:
+    """The first of the tokens before ``stop`` that make up ``part``; ``stop`` itself where none do."""
+    for start in range(stop - 1, -1, -1):
+        text = "".join(said[start:stop]).strip()
+        if text == part:
+            return start
+        if not part.endswith(text):
+            break
+    return stop
 
 
 def drifting(n: int, rng: np.random.Generator, step: float = 0.2) -> Series:

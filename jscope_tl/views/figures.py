@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
 from jscope_tl.results.text import percent, visible
+from jscope_tl.results.text_attribution import TextAttribution
 from jscope_tl.views.scale import DECADES
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need_one_unit
 
@@ -32,8 +34,8 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     position.
 
     Args:
-        results: an `Attribution` of a prompt of numbers with one token a number, or several of one prompt and one unit,
-            drawn one above the other.
+        results: an `Attribution` of a prompt of numbers, or several of one prompt and one unit, drawn one above the other; or a
+            `TextAttribution`, of which the first row is drawn. The bar of a number in several tokens is the norm of their stacked block.
         log: influence on a logarithmic axis.
         ax: matplotlib axes to draw in, one for each result; a new figure without it.
 
@@ -41,8 +43,7 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
         The figure.
 
     Raises:
-        InputError: the prompt is no series, its numbers are split into several tokens, or the results are of different
-            prompts or units.
+        InputError: the prompt is no series, or the results are of different prompts or units.
 
     Example:
         >>> import jscope_tl as js
@@ -50,11 +51,11 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
         >>> js.views.series(result).axes[0].get_ylabel()
         'value'
     """
-    shown = as_list(results)
+    shown = as_list(results, (Attribution, TextAttribution))
     need_no_map(shown)
     need_one_prompt(shown)
     need_one_unit(shown)
-    numbers = _numbers(shown[0])
+    numbers = numbers_of(shown[0].str_tokens)
     axes = make_axes(ax, len(shown), (9.0, 2.6 * len(shown)))
     for axis, result in zip(axes, shown, strict=True):
         _draw_series(axis, result, numbers, log)
@@ -62,23 +63,38 @@ def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
     return figure_of(axes[0])
 
 
-def _numbers(result: Attribution) -> dict[int, int]:
-    """Position and value of every number; what stands between two numbers must be the same everywhere."""
-    numbers = {i: int(text) for i, text in enumerate(result.str_tokens) if _is_number(text)}
+@dataclass(frozen=True)
+class Number:
+    """A number of a series: its value, and its first position and the one after the last."""
+
+    value: int
+    start: int
+    stop: int
+
+
+def numbers_of(texts: Sequence[str]) -> list[Number]:
+    """Every number of a prompt, of one token or several; what stands between two numbers must be the same everywhere."""
+    runs: list[list[int]] = []
+    for i, text in enumerate(texts):
+        if (
+            _is_number(text)
+            and runs
+            and runs[-1][-1] == i - 1
+            and text == text.lstrip()
+            and not texts[i - 1][-1:].isspace()
+        ):
+            runs[-1].append(i)
+        elif _is_number(text):
+            runs.append([i])
+    numbers = [Number(int("".join(texts[i] for i in run)), run[0], run[-1] + 1) for run in runs]
     if len(numbers) < 3:
         raise InputError(
-            f"This prompt is no number series: {len(numbers)} of its {len(result.str_tokens)} tokens are whole numbers, three "
+            f"This prompt is no number series: {len(numbers)} whole numbers stand in its {len(texts)} tokens, three "
             "are needed. js.views.tokens draws any prompt."
         )
-    places = list(numbers)
-    between = {"".join(result.str_tokens[i + 1 : j]).strip() for i, j in pairwise(places)}
-    joined = [j for i, j in pairwise(places) if j == i + 1 and not result.str_tokens[j].startswith(" ")]
-    if joined:
-        raise InputError(
-            f"The tokenizer split a number: {result.str_tokens[joined[0] - 1]!r} and {result.str_tokens[joined[0]]!r} at "
-            f"position {joined[0]} have nothing between them. One token a number is needed; Llama 3 has one up to 999."
-        )
-    before = result.str_tokens[places[0] - 1].strip() if places[0] else ""
+    between = {"".join(texts[one.stop : following.start]).strip() for one, following in pairwise(numbers)}
+    first = numbers[0].start
+    before = texts[first - 1].strip() if first else ""
     if len(between) > 1 or not between <= DELIMITERS or before[-1:] in SIGNS:
         raise InputError(
             f"This prompt is no series of positive whole numbers: {before!r} stands before them and "
@@ -91,32 +107,68 @@ def _is_number(text: str) -> bool:
     return text.strip().isdecimal()
 
 
-def _draw_series(axis: "Axes", result: Attribution, numbers: dict[int, int], log: bool) -> None:
-    places = [i for i in numbers if i <= result.position]
-    if not places:
-        raise InputError(f"No number stands before the explained position {result.position}; explain a later one.")
-    values = list(numbers.values())
-    axis.plot(range(len(values)), values, color=LINE, marker=".", linewidth=1, zorder=3)
+@dataclass(frozen=True)
+class Drawn:
+    """What `series` draws beside the numbers: what is explained, of how many tokens, and after which position."""
+
+    position: int
+    target: str
+    n_tokens: int
+    probability: float
+    title: str
+
+
+def _drawn(result: Attribution | TextAttribution) -> Drawn:
+    if isinstance(result, TextAttribution):
+        row = result.rows[0]
+        title = f"{result.scope} scope of {visible(row.text)!r}"
+        return Drawn(result.text.n_prompt + row.start - 1, row.text, row.stop - row.start, row.probability, title)
+    target, n = result.prediction.target, len(result.target_tokens) or 1
+    return Drawn(result.position, target.str_token, n, target.probability, explained(result))
+
+
+def _bars(result: Attribution | TextAttribution, numbers: Sequence[Number]) -> tuple[list[float], list[float] | None]:
+    """The score of each number, and its standard error."""
+    if isinstance(result, Attribution):
+        scores, errors = result.together([(number.start, number.stop) for number in numbers])
+        return scores.tolist(), None if errors is None else errors.tolist()
+    places = [(result.text.offsets[n.start][0], result.text.offsets[n.stop - 1][1]) for n in numbers]
+    grouped = result.grouped(places)
+    columns = [next(j for j, s in enumerate(grouped.sources) if n.start in s.positions) for n in numbers]
+    errors = grouped.stderr
+    return grouped.scores[0, columns].tolist(), None if errors is None else errors[0, columns].tolist()
+
+
+def _is_whole(drawn: Drawn, numbers: Sequence[Number], n_seen: int) -> bool:
+    """Whether the target is a number, and not the first digits of one."""
+    sizes = [number.stop - number.start for number in numbers]
+    return _is_number(drawn.target) and drawn.n_tokens == (sizes[n_seen] if n_seen < len(sizes) else max(sizes))
+
+
+def _draw_series(axis: "Axes", result: Attribution | TextAttribution, numbers: Sequence[Number], log: bool) -> None:
+    drawn = _drawn(result)
+    seen = [number for number in numbers if number.stop <= drawn.position + 1]
+    if not seen:
+        raise InputError(f"No number stands before the explained position {drawn.position}; explain a later one.")
+    axis.plot(range(len(numbers)), [number.value for number in numbers], color=LINE, marker=".", linewidth=1, zorder=3)
     bars = axis.twinx()
     axis.set_zorder(bars.get_zorder() + 1)
     axis.patch.set_visible(False)
-    heights = [float(result.scores[i]) for i in places]
-    bars.bar(range(len(places)), heights, color=BAR, alpha=0.55, width=0.9)
-    if result.stderr is not None:
-        errors = [float(result.stderr[i]) for i in places]
-        bars.errorbar(range(len(places)), heights, errors, fmt="none", ecolor=BAR, linewidth=0.8)
+    heights, errors = _bars(result, seen)
+    bars.bar(range(len(seen)), heights, color=BAR, alpha=0.55, width=0.9)
+    if errors is not None:
+        bars.errorbar(range(len(seen)), heights, errors, fmt="none", ecolor=BAR, linewidth=0.8)
     if log and max(heights) > 0:
         bars.set_yscale("log")
         bars.set_ylim(bottom=max(min(h for h in heights if h > 0) / 2, max(heights) / 10**DECADES))
-    axis.axvline(len(places) - 0.5, color=MARK, linewidth=1, linestyle=":")
-    target = result.prediction.target
-    if _is_number(target.str_token):
-        says = f"target {target.str_token.strip()} ({percent(target.probability)})"
-        axis.plot([len(places)], [int(target.str_token)], "o", mfc="none", mec=MARK, ms=9, label=says, zorder=4)
+    axis.axvline(len(seen) - 0.5, color=MARK, linewidth=1, linestyle=":")
+    if _is_whole(drawn, numbers, len(seen)):
+        says = f"target {drawn.target.strip()} ({percent(drawn.probability)})"
+        axis.plot([len(seen)], [int(drawn.target)], "o", mfc="none", mec=MARK, ms=9, label=says, zorder=4)
         axis.legend(loc="best", fontsize="small")
     axis.set_ylabel("value")
     bars.set_ylabel(result.unit, color=BAR, fontsize="small", parse_math=False)
-    set_title(axis, f"{explained(result)}, at {result.provenance.hook_point}{result.prepended}")
+    set_title(axis, f"{drawn.title}, at {result.provenance.hook_point}{result.prepended}")
 
 
 def prediction(result: Attribution, k: int | None = None, *, ax: Any = None) -> "Figure":

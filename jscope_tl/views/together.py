@@ -10,6 +10,7 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.chats import TEMPLATE
 from jscope_tl.model.pieces import text_of
 from jscope_tl.results.attribution import MOST_ROWS, Attribution
+from jscope_tl.results.base import Result as AnyResult
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import visible
 from jscope_tl.results.text_attribution import TextAttribution
@@ -41,7 +42,7 @@ def legible(result: Any) -> tuple[Any, list[str]]:
     return result.strongest(MOST_ROWS), [f"the {MOST_ROWS} strongest of {n} heads"]
 
 
-def need_one_prompt(results: Sequence[Result]) -> None:
+def need_one_prompt(results: Sequence[AnyResult]) -> None:
     """Refuse results of different prompts: a token of one would stand for a token of another."""
     for other in results[1:]:
         if not torch.equal(other.tokens, results[0].tokens):
@@ -51,7 +52,7 @@ def need_one_prompt(results: Sequence[Result]) -> None:
             )
 
 
-def need_no_map(results: Sequence[Result]) -> None:
+def need_no_map(results: Sequence[AnyResult]) -> None:
     """Refuse layer maps where a view shows one row of scores."""
     for result in results:
         if isinstance(result, Attribution) and result.hook_points:
@@ -61,7 +62,7 @@ def need_no_map(results: Sequence[Result]) -> None:
             )
 
 
-def need_one_unit(results: Sequence[Result]) -> None:
+def need_one_unit(results: Sequence[AnyResult]) -> None:
     """Refuse results of different units: numbers in different units do not compare."""
     units = list(dict.fromkeys(result.unit for result in results))
     if len(units) > 1:
@@ -126,5 +127,5 @@ def prompt_text(result: Any, most: int) -> str:
     return visible(text if len(text) <= most else f"{text[:most]}...")
 
 
-def _start(result: Result) -> str:
+def _start(result: AnyResult) -> str:
     return f"{len(result.tokens)} tokens, {prompt_text(result, 40)!r}"

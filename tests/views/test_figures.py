@@ -71,8 +71,8 @@ def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
 @pytest.mark.parametrize(
     ("texts", "cure"),
     [
-        (["<bos>", "a", " b"], "no number series: 0 of its 3"),
-        (["<bos>", "2", "9", ",", "3", "0"], "split a number"),
+        (["<bos>", "a", " b"], "no number series: 0 whole numbers stand in its 3"),
+        (["<bos>", "2", "9", ",", "3", "0"], "2 whole numbers stand in its 6"),
         (["3", ".", "5", ",", "4"], "One delimiter"),
         (["3", ",", " -", "5", ",", "4"], "One delimiter"),
         (["-", "3", ",", " -", "5", ",", " -", "4"], "One delimiter"),
@@ -80,12 +80,20 @@ def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
         ([".", "3", ",", ".", "5", ",", ".", "4"], "One delimiter"),
         (["1", " -", " 2", " -", " 3"], "One delimiter"),
         (["in", " 1990", " he", " was", " 25", " he", " was", " 26"], "One delimiter"),
-        (["2", " ,", " 3"], "2 of its 3 tokens"),
+        (["2", " ,", " 3"], "2 whole numbers stand in its 3"),
     ],
 )
 def test_what_is_no_series(result: js.Attribution, texts: list[str], cure: str) -> None:
     with pytest.raises(js.InputError, match=cure):
         js.views.series(with_tokens(result, texts))
+
+
+def test_digits_of_a_series_are_numbers(result: js.Attribution) -> None:
+    """Blanks part numbers, nothing else does; the bar of two digits is the norm of both."""
+    values, bars = js.views.series(with_tokens(result, ["<bos>", "2", "9", " 3", "0", " ", "4", "100"])).axes
+    assert values.lines[0].get_ydata().tolist() == [29, 30, 4100]
+    expected = [(2**2 + 3**2) ** 0.5, (4**2 + 5**2) ** 0.5, (7**2 + 8**2) ** 0.5]
+    assert [patch.get_height() for patch in bars.patches] == pytest.approx(expected)
 
 
 def test_prediction_shows_the_distribution_and_the_target(result: js.Attribution) -> None:
