@@ -170,10 +170,23 @@ def _encoded(view: ModelView, string: str) -> tuple[list[int], list[tuple[int, i
         raise InputError(f"{view.name} has no tokenizer; give prompt and continuation as token ids.")
     if getattr(view.tokenizer, "is_fast", False):
         found = view.tokenizer(string, add_special_tokens=False, return_offsets_mapping=True)
-        return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+        return list(found["input_ids"]), _apart(found["offset_mapping"])
     ids = list(view.tokenizer(string, add_special_tokens=False)["input_ids"])
     written, offsets = _written(view, ids)
     return ids, offsets if written == string else [(min(a, len(string)), min(b, len(string))) for a, b in offsets]
+
+
+def _apart(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places of tokens that begin where the one before ends: where a tokenizer puts a blank before a word, some begin before it.
+
+    Parts of one character all stand where that does.
+    """
+    found: list[tuple[int, int]] = []
+    end = 0
+    for start, stop in offsets:
+        found.append((end if start < end < stop else start, stop))
+        end = max(end, stop)
+    return found
 
 
 def _written(view: ModelView, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
