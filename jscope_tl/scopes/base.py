@@ -104,7 +104,9 @@ class Scope(ABC):
         return torch.cat(rows, 1) if all(len(of_one) == 1 for of_one in rows) else torch.block_diag(*rows)
 
     def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
-        """Scores of all positions for several explained ones together."""
+        """Scores of all positions for several explained ones together; of one, `score`."""
+        if len(states) == 1 and not self.additive:
+            return self.score(states[0], vjp)
         if not self.additive:
             raise InputError(
                 f"Scope {self.label!r} has no score of several predictions together; explain them one by one, or take 'fisher'."
