@@ -107,16 +107,24 @@ def _pieces(text: str, own: Sequence[str], messages: Sequence[Mapping[str, str]]
     yield Piece(own[0], TEMPLATE, -1)
     for i, (message, following) in enumerate(zip(messages, own[1:], strict=True)):
         content = _content(rest, message["content"], following, last=i + 1 == len(messages))
+        if content is None:
+            raise InputError(
+                f"The chat template rewrites contents, and nothing stands between message {i} and the next, so nobody can tell which "
+                "tokens are whose. Write the chat as one string."
+            )
         yield Piece(content, message["role"], i)
         rest = _after(rest[len(content) :], following)
         yield Piece(following, TEMPLATE, -1)
 
 
-def _content(rest: str, content: str, following: str, last: bool) -> str:
+def _content(rest: str, content: str, following: str, last: bool) -> str | None:
+    """What the template left of a content; None where nothing says where it ends."""
     for as_written in (content, content.strip()):
         if rest.startswith(as_written + following):
             return as_written
-    end = len(rest) - len(following) if last else rest.find(following) if following else -1
+    if not following and not last:
+        return None
+    end = len(rest) - len(following) if last else rest.find(following)
     return rest[: max(end, 0)]
 
 
