@@ -228,4 +228,4 @@ def found_in(str_tokens: Sequence[str], text: str) -> tuple[int, int]:
         raise InputError(
             f"The text {text!r} begins or ends within the token {cut!r}; take all of it, or give the span as two numbers."
         )
-    return first, bisect_right(ends, end - 1) + 1
+    return first, bisect_right(ends, end)  # all tokens of a character at the end
