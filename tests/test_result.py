@@ -49,6 +49,9 @@ SAVED: dict[str, Callable[[Any], Any]] = {
     "components": lambda model: js.patching.components(model, PROMPT, "fisher").measure(3),
     "edges": lambda model: js.patching.components(model, PROMPT, "log_prob", of="edges", target=" are"),
     "component agreement": lambda model: js.patching.agreement(model, PROMPT, "fisher"),
+    "text": lambda model: js.attribute_text(model, PROMPT, " are old", by={"keys": (4, 8), "end": "doors"}),
+    "text, with its signs": lambda model: js.attribute_text(model, PROMPT, max_new_tokens=2, stop=[], reduction="dot"),
+    "text, estimated": lambda model: js.attribute_text(model, PROMPT, " are", scope="fisher", by="word", **SAMPLED),
     "flow of a token": lambda model: js.patching.flow(model, PROMPT, 2, "log_prob", n_edges=9),
 }
 """Something of every class that has files, with its optional parts and without."""
