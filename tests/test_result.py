@@ -52,6 +52,7 @@ SAVED: dict[str, Callable[[Any], Any]] = {
     "text": lambda model: js.attribute_text(model, PROMPT, " are old", by={"keys": (4, 8), "end": "doors"}),
     "text, with its signs": lambda model: js.attribute_text(model, PROMPT, max_new_tokens=2, stop=[], reduction="dot"),
     "text, estimated": lambda model: js.attribute_text(model, PROMPT, " are", scope="fisher", by="word", **SAMPLED),
+    "context": lambda model: js.patching.context(model, "the keys near . the doors", " are old", by="sentence"),
     "flow of a token": lambda model: js.patching.flow(model, PROMPT, 2, "log_prob", n_edges=9),
 }
 """Something of every class that has files, with its optional parts and without."""
