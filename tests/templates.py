@@ -31,7 +31,9 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     )
     bpe.train_from_iterator(CORPUS, trainer)
     folder = tempfile.TemporaryDirectory()
-    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>").save_pretrained(folder.name)
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>").save_pretrained(
+        folder.name
+    )
     return folder
 
 

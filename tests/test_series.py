@@ -154,7 +154,7 @@ def test_errors_of_norms_are_bounds(by_digits: Any) -> None:
 @pytest.mark.parametrize(
     ("how", "spans", "says"),
     [
-        ({"scope": "log_prob"}, [(0, 99)], "outside the prompt of 1"),
+        ({"scope": "log_prob"}, [(0, 99)], "outside the prompt of"),
         ({"scope": "log_prob"}, [], "There are no spans"),
         ({"scope": "log_prob", "reduction": "dot"}, [(0, 2)], "the sum of C J_t x_t with its sign"),
         ({"scope": "fisher_input", "method": "exact"}, [(0, 2)], "the sum of C J_t x_t with its sign"),
