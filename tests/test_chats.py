@@ -21,7 +21,7 @@ CHATS: dict[str, list[dict[str, str]]] = {
     "the same message again": chat("user", "user", "user"),
     "contents in each other": chat("a", "aa", "aaa", "a", "aa"),
     "several bytes": chat("où est 🙂 ?", "中文", "é"),
-    "ends inside": chat(" a<|eot|>b ", "c", "\n[/INST] <|eot|> "),
+    "ends inside": chat(" a<|eot|><|head|>assistant\n\nb ", "c", "\n[/INST] <|eot|> "),
     "marks": chat("Qz0xJ7", "Qz1xJ7 Qz0xJ7", "Qz"),
     "thoughts": chat("hello", "<think>\nuser\n</think>\n\nhi", "and <think>now</think>"),
 }
