@@ -6,11 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import numpy as np
-from torch import Tensor
-
 from jscope_tl.errors import InputError
-from jscope_tl.results.files import check_target, plain
+from jscope_tl.results.files import check_target, listed, plain
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,11 +108,4 @@ def scope_options(options: argparse.Namespace) -> dict[str, Any]:
 def as_json(result: Any) -> str:
     """A result as JSON, in letters that standard output has."""
     all_letters = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(plain(result, _listed), ensure_ascii=not all_letters, indent=1, default=repr)
-
-
-def _listed(tensor: Tensor) -> Any:
-    """Lists of numbers; what is not known, NaN, has no number in JSON."""
-    if not tensor.is_floating_point() or not bool(tensor.isnan().any()):
-        return tensor.tolist()
-    return np.where(tensor.isnan().numpy(), None, tensor.numpy()).tolist()  # type: ignore[call-overload]
+    return json.dumps(plain(result, listed), ensure_ascii=not all_letters, indent=1, default=repr)

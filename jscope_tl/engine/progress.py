@@ -1,7 +1,34 @@
-"""Progress bars."""
+"""Progress: bars, and whoever else wants to know how far a call is, or to end it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
+
+Watch = Callable[[str, int, int | None], None]
+"""Called with what is counted, how many are done, and of how many (None: nobody knows)."""
+_WATCH: ContextVar[Watch | None] = ContextVar("jscope_watch", default=None)
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Inside, on this thread, ``watch`` is called at every step of all bars; what it raises ends the call as an error would.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> from jscope_tl.engine.progress import watched
+        >>> steps = []
+        >>> with watched(lambda what, done, total: steps.append((done, total))):
+        ...     _ = js.attribute(js.load_pocket_model(), "29 , 30 ,", "fisher", method="low_rank", rank=3, progress=False)
+        >>> steps[-1]
+        (3, 3)
+    """
+    token = _WATCH.set(watch)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 def progress_bar(
@@ -11,12 +38,48 @@ def progress_bar(
 
     Over ``items``, or one to be updated by hand, of ``total`` units.
     """
+    if _WATCH.get() is not None:
+        return _watching()(items, desc=desc, unit=unit, total=total, leave=False, file=_Nowhere())
     if progress is False:
         from tqdm.std import tqdm
     else:
         from tqdm.auto import tqdm  # warns on import in notebooks without ipywidgets: not before a bar is needed
     delay = 0 if progress else 1
     return tqdm(items, desc=desc, unit=unit, total=total, delay=delay, leave=False, disable=progress is False)
+
+
+class _Nowhere:
+    """A file that nothing is written to."""
+
+    def write(self, text: str) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+@cache
+def _watching() -> Any:
+    """A tqdm bar that is told of and not drawn."""
+    from tqdm.std import tqdm
+
+    class Watched(tqdm):
+        def __iter__(self) -> Iterator[Any]:
+            for item in self.iterable:
+                yield item
+                self.update(1)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0
+            _tell(self.desc, int(self.n), None if self.total is None else int(self.total))
+            return None
+
+    return Watched
+
+
+def _tell(what: str, done: int, total: int | None) -> None:
+    if (watch := _WATCH.get()) is not None:
+        watch(what.rstrip(": "), done, total)
 
 
 class Bar:
@@ -38,12 +101,13 @@ class Bar:
         self._total = self._done + left
         if self._drawn is not None:
             self._drawn.total = self._total
-        elif progress or self._total > 1:
+        elif _WATCH.get() is None and (progress or self._total > 1):
             self._drawn = progress_bar(progress, "backward passes", "row", total=self._total)
 
     def update(self, n: int) -> None:
         """So many were done."""
         self._done += n
+        _tell("backward passes", self._done, self._total)
         if self._drawn is not None:
             self._drawn.update(n)
 

@@ -96,6 +96,13 @@ def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist, key: Call
     return [plain(item, tensor, key) for item in value] if isinstance(value, list | tuple) else value
 
 
+def listed(tensor: Tensor) -> Any:
+    """A tensor as JSON has it, for `plain`: lists of numbers; what is not known, NaN, has no number there."""
+    if not tensor.is_floating_point() or not bool(tensor.isnan().any()):
+        return tensor.tolist()
+    return np.where(tensor.isnan().numpy(), None, tensor.numpy()).tolist()  # type: ignore[call-overload]
+
+
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not isinstance(path, str | Path) or not os.path.isfile(path):
         raise InputError(f"There is no file {str(path)!r}; give the path of one that save wrote.")

@@ -1,0 +1,92 @@
+"""What the page may ask: JSON objects of known fields, or a refusal in a sentence."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jscope_tl.errors import InputError, nearest, whole
+
+LONGEST = 100_000
+"""Characters of a prompt."""
+SIMPLE = (str, int, float, bool, type(None))
+
+
+def text(value: Any) -> bool:
+    """A text of moderate length."""
+    return isinstance(value, str) and len(value) <= LONGEST
+
+
+def number(value: Any) -> bool:
+    """A whole number."""
+    return isinstance(value, int) and whole(value) is not None and abs(value) < 2**31
+
+
+def ids(value: Any) -> bool:
+    """A list of token ids."""
+    return isinstance(value, list) and all(map(number, value)) and len(value) <= LONGEST
+
+
+def texts(value: Any) -> bool:
+    """A text, or a list of them."""
+    return text(value) or (isinstance(value, list) and len(value) <= 1000 and all(map(text, value)))
+
+
+def messages(value: Any) -> bool:
+    """Messages of a chat."""
+    return isinstance(value, list) and len(value) <= 1000 and all(isinstance(item, dict) for item in value)
+
+
+def options(value: Any) -> bool:
+    """Options of a scope: names and simple values, or lists of those."""
+    return isinstance(value, dict) and all(
+        isinstance(item, SIMPLE) or (isinstance(item, list) and all(isinstance(one, SIMPLE) for one in item))
+        for item in value.values()
+    )
+
+
+Check = Callable[[Any], bool]
+PROMPT: dict[str, tuple[Check, str]] = {
+    "prompt": (text, f"a text of at most {LONGEST} characters"),
+    "tokens": (ids, "a list of token ids"),
+    "messages": (messages, "a list of chat messages"),
+}
+SETTINGS: dict[str, tuple[Check, str]] = {
+    "scope": (text, "the name of a scope"),
+    "options": (options, "an object of options of the scope"),
+    "position": (number, "a whole number"),
+    "at": (texts, "a hook point's name, or a list of them"),
+    "per": (text, "'layer' or 'head'"),
+    "reduction": (text, "the name of a reduction"),
+    "path": (text, "the name of a path"),
+    "gradient": (text, "the name of gradient rules"),
+    "frozen": (texts, "'attn', 'norm', or both in a list"),
+    "job": (text, "a name for this call"),
+}
+
+
+def checked(given: Any, fields: Mapping[str, tuple[Check, str]]) -> dict[str, Any]:
+    """The fields of a request; null is the same as leaving it out.
+
+    Raises:
+        InputError: it is no object, or has a field that is unknown or of another type.
+    """
+    if not isinstance(given, dict):
+        raise InputError(f"A request is a JSON object; got {type(given).__name__}.")
+    for name, value in given.items():
+        if name not in fields:
+            raise InputError(f"There is no field {name[:100]!r}.{nearest(name, fields)} Known: {', '.join(fields)}.")
+        check, what = fields[name]
+        if value is not None and not check(value):
+            raise InputError(f"{name} is {what}; got {str(value)[:100]!r}.")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def prompt_of(given: Mapping[str, Any]) -> Any:
+    """The prompt, which is given in one of three ways.
+
+    Raises:
+        InputError: it is given in none, or in several.
+    """
+    ways = [name for name in PROMPT if name in given]
+    if len(ways) != 1:
+        raise InputError(f"A prompt is given as one of {', '.join(PROMPT)}; got {', '.join(ways) or 'none'}.")
+    return given[ways[0]]

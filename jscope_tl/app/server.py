@@ -1,0 +1,151 @@
+"""The server: a static page over a JSON interface, for this machine alone."""
+
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from jscope_tl.app import answers
+from jscope_tl.app.work import Busy, Cancelled, Worker
+from jscope_tl.errors import InputError
+
+STATIC = Path(__file__).parent / "static"
+MOST_BYTES = 400_000
+"""Of a request."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+TOKEN_HEADER = "x-jscope-token"
+log = logging.getLogger("jscope_tl.app")
+
+
+def app(model: Any, token: str, hosts: frozenset[str]) -> Starlette:
+    """The explorer of a model.
+
+    Args:
+        token: that the page must send with every question.
+        hosts: names and ports under which the server may be asked, as browsers send them.
+    """
+    worker, facts = Worker(), answers.about(model)
+
+    async def about(request: Request) -> Response:
+        return JSONResponse(facts)
+
+    async def answer(question: Callable[[Any, Any], Any], request: Request) -> Response:
+        given = await _body(request)
+        job = given.get("job") if isinstance(given, dict) else None
+        found = await worker.run(job if isinstance(job, str) else "", partial(question, model, given))
+        return Response(json.dumps(found, default=repr), media_type="application/json")
+
+    async def cancel(request: Request) -> Response:
+        return JSONResponse({"cancelled": worker.cancel(_job(await _body(request)))})
+
+    async def progress(request: Request) -> Response:
+        job = worker.progress(request.query_params.get("job", ""))
+        if job is None:
+            return _refusal(404, "There is no call of that name.")
+        return JSONResponse({"state": job.state, "what": job.what, "done": job.done, "total": job.total})
+
+    routes = [
+        Route("/", _page, methods=["GET"]),
+        Route("/healthz", lambda request: PlainTextResponse("ok"), methods=["GET"]),
+        Route("/api/about", about, methods=["GET"]),
+        Route("/api/progress", progress, methods=["GET"]),
+        Route("/api/cancel", cancel, methods=["POST"]),
+        *(
+            Route(f"/api/{name}", partial(answer, question), methods=["POST"])
+            for name, question in answers.QUESTIONS.items()
+        ),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    guard = Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token, hosts))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        worker.close()
+
+    return Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
+
+
+async def _page(request: Request) -> Response:
+    return Response((STATIC / "index.html").read_text(encoding="utf-8"), media_type="text/html")
+
+
+Next = Callable[[Request], Awaitable[Response]]
+
+
+async def _guarded(token: str, hosts: frozenset[str], request: Request, following: Next) -> Response:
+    """Refuse what does not come from the page, and turn whatever goes wrong into a sentence."""
+    refused = _refused(token, hosts, request)
+    response = refused if refused is not None else await _answered(request, following)
+    response.headers.update(HEADERS)
+    return response
+
+
+def _refused(token: str, hosts: frozenset[str], request: Request) -> Response | None:
+    if request.headers.get("host", "") not in hosts:
+        return _refusal(403, "This server answers under its own address alone (the Host header is another).")
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] not in hosts:
+        return _refusal(403, "This server answers its own page alone (the Origin header is another).")
+    asked = request.url.path
+    if asked.startswith("/api/") and not secrets.compare_digest(
+        request.headers.get(TOKEN_HEADER, "").encode(), token.encode()
+    ):
+        return _refusal(
+            403, "The token of this launch is missing or another; open the address that jscope app printed."
+        )
+    return None
+
+
+async def _answered(request: Request, following: Next) -> Response:
+    try:
+        return await following(request)
+    except InputError as error:
+        return _refusal(400, str(error))
+    except Cancelled:
+        return _refusal(409, "Cancelled.")
+    except Busy:
+        return _refusal(429, "Too many explanations wait already; wait for one of them, or cancel it.")
+    except Exception as error:  # the server survives whatever a model does
+        log.exception("a call failed")
+        return _refusal(500, f"Something went wrong: {type(error).__name__}: {str(error)[:300]}")
+
+
+async def _body(request: Request) -> Any:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise InputError(f"The request is longer than {MOST_BYTES} bytes.")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError("The request is no JSON.") from error
+
+
+def _job(given: Any) -> str:
+    job = given.get("job") if isinstance(given, dict) else None
+    if not isinstance(job, str):
+        raise InputError("job is the name of the call to be cancelled.")
+    return job
+
+
+def _refusal(status: int, says: str) -> Response:
+    return JSONResponse({"error": says}, status_code=status)

@@ -1,0 +1,32 @@
+// Questions to the server.
+
+const token = new URLSearchParams(location.search).get("token") ?? "";
+
+export async function ask(path, given) {
+  const how = given === undefined ? {} : { method: "POST", body: JSON.stringify(given) };
+  const response = await fetch(`api/${path}`, { ...how, headers: { "x-jscope-token": token, "content-type": "application/json" } });
+  const found = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
+  if (!response.ok) throw Object.assign(new Error(found.error), { status: response.status });
+  return found;
+}
+
+const running = new Set();
+
+// A call that can be cancelled; `tell` is called with how far it is.
+export async function job(path, given, tell) {
+  const name = `${path}-${crypto.randomUUID()}`;
+  const poll = setInterval(async () => {
+    const at = await ask(`progress?job=${name}`).catch(() => null);
+    if (at?.state === "running" && at.total) tell(`${at.what}: ${at.done} of ${at.total}`);
+    else if (at?.state === "waiting") tell("waiting for its turn");
+  }, 300);
+  running.add(name);
+  try {
+    return await ask(path, { ...given, job: name });
+  } finally {
+    running.delete(name);
+    clearInterval(poll);
+  }
+}
+
+export const cancelAll = () => Promise.all([...running].map(name => ask("cancel", { job: name }).catch(() => null)));

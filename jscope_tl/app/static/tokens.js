@@ -1,0 +1,73 @@
+// A prompt as coloured tokens, and what is said of each. Token text is never HTML: it is set as text.
+
+const LIGHT = [255, 240, 224], DARK = [191, 84, 0], DECADES = 3;
+const NAMED = { "\n": "↵", "\r": "␍", "\t": "⇥" };
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff\ufffe\uffff]/gu;
+
+export const visible = text => text.replace(UNSEEN, c => NAMED[c] ?? `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
+export const short = x => Number(x.toPrecision(4)).toString();
+
+export function scaleOf(results, log) {
+  const kept = results.flatMap(r => r.scores.filter((s, i) => s > 0 && !r.off_scale.includes(i)));
+  const high = Math.max(0, ...kept), low = log ? Math.max(Math.min(high, ...kept), high / 10 ** DECADES) : 0;
+  const at = s => s <= low || high <= 0 ? 0 : log ? Math.min(1, Math.log(s / low) / Math.log(high / low) || 1) : Math.min(1, s / high);
+  return { at, says: `colour: ${log ? "logarithmic" : "linear"} from ${short(low)} to the highest score, ${short(high)}` };
+}
+
+export function rankOf(result, i) {
+  const seen = result.scores.slice(0, result.position + 1);
+  return 1 + seen.filter(s => s > seen[i]).length;
+}
+
+export function said(result, i) {
+  const [score, error] = [result.scores[i], result.stderr?.[i]];
+  const kept = result.scores.filter((s, t) => !result.off_scale.includes(t));
+  const share = score / Math.max(...kept, 1e-30);
+  const off = result.off_scale.includes(i) ? "; left out of the colour scale" : `; rank ${rankOf(result, i)}; ${Math.round(100 * share)}% of the largest`;
+  return `${visible(result.str_tokens[i]).trim() || "blank"}, position ${i}, ${short(score)}${error == null ? "" : ` ± ${short(error)}`} ${result.unit}${off}`;
+}
+
+const text = (part, whole) => part === undefined ? visible(whole) : part;
+
+// Several tokens may hold one character: its text stands at the first.
+const piece = whole => text(whole.match(/^([\s\S]*)⟨(\d+)\/\d+⟩$/u)?.[2] === "1" ? whole.replace(/⟨.*$/u, "") : /⟨\d+\/\d+⟩$/u.test(whole) ? "·" : undefined, whole);
+
+export function draw(result, scale, choose) {
+  const box = Object.assign(document.createElement("div"), { className: "tokens" });
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", "tokens; arrow keys move, Enter chooses");
+  result.str_tokens.forEach((whole, i) => {
+    const button = document.createElement("button");
+    const share = i <= result.position ? scale.at(result.scores[i]) : 0;
+    Object.assign(button, { type: "button", textContent: piece(whole), title: said(result, i), tabIndex: i === result.position ? 0 : -1 });
+    Object.assign(button.dataset, { testid: "token", pos: i, score: result.scores[i] });
+    button.setAttribute("aria-label", said(result, i));
+    button.setAttribute("aria-pressed", "false");
+    button.style.backgroundColor = i > result.position ? "" : `rgb(${LIGHT.map((l, k) => Math.round(l + (DARK[k] - l) * share))})`;
+    if (share > 0.9) button.style.color = "#fff";
+    button.classList.toggle("unscored", i > result.position);
+    button.classList.toggle("explained", i === result.position);
+    button.addEventListener("click", () => choose(result, i, button));
+    button.addEventListener("focus", () => choose(result, i, button, true));
+    box.append(button, ..."\n".repeat((whole.match(/\n/g) ?? []).length));
+  });
+  box.addEventListener("keydown", event => {
+    const buttons = [...box.querySelectorAll("button")], at = buttons.indexOf(document.activeElement);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (to === undefined || !buttons[to]) return;
+    event.preventDefault();
+    buttons[at].tabIndex = -1;
+    buttons[to].tabIndex = 0;
+    buttons[to].focus();
+  });
+  return box;
+}
+
+// Spearman's correlation of the scores of two results of one prompt, tokens off the scale left out.
+export function correlation(a, b) {
+  const kept = a.scores.map((_, i) => i).filter(i => i <= a.position && !a.off_scale.includes(i) && !b.off_scale.includes(i));
+  const ranks = r => { const v = kept.map(i => r.scores[i]); return v.map(x => v.filter(y => y < x).length + (v.filter(y => y === x).length - 1) / 2); };
+  const [x, y] = [ranks(a), ranks(b)], mean = v => v.reduce((s, t) => s + t, 0) / v.length, [mx, my] = [mean(x), mean(y)];
+  const sum = f => kept.reduce((s, _, i) => s + f(i), 0);
+  return sum(i => (x[i] - mx) * (y[i] - my)) / Math.sqrt(sum(i => (x[i] - mx) ** 2) * sum(i => (y[i] - my) ** 2));
+}
