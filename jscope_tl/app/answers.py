@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
-from jscope_tl.app.requests import PROMPT, SETTINGS, checked, number, prompt_of, text
+from jscope_tl.app.requests import PROMPT, SETTINGS, TEXT, checked, number, prompt_of, text
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.setup import set_up
+from jscope_tl.attribution.text import attribute_text
+from jscope_tl.components.prediction import components
 from jscope_tl.engine.jvp import jvp
 from jscope_tl.errors import InputError
 from jscope_tl.model.chats import is_chat
@@ -133,6 +135,43 @@ def control(model: Any, given: Any) -> dict[str, Any]:
     return plain(attribute(model, ids, RandomDirectionScope(), progress=False, **how), listed)
 
 
+def answer(model: Any, given: Any) -> dict[str, Any]:
+    """The JSON that a `TextAttribution` saves, with its sources and scores; which of them lists leave out."""
+    given = checked(given, {**PROMPT, **TEXT})
+    how = {
+        name: given[name]
+        for name in TEXT
+        if name in given and name not in ("options", "job", "continuation", "continuation_tokens")
+    }
+    continuation = given.get("continuation_tokens", given.get("continuation"))
+    prompt = prompt_of(given)
+    result = attribute_text(model, prompt, continuation, progress=False, **how, **given.get("options", {}))
+    more = {
+        "sources": result.sources,
+        "hidden": [result.hidden(source) for source in result.sources],
+        "scores": result.scores,
+        "stderr": result.stderr,
+        "template": result.template_line(),
+    }
+    return {**plain(result, listed), **plain(more, listed)}
+
+
+def heads(model: Any, given: Any) -> dict[str, Any]:
+    """The JSON that `ComponentEffects` of all heads save; the strongest are measured where that is asked for."""
+    fields = {
+        **{name: SETTINGS[name] for name in ("scope", "options", "position", "gradient", "job")},
+        "measure": (number, "a whole number"),
+    }
+    given = checked(given, {**PROMPT, **fields})
+    ids = _tokens(ModelView(model), given)
+    how = {name: given[name] for name in ("position", "gradient") if name in given}
+    effects = components(model, ids, given.get("scope", "fisher"), progress=False, **how, **given.get("options", {}))
+    if given.get("measure"):
+        effects = effects.measure(given["measure"], progress=False)
+    top = [{**plain(one), "name": one.name} for one in effects.top(20)]
+    return {**plain(effects, listed), "values": listed(effects.values), "top": top}
+
+
 ABLATE = {
     **PROMPT,
     "position": SETTINGS["position"],
@@ -190,5 +229,13 @@ def _predicted(model: Any, ids: Any, position: int, token: int) -> float | None:
         return None if moved is None else float(0.5 * S.size**2 * S.left(moved).square().sum())
 
 
-QUESTIONS = {"tokens": tokens, "predict": predict, "explain": explain, "control": control, "ablate": ablate}
+QUESTIONS = {
+    "tokens": tokens,
+    "predict": predict,
+    "explain": explain,
+    "control": control,
+    "ablate": ablate,
+    "answer": answer,
+    "heads": heads,
+}
 """By the last part of their address."""

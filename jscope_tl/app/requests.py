@@ -20,6 +20,11 @@ def number(value: Any) -> bool:
     return isinstance(value, int) and whole(value) is not None and abs(value) < 2**31
 
 
+def real(value: Any) -> bool:
+    """A number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
 def ids(value: Any) -> bool:
     """A list of token ids."""
     return isinstance(value, list) and all(map(number, value)) and len(value) <= LONGEST
@@ -60,6 +65,27 @@ SETTINGS: dict[str, tuple[Check, str]] = {
     "gradient": (text, "the name of gradient rules"),
     "frozen": (texts, "'attn', 'norm', or both in a list"),
     "job": (text, "a name for this call"),
+}
+
+
+def spans(value: Any) -> bool:
+    """A kind of span, or pairs of numbers."""
+    return text(value) or (
+        isinstance(value, list)
+        and len(value) <= 1000
+        and all(isinstance(pair, list) and len(pair) == 2 and all(map(number, pair)) for pair in value)
+    )
+
+
+TEXT: dict[str, tuple[Check, str]] = {
+    **{name: SETTINGS[name] for name in ("scope", "options", "at", "reduction", "gradient", "frozen", "job")},
+    "continuation": (text, f"a text of at most {LONGEST} characters"),
+    "continuation_tokens": (ids, "a list of token ids"),
+    "max_new_tokens": (number, "a whole number"),
+    "temperature": (real, "a number"),
+    "generation_seed": (number, "a whole number"),
+    "by": (text, "token, word, sentence, line or message"),
+    "spans": (spans, "token, word, sentence, line, message, or pairs of numbers"),
 }
 
 

@@ -1,11 +1,11 @@
 // The page: what is asked lives in `state`, which is also what a permalink holds.
 
+import { showAnswer, showRow } from "./answer.js";
 import { ask, cancelAll, job } from "./api.js";
-import { correlation, draw, said, scaleOf, short, visible } from "./tokens.js";
+import { $, make, percent, short } from "./dom.js";
+import { showHeads, showLayers } from "./maps.js";
+import { correlation, draw, said, scaleOf, visible } from "./tokens.js";
 
-const $ = id => document.getElementById(id);
-const make = (tag, properties = {}, ...children) => { const e = Object.assign(document.createElement(tag), properties); e.append(...children); return e; };
-const percent = p => p >= 0.9995 && p < 1 ? ">99.9%" : p > 0 && p < 0.0005 ? "<0.1%" : `${(100 * p).toFixed(1)}%`;
 const NO_TARGET = new Set(["temperature", "logit_temperature", "entropy", "fisher", "fisher_input", "random_direction"]);
 
 let about, state = { prompt: "", scope: "log_prob", target: "", baseline: "", gradient: "plain", layer: 0, position: -1 };
@@ -107,6 +107,31 @@ async function ablate() {
     make("p", { className: "quiet", textContent: `before: ${listed(found.top)}. Without: ${listed(found.top_without)}.` }));
 }
 
+async function answer() {
+  read();
+  const given = { prompt: state.prompt, scope: NO_TARGET.has(state.scope) || state.scope === "semantic" ? state.scope : "log_prob", gradient: state.gradient, at: at(state.layer), by: "word" };
+  const own = $("answer").value;
+  const found = await busy("continuing", tell => job("answer", own ? { ...given, continuation: own } : { ...given, max_new_tokens: Number($("more").value) }, tell));
+  if (!found) return;
+  showAnswer(found, async (start, stop, tokens) => {
+    const span = await busy("explaining a span", tell => job("answer", { ...given, continuation_tokens: tokens, spans: [[start, stop]], prompt: undefined, tokens: found.tokens.slice(0, found.text.n_prompt) }, tell));
+    if (span) showRow(span, 0, [...document.querySelectorAll("[data-testid=answer-token]")]);
+  });
+}
+
+async function layers() {
+  read();
+  const found = await busy("every layer", tell => job("explain", { ...request(), at: "resid_pre" }, tell));
+  if (found) showLayers(found, layer => { $("layer").value = layer; describe(); });
+}
+
+async function heads() {
+  read();
+  const { prompt, scope, options: given, position, gradient } = request();
+  const found = await busy("predicting all heads", tell => job("heads", { prompt, scope, options: given, position, gradient }, tell));
+  if (found) showHeads(found);
+}
+
 function bars(top, position, texts) {
   $("next-where").textContent = texts.length ? `after position ${position} (${JSON.stringify(visible(texts[position]))})` : "";
   $("next").replaceChildren(...top.map(t => {
@@ -191,6 +216,9 @@ $("log").addEventListener("change", show);
 $("dark").addEventListener("change", () => document.documentElement.classList.toggle("dark", $("dark").checked));
 $("compare-add").addEventListener("click", () => { if (!kept.includes(current)) kept = [...kept, current].slice(-3); show(); });
 $("ablate").addEventListener("click", ablate);
+$("continue").addEventListener("click", answer);
+$("layers").addEventListener("click", layers);
+$("heads").addEventListener("click", heads);
 $("explain-here").addEventListener("click", () => { state.position = chosen.i; explain(); });
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", async () => { await navigator.clipboard.writeText(copied(button.dataset.copy)); $("status").textContent = "copied"; });
 start().catch(error => { $("error").textContent = error.message; });

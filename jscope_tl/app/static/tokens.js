@@ -1,11 +1,12 @@
 // A prompt as coloured tokens, and what is said of each. Token text is never HTML: it is set as text.
 
-const LIGHT = [255, 240, 224], DARK = [191, 84, 0], DECADES = 3;
+import { arrows, colour, short } from "./dom.js";
+
+const DECADES = 3;
 const NAMED = { "\n": "↵", "\r": "␍", "\t": "⇥" };
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff\ufffe\uffff]/gu;
 
 export const visible = text => text.replace(UNSEEN, c => NAMED[c] ?? `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
-export const short = x => Number(x.toPrecision(4)).toString();
 
 export function scaleOf(results, log) {
   const kept = results.flatMap(r => r.scores.filter((s, i) => s > 0 && !r.off_scale.includes(i)));
@@ -43,7 +44,7 @@ export function draw(result, scale, choose) {
     Object.assign(button.dataset, { testid: "token", pos: i, score: result.scores[i] });
     button.setAttribute("aria-label", said(result, i));
     button.setAttribute("aria-pressed", "false");
-    button.style.backgroundColor = i > result.position ? "" : `rgb(${LIGHT.map((l, k) => Math.round(l + (DARK[k] - l) * share))})`;
+    button.style.backgroundColor = i > result.position ? "" : colour(share);
     if (share > 0.9) button.style.color = "#fff";
     button.classList.toggle("unscored", i > result.position);
     button.classList.toggle("explained", i === result.position);
@@ -51,15 +52,10 @@ export function draw(result, scale, choose) {
     button.addEventListener("focus", () => choose(result, i, button, true));
     box.append(button, ..."\n".repeat((whole.match(/\n/g) ?? []).length));
   });
-  box.addEventListener("keydown", event => {
-    const buttons = [...box.querySelectorAll("button")], at = buttons.indexOf(document.activeElement);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
-    if (to === undefined || !buttons[to]) return;
-    event.preventDefault();
-    buttons[at].tabIndex = -1;
-    buttons[to].tabIndex = 0;
-    buttons[to].focus();
-  });
+  const buttons = [...box.querySelectorAll("button")];
+  arrows(box, [buttons]);
+  buttons[0].tabIndex = -1;
+  buttons[result.position].tabIndex = 0;
   return box;
 }
 

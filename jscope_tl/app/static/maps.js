@@ -1,0 +1,41 @@
+// Maps of layers: by position, and by head.
+
+import { $, arrows, colour, make, short } from "./dom.js";
+import { visible } from "./tokens.js";
+
+function grid(rows, columns, cells, tell, choose) {
+  const top = Math.max(1e-30, ...cells.flat().filter(c => !c.off).map(c => Math.abs(c.value)));
+  const head = make("tr", {}, make("th"), ...columns.map(name => make("th", { scope: "col" }, make("span", { textContent: name }))));
+  const elements = cells.map((row, i) => row.map((cell, j) => {
+    const td = make("td", { title: cell.says });
+    td.setAttribute("aria-label", cell.says);
+    td.style.backgroundColor = colour(Math.min(1, Math.abs(cell.value) / top), cell.value < 0);
+    for (const kind of ["mouseenter", "focus"]) td.addEventListener(kind, () => tell(cell.says));
+    td.addEventListener("click", () => choose?.(i, j));
+    return td;
+  }));
+  const body = elements.map((row, i) => make("tr", {}, make("th", { scope: "row", textContent: rows[i] }), ...row));
+  const table = make("table", { className: "map" }, make("thead", {}, head), make("tbody", {}, ...body));
+  arrows(table, elements);
+  return table;
+}
+
+const tell = text => { $("map-said").textContent = text; };
+
+export function showLayers(found, choose) {
+  const rows = found.hook_points.map(name => name.replace("blocks.", "layer ").replace(".hook_resid_pre", ""));
+  const columns = found.str_tokens.slice(0, found.position + 1).map(visible);
+  const cells = found.scores.map((row, l) => columns.map((text, t) => ({
+    value: row[t], off: found.off_scale.includes(t), says: `${JSON.stringify(text)} at ${t}, ${found.hook_points[l]}: ${short(row[t])} ${found.unit}`,
+  })));
+  $("map").replaceChildren(grid(rows, columns, cells, tell, choose));
+  tell("One scale for all layers; later layers are closer to the prediction. Hover, or use the arrow keys.");
+}
+
+export function showHeads(found) {
+  const cells = found.values.map((row, l) => row.map((value, h) => ({
+    value, says: `${found.hook_points[l]} head ${h}: ${short(value)} ${found.unit}${found.measured?.[l][h] != null ? ", measured" : found.refined[l][h] ? ", refined" : ", predicted"}`,
+  })));
+  $("map").replaceChildren(grid(found.values.map((_, l) => `layer ${l}`), found.values[0].map((_, h) => String(h)), cells, tell));
+  tell(`What taking each head away would do. Strongest: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)}`).join(", ")} ${found.unit}.`);
+}
