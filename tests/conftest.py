@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of each worker of pytest-xdist, and of pr
 
 import functools
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,21 @@ def smollm2(kind: str) -> Any:
             pytest.fail("SmolLM2 is missing and this run needs it: python -m tests.real_model")
         pytest.skip("needs SmolLM2 (python -m tests.real_model)")
     return real_model.bridge() if kind == "bridge" else real_model.hooked()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("JSCOPE_NEEDS_BROWSER"):
+            pytest.fail("Chromium is missing and this run needs it: apt-get install chromium")
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ for (const view of document.querySelectorAll(".jscope-answer:not(.live)")) {
     panels.forEach((panel, i) => { panel.open = i === chosen });
     one(".top").textContent = top;
     sources.forEach((source, j) => {
-      const share = Math.min(1, parseFloat(scores[j]) / top) || 0, is = {strong: share > 0.9, later: j >= scores.length, explained: explained.includes(j)};
+      const share = Math.min(1, parseFloat(scores[j]) / top) || 0, is = {strong: share > 0.98, later: j >= scores.length, explained: explained.includes(j)};
       source.style.setProperty("--i", share);
       source.title = read(j);
       for (const name in is) source.classList.toggle(name, is[name]);

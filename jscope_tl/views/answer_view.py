@@ -160,7 +160,7 @@ def _messages(result: TextAttribution) -> Iterator[str]:
 
 def _source(result: TextAttribution, j: int, text: str, share: float, later: bool) -> str:
     source = result.sources[j]
-    classes = ["src", *["hid"] * result.hidden(source), *["later"] * later, *["strong"] * (share > 0.9)]
+    classes = ["src", *["hid"] * result.hidden(source), *["later"] * later, *["strong"] * (share > 0.98)]
     style = f' style="--i:{share:.3f}"' if share > 0 else ""
     shown = escape(visible(text).replace(NAMED["\n"], NAMED["\n"] + "\n"))
     return f'<span role="listitem" class="{" ".join(classes)}"{style} data-at="{place(source)}">{shown}</span>'

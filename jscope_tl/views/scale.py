@@ -79,5 +79,5 @@ def background(intensity: float) -> tuple[int, int, int]:
 
 
 def ink(intensity: float) -> str:
-    """The text colour that is readable on `background`."""
-    return "#ffffff" if intensity > 0.9 else "#000000"
+    """The text colour on `background` whose contrast with it is at least 4.5."""
+    return "#ffffff" if intensity > 0.98 else "#000000"

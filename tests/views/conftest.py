@@ -1,5 +1,3 @@
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,21 +27,6 @@ class Opened:
     @property
     def foreign(self) -> list[str]:
         return [url for url in self.requests if url != self.own and not url.startswith("data:")]
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        if os.environ.get("JSCOPE_NEEDS_BROWSER"):
-            pytest.fail("Chromium is missing and this run needs it: apt-get install chromium")
-        pytest.skip("needs Chromium (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ export function showRow(found, row, buttons) {
     const e = make("span", { textContent: visible(source.text), title: `${short(scores[j])}${error} ${found.unit}`, tabIndex: -1 });
     e.dataset.testid = "source";
     e.dataset.score = scores[j];
-    Object.assign(e.style, { backgroundColor: colour(Math.min(1, scores[j] / top)), color: scores[j] / top > 0.9 ? "#fff" : "#000", padding: "0 .1rem", borderRadius: "3px" });
+    Object.assign(e.style, { backgroundColor: colour(Math.min(1, scores[j] / top)), color: scores[j] / top > 0.98 ? "#fff" : "#000", padding: "0 .1rem", borderRadius: "3px" });
     return [source.role, e];
   }).filter(Boolean);
   const parts = [];

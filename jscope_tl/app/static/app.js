@@ -138,7 +138,8 @@ function bars(top, position, texts) {
     const pick = make("button", { type: "button", className: "pick" }, make("span", { textContent: visible(t.str_token) }),
       make("meter", { min: 0, max: 1, value: t.probability }), make("span", { textContent: percent(t.probability) }));
     Object.assign(pick.dataset, { testid: "next-token", token: t.token });
-    pick.setAttribute("aria-label", `explain ${visible(t.str_token)}, ${percent(t.probability)}`);
+    pick.title = "explain this token";
+    pick.querySelector("meter").setAttribute("aria-hidden", "true");
     pick.addEventListener("click", () => { $("target").value = t.str_token; if (NO_TARGET.has($("scope").value)) $("scope").value = "log_prob"; explain(); });
     const against = make("button", { type: "button", textContent: "against", onclick: () => { $("baseline").value = t.str_token; $("scope").value = "contrastive"; describe(); explain(); } });
     against.setAttribute("aria-label", `hold the target against ${visible(t.str_token)}`);
@@ -203,7 +204,8 @@ async function start() {
   if (linked) try { state = { ...state, ...JSON.parse(decodeURIComponent(location.hash.slice(1))) }; } catch { /* a link that was cut */ }
   state.prompt ||= about.examples[0];
   write();
-  if (linked) await explain(); else await predict();
+  if (linked) await explain();
+  if (!current) await predict();
 }
 
 $("ask").addEventListener("submit", event => { event.preventDefault(); explain(); });

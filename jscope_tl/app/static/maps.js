@@ -5,7 +5,7 @@ import { visible } from "./tokens.js";
 
 function grid(rows, columns, cells, tell, choose) {
   const top = Math.max(1e-30, ...cells.flat().filter(c => !c.off).map(c => Math.abs(c.value)));
-  const head = make("tr", {}, make("th"), ...columns.map(name => make("th", { scope: "col" }, make("span", { textContent: name }))));
+  const head = make("tr", {}, make("td"), ...columns.map(name => make("th", { scope: "col" }, make("span", { textContent: name }))));
   const elements = cells.map((row, i) => row.map((cell, j) => {
     const td = make("td", { title: cell.says });
     td.setAttribute("aria-label", cell.says);

@@ -45,7 +45,7 @@ export function draw(result, scale, choose) {
     button.setAttribute("aria-label", said(result, i));
     button.setAttribute("aria-pressed", "false");
     button.style.backgroundColor = i > result.position ? "" : colour(share);
-    if (share > 0.9) button.style.color = "#fff";
+    if (share > 0.98) button.style.color = "#fff";
     button.classList.toggle("unscored", i > result.position);
     button.classList.toggle("explained", i === result.position);
     button.addEventListener("click", () => choose(result, i, button));
