@@ -69,6 +69,28 @@ def test_one_sequence_is_one_forward_pass(llama: Any, kind: str, monkeypatch: py
     assert windowed.provenance.n_forward == 2
 
 
+def test_local_attention_reaches_as_far_as_in_each_text_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPT-Neo counts back over the tokens of the other continuation, whatever the mask says."""
+    if kind == "hooked":
+        return  # runs two prompts side by side
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    config = GPTNeoConfig(
+        vocab_size=models.D_VOCAB, hidden_size=32, num_layers=2, num_heads=4, window_size=12, bos_token_id=0, eos_token_id=1,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=models.N_CTX, attn_implementation="eager",
+        initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.bridge_of(GPTNeoForCausalLM(config).eval(), "tiny-neo")
+    found = []
+    for long in (1, 10**6):
+        monkeypatch.setattr(branches, "LONG", long)
+        result = js.attribute(model, TOKENS.repeat(2), "contrastive", target=[5, 6, 7, 8], baseline=[15, 16, 17, 18])
+        found.append(result.scores)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+
 def patterns(
     model: Any, ids: list[int], shared: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -1,5 +1,6 @@
 """Several continuations of one prompt in one sequence: the prompt runs once, and no continuation sees another."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jscope_tl.errors import whole
 from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 
@@ -15,6 +17,11 @@ LONG = 64
 """Tokens of a prompt from which on it is worth running once: whether a model can is found out by runs of a few tokens."""
 TRIED = (6, 3, 2)
 """Tokens of a prompt and two continuations by which that is found out."""
+WINDOWS = (
+    "sliding_window", "sliding_windows", "sliding_window_size", "window_size", "attention_window", "attention_window_size",
+    "attention_chunk_size", "local_attention",
+)  # fmt: skip
+"""What configurations call the reach of local attention, in tokens; a trial of a few tokens is within all of them."""
 SAME = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest difference of logits relative to their largest, by dtype; half precision rounds each sum in its own way."""
 
@@ -63,12 +70,10 @@ class Branches:
 def can_branch(view: ModelView, branches: Branches, passes: Passes) -> bool:
     """Whether the model gives the same logits for continuations that share a sequence as for each alone, as far as a trial tells.
 
-    A HookedTransformer takes no such mask, and attention within a window loses it.
+    A HookedTransformer takes no such mask, and attention within a window counts tokens of the other continuation.
     """
     config = getattr(getattr(view.model, "original_model", None), "config", None)
-    text_config = getattr(config, "text_config", config)
-    window = getattr(text_config, "sliding_window", None)
-    if config is None or len(branches.prompt) < LONG or (window is not None and len(branches.tokens) > window):
+    if config is None or len(branches.prompt) < LONG or len(branches.tokens) > _reach(config):
         return False
     some = torch.randint(0, view.d_vocab, (sum(TRIED),), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     prompt, *continuations = some.to(view.input_device).split(list(TRIED))
@@ -82,6 +87,12 @@ def can_branch(view: ModelView, branches: Branches, passes: Passes) -> bool:
     found = [together[trial.positions(i)] for i in range(len(alone))]
     allowed = SAME.get(view.W_U.dtype, 0.03)
     return all(float((a - b).abs().max()) <= allowed * float(b.abs().max()) for a, b in zip(found, alone, strict=True))
+
+
+def _reach(config: Any) -> int:
+    """Tokens that every layer sees from any position."""
+    found = (whole(getattr(getattr(config, "text_config", config), name, None)) for name in WINDOWS)
+    return min((size for size in found if size is not None), default=sys.maxsize)
 
 
 def _logits(
