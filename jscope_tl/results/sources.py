@@ -115,7 +115,8 @@ def sources_of(text: Text, str_tokens: Sequence[str], by: str, segments: Sequenc
     found = []
     for (role, _, _), run in groupby(range(len(str_tokens)), lambda i: _owner(text, i)):
         tokens = list(run)
-        if role == TEMPLATE and place is None:
+        in_text = any(text.offsets[i][0] < text.offsets[i][1] for i in tokens)
+        if role == TEMPLATE and (place is None or not in_text):  # a BOS before the text is in no segment
             found.append(_source(text, str_tokens, tokens))
             continue
         start, end = text.offsets[tokens[0]][0], text.offsets[tokens[-1]][1]
