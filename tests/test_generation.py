@@ -45,6 +45,12 @@ def test_a_seed_is_repeatable(tiny: Tiny) -> None:
     assert len({tuple(go_on(tiny.model, max_new_tokens=6, temperature=1.5, seed=seed)) for seed in range(4)}) > 1
 
 
+def test_the_lowest_temperatures_are_greedy(llama: Any) -> None:
+    expected = go_on(llama, max_new_tokens=3)
+    for temperature in (1e-300, 1e-323):
+        assert go_on(llama, max_new_tokens=3, temperature=temperature) == expected
+
+
 def test_draws_are_those_of_the_distribution(llama: Any) -> None:
     """The share of the likeliest token among 300 draws, within three standard errors; temperature 2 makes it rarer."""
     with torch.no_grad():
