@@ -105,6 +105,13 @@ def test_an_answer_merged_with_the_template_is_refused() -> None:
         tokenized(ModelView(byte_level(template)), chat("hello", "tal"))
 
 
+@pytest.mark.parametrize("given", [("the", " \ud800"), (chat("the \ud800"), "a"), (chat("the"), "\ud800")])
+def test_what_is_no_unicode_is_refused(given: tuple[Any, str]) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(js.InputError, match="broken UTF-8"):
+        tokenized(ModelView(byte_level(template)), *given)
+
+
 def test_what_is_too_long(by_bytes: ModelView) -> None:
     tokens = list(range(90, 130))
     tokenized(by_bytes, tokens, list(range(90, 98)))

@@ -41,7 +41,7 @@ def _tokenize(view: ModelView, prompt: str, prepend_bos: bool | None) -> list[in
         raise InputError(f"{view.name} has no tokenizer; give the prompt as token ids.")
     if not prompt:
         raise InputError("The prompt is an empty string; there is no prediction to explain. Give at least one word.")
-    _refuse_undecodable("prompt", prompt)
+    refuse_undecodable("prompt", prompt)
     override = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
     tokens = view.model.to_tokens(prompt, truncate=False, **override)[0].tolist()
     if not prompt.strip() and set(tokens) <= {view.tokenizer.bos_token_id}:
@@ -49,7 +49,8 @@ def _tokenize(view: ModelView, prompt: str, prepend_bos: bool | None) -> list[in
     return tokens
 
 
-def _refuse_undecodable(what: str, text: str) -> None:
+def refuse_undecodable(what: str, text: str) -> None:
+    """Refuse what is no Unicode text, of which tokenizers say something else."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -140,7 +141,7 @@ def to_id(view: ModelView, target: Any, n_logits: int) -> int:
 
 def _single_token(view: ModelView, target: str) -> int:
     _need_tokenizer(view, "target")
-    _refuse_undecodable("target", target)
+    refuse_undecodable("target", target)
     ids = _ids(view, target)
     if len(ids) != 1:
         pieces = ", ".join(repr(piece) for piece in prompt_texts(view, ids))
@@ -165,7 +166,7 @@ def ids_of(view: ModelView, what: str, target: Any) -> list[int]:
     if not isinstance(target, str):
         return [] if whole(target) is None else [to_id(view, target, view.d_vocab)]
     _need_tokenizer(view, what)
-    _refuse_undecodable(what, target)
+    refuse_undecodable(what, target)
     ids = _ids(view, target)
     if len(ids) < 2:
         return [_single_token(view, target)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from jscope_tl.errors import InputError, whole
 from jscope_tl.model.chats import ASSISTANT, TEMPLATE, Piece, checked_messages, is_chat, rendered
 from jscope_tl.model.pieces import text_of
-from jscope_tl.model.prompts import bos_positions, prompt_texts, to_tokens
+from jscope_tl.model.prompts import bos_positions, prompt_texts, refuse_undecodable, to_tokens
 from jscope_tl.model.view import ModelView
 
 Messages = Sequence[Mapping[str, Any]]
@@ -168,6 +168,7 @@ def _encoded(view: ModelView, string: str) -> tuple[list[int], list[tuple[int, i
     """Ids of a text without special tokens of its own, and where each stands; spread evenly where a tokenizer does not say."""
     if view.tokenizer is None:
         raise InputError(f"{view.name} has no tokenizer; give prompt and continuation as token ids.")
+    refuse_undecodable("text", string)
     if getattr(view.tokenizer, "is_fast", False):
         found = view.tokenizer(string, add_special_tokens=False, return_offsets_mapping=True)
         return list(found["input_ids"]), _apart(found["offset_mapping"])
