@@ -142,3 +142,11 @@ def test_smollm2s_own_template(smollm2: Any) -> None:
     }
     assert "".join(asked.values()) == "Where is Paris?"
     assert {text.roles[i] for i in asked} == {"user"}
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}"])
+def test_a_chat_needs_a_tokenizer(monkeypatch: pytest.MonkeyPatch, template: Any) -> None:
+    model = byte_level()
+    monkeypatch.setattr(model, "tokenizer", None)
+    with pytest.raises(js.InputError, match="has no tokenizer to write a chat with"):
+        js.attribute_text(model, chat("hello"), " the", chat_template=template)

@@ -66,6 +66,10 @@ def rendered(view: ModelView, messages: Sequence[Mapping[str, Any]], template: s
 
 def _applied(view: ModelView, messages: Sequence[Mapping[str, Any]], template: str | None) -> str:
     tokenizer = view.tokenizer
+    if tokenizer is None:
+        raise InputError(
+            f"{view.name} has no tokenizer to write a chat with; give prompt and continuation as token ids."
+        )
     known = getattr(tokenizer, "chat_template", None)
     named = list(known) if isinstance(known, Mapping) else []
     if template is None and not known:
