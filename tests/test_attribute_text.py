@@ -193,3 +193,9 @@ def test_files(pocket: Any, tmp_path: Any) -> None:
     assert torch.equal(back.grouped("word").scores, result.grouped("word").scores)
     with pytest.raises(js.InputError, match="Call js.attribute_text again"):
         back.span(0, 2)
+
+
+def test_one_pair_is_one_span(llama: Any) -> None:
+    alone, listed = (js.attribute_text(llama, PROMPT, ANSWER, spans=spans) for spans in ((0, 2), [(0, 2)]))
+    assert alone.rows == listed.rows
+    assert torch.equal(alone.scores, listed.scores)

@@ -81,6 +81,7 @@ def test_a_template_of_another_name_or_text() -> None:
 REFUSED: dict[str, tuple[str | None, Any, str]] = {
     "no template": (None, chat("hello"), "has no chat template. Give one as chat_template="),
     "no such template": (templates.CHATML, chat("hello"), "no chat template called 'nobody'"),
+    "a role that is the template's": (templates.CHATML, [{"role": "template", "content": "hi"}], "has the role 'template'"),
     "a template that raises": (templates.MISTRAL, chat("hi", system="be kind"), "System role not supported"),
     "written twice": (templates.TWICE, chat("hello", "hi", "so"), "does not write message 0 just once"),
     "rewritten": (templates.UPPER, chat("hello"), "does not write message 0 just once"),

@@ -9,6 +9,7 @@ import jscope_tl as js
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine import recomputed
 from jscope_tl.engine.memory import LiveBytes
+from tests import models
 from tests.models import TOKENS, Tiny, snapshot
 
 PROMPT, ANSWER = TOKENS[:5], TOKENS[5:]
@@ -24,6 +25,14 @@ def test_scores_are_the_same(tiny: Tiny, chunk_size: int) -> None:
     torch.testing.assert_close(again.token_scores, kept.token_scores, rtol=1e-6, atol=1e-8)
     assert any("ran again in each backward pass" in warning for warning in again.warnings)
     assert not any("ran again" in warning for warning in kept.warnings)
+
+
+def test_no_layer_adds_its_keys_twice(kind: str) -> None:
+    """Bridges of GPT-NeoX hand every layer a key-value cache, also where nobody asked for one."""
+    model = models.tiny(kind, "pythia").model
+    torch.testing.assert_close(
+        explained(model, True).token_scores, explained(model, False).token_scores, rtol=1e-6, atol=1e-8
+    )
 
 
 def test_graphs_are_not_kept(pocket: Any) -> None:

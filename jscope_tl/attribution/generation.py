@@ -73,7 +73,11 @@ def generated(
         for _ in progress_bar(progress, "generated tokens", "token", range(n)):
             text = torch.cat([tokens, tokens.new_tensor(found)])
             logits = ends(text.unsqueeze(0), passes)[1][0].double().cpu()
-            following = _drawn((logits - logits.max()) / how.temperature, generator) if how.temperature else int(logits.argmax())
+            following = (
+                _drawn((logits - logits.max()) / how.temperature, generator)
+                if how.temperature
+                else int(logits.argmax())
+            )
             if following in stop:
                 break
             found.append(following)

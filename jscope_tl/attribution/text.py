@@ -23,7 +23,7 @@ from jscope_tl.engine.progress import progress_bar
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.vjp import Backward
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, whole
 from jscope_tl.model.pieces import text_of
 from jscope_tl.model.prompts import Prompt, prompt_texts
 from jscope_tl.model.running import Passes
@@ -33,7 +33,7 @@ from jscope_tl.results.text_attribution import Span, TextAttribution, spannable
 from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.scopes.directions import TargetScope
 
-Spans = str | Sequence[tuple[int, int] | str]
+Spans = str | tuple[int, int] | Sequence[tuple[int, int] | str]
 
 
 @documented
@@ -144,6 +144,8 @@ def _spans(setup: Setup, given: Tokenized, spans: Any) -> list[tuple[int, int]]:
     if isinstance(spans, str) and spans in ("token", *PATTERNS):
         groups = [source.positions for source in sources_of(given.text, str_tokens, spans)]
         return [(of_one[0] - n, of_one[-1] + 1 - n) for of_one in groups if of_one[0] >= n]
+    if isinstance(spans, tuple) and len(spans) == 2 and all(whole(item) is not None for item in spans):
+        spans = [spans]
     if isinstance(spans, str | bytes) or not isinstance(spans, Iterable) or not (wanted := list(spans)):
         raise InputError(
             f"spans is 'token', {', '.join(map(repr, PATTERNS))}, or a list of (first token, token after the last) and of texts; got {spans!r}."

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.utils.checkpoint import checkpoint
 
 from jscope_tl.engine.memory import available_bytes, graph_bytes
@@ -112,8 +111,6 @@ class _Again:
     def __enter__(self) -> None:
         with ExitStack() as stack:
             stack.enter_context(ONE_AT_A_TIME)
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
             stack.enter_context(self.frozen())
             self.entered.append(stack.pop_all())
 

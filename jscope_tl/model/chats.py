@@ -36,6 +36,10 @@ def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, st
     """Messages with a role and a text each, or a refusal."""
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
+        if role == TEMPLATE:
+            raise InputError(
+                f"Message {i} has the role {TEMPLATE!r}, which is kept for what a chat template writes; give it another."
+            )
         if not isinstance(role, str) or not role or not isinstance(content, str):
             raise InputError(
                 f"Message {i} is {dict(message)!r}; a message is {{'role': 'user', 'content': 'some text'}}, with text alone as content."

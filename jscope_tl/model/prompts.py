@@ -81,7 +81,10 @@ def _from_ids(prompt: Any) -> list[int]:
 def _from_encoding(encoding: Mapping[str, Any]) -> list[int]:
     """What a tokenizer or its chat template returns: one sequence, with nothing masked, which no scope would know of."""
     if "input_ids" not in encoding:
-        raise InputError(f"A prompt that is a mapping has 'input_ids', as of a tokenizer; this one has {[*encoding]}.")
+        raise InputError(
+            f"A prompt that is a mapping has 'input_ids', as of a tokenizer; this one has {[*encoding]}. A chat is a list of messages, "
+            "[{'role': 'user', 'content': ...}], for js.attribute_text."
+        )
     ids, mask = _from_ids(encoding["input_ids"]), encoding.get("attention_mask")
     seen = [1] * len(ids) if mask is None else _from_ids(mask)
     if seen != [1] * len(ids):
