@@ -355,7 +355,7 @@ def test_models_without_second_derivatives(kind: str) -> None:
 
 
 def test_products_that_memory_does_not_allow_are_not_taken(pocket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jscope_tl.engine.vjp.available_bytes", lambda device: 1e4)
+    monkeypatch.setattr("jscope_tl.engine.jvp.available_bytes", lambda device: 1e4)
     prompt = "the keys to the cabinet near the doors"
     result = js.attribute(pocket, prompt, "fisher")
     exact = js.attribute(pocket, prompt, "fisher", method="exact")
