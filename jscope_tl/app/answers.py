@@ -10,7 +10,7 @@ from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.attribution.text import attribute_text
 from jscope_tl.components.prediction import components
-from jscope_tl.engine.jvp import jvp
+from jscope_tl.engine.state import divergence
 from jscope_tl.errors import InputError
 from jscope_tl.model.chats import is_chat
 from jscope_tl.model.prompts import prompt_texts, to_id, to_position, to_str_tokens, to_tokens
@@ -18,9 +18,9 @@ from jscope_tl.model.running import Passes, ends_at, undisturbed
 from jscope_tl.model.text import tokenized
 from jscope_tl.model.view import ModelView
 from jscope_tl.patching.ablated_runs import ablated_logits, replaced_by
+from jscope_tl.patching.context_runs import second_order
 from jscope_tl.results.files import listed, plain
 from jscope_tl.scopes.directions import RandomDirectionScope
-from jscope_tl.scopes.fisher import fisher_factor
 from jscope_tl.scopes.registry import available_scopes, scope_entry
 
 CANDIDATES = 20
@@ -200,12 +200,10 @@ def ablate(model: Any, given: Any) -> dict[str, Any]:
     runs = ablated_logits(view, ids, masks, put, position, [], 2, Passes())
     base, without = torch.cat(list(runs)).log_softmax(-1)
     target = to_id(view, given["target"], len(base)) if "target" in given else int(base.argmax())
-    predicted = None
-    if put == "zero":
-        predicted = _predicted(model, ids, position, token)
+    predicted = _predicted(model, ids, position, masks[1:]) if put == "zero" else None
     return {
         "token": token, "str_token": prompt_texts(view, ids.tolist())[token], "replacement": named, "target": to_str_tokens(view, [target])[0],
-        "kl": float((base.exp() * (base - without)).sum().clamp_min(0)), "predicted_kl": predicted,
+        "kl": float(divergence(base, without).clamp_min(0)), "predicted_kl": predicted,
         "log_prob": float(without[target] - base[target]), "probability": float(base[target].exp()),
         "without": float(without[target].exp()), "top": _listed(view, base), "top_without": _listed(view, without),
     }  # fmt: skip
@@ -217,16 +215,11 @@ def _listed(view: ModelView, log_p: Any) -> list[dict[str, Any]]:
     return [{"str_token": s, "probability": p} for s, p in zip(texts, best.values.exp().tolist(), strict=True)]
 
 
-def _predicted(model: Any, ids: Any, position: int, token: int) -> float | None:
-    """``½ x^T J^T F_u J x`` of the token alone, exactly, from one product with ``J``; None where there is none."""
-    setup = set_up(model, "fisher", {}, progress=False)
-    with setup.run(ids, [position]) as (forward, backward):
-        x = forward.activations[0].detach()
-        tangent = torch.zeros_like(x)
-        tangent[0, token] = x[0, token]
-        moved = jvp(backward, tangent)
-        S = fisher_factor(forward.state())
-        return None if moved is None else float(0.5 * S.size**2 * S.left(moved).square().sum())
+def _predicted(model: Any, ids: Any, position: int, masks: Any) -> float | None:
+    """What Fisher information says of setting the token's vector to 0, exactly; None where there are no products with ``J``."""
+    with set_up(model, "fisher", {}, progress=False).run(ids, [position]) as (forward, backward):
+        found = second_order(forward, backward, masks)
+        return None if found is None else float(found)
 
 
 QUESTIONS = {

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -114,9 +115,7 @@ def _options(setup: Setup, score: Score) -> dict[str, Any]:
 
 def _together(tokens: Sequence[PredictedToken]) -> PredictedToken:
     """A span as one: its first token's id, its text, and the product of the probabilities."""
-    probability = 1.0
-    for token in tokens:
-        probability *= token.probability
+    probability = prod(token.probability for token in tokens)
     return PredictedToken(tokens[0].token, text_of([token.str_token for token in tokens]), probability)
 
 

@@ -48,7 +48,7 @@ def ablated_logits(
         rows = repeat(tokens, "pos -> batch pos", batch=len(batch)).clone()
         if isinstance(replacement, int):
             rows[batch] = replacement
-        own = [] if value is None else [("hook_embed", partial(_blank, batch, value))]
+        own = [] if value is None else [("hook_embed", partial(blank, batch, value))]
         with undisturbed(view, hooks, own), ends_at(view, [*hooks, *own], position) as ends:
             return ends(rows, passes)[1].double().cpu()
 
@@ -58,9 +58,9 @@ def ablated_logits(
             yield logits
 
 
-def _blank(
+def blank(
     batch: Bool[Tensor, "batch pos"],
-    value: Float[Tensor, "d_model"],
+    value: Float[Tensor, "*d_model"],
     embedded: Float[Tensor, "batch pos d_model"],
     hook: Any,
 ) -> Float[Tensor, "batch pos d_model"]:

@@ -26,6 +26,7 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.prompts import Prompt, prompt_texts, to_str_tokens
 from jscope_tl.model.running import Passes, ends_along, undisturbed
 from jscope_tl.model.text import Continuation, Messages, Tokenized
+from jscope_tl.patching.ablated_runs import blank
 from jscope_tl.patching.context_effects import ContextEffects, with_cues
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
@@ -137,14 +138,13 @@ def _predicted(
     """``½ ‖S J δ‖²`` from one product with ``J`` for each part, at all predictions of the answer together."""
     positions = list(range(given.text.n_prompt - 1, len(given.tokens) - 1))
     with setup.run(given.tokens, positions) as (forward, backward):
-        found = _second_order(forward, backward, masks)
+        found = second_order(forward, backward, masks)
         described = about(setup, given.tokens, forward.activations[0], forward.passes, None)
         return found, described, backward.notes
 
 
-def _second_order(
-    forward: Run, backward: Backward, masks: Bool[Tensor, "part pos"]
-) -> Float[Tensor, "part out"] | None:
+def second_order(forward: Run, backward: Backward, masks: Bool[Tensor, "part pos"]) -> Float[Tensor, "part out"] | None:
+    """``½ ‖S J δ‖²`` at every explained position, for ``δ`` the vectors of each mask; None where there are no products with ``J``."""
     x = forward.activations[0].detach()
     moved = jvp(backward, rearrange(masks, "part pos -> part pos 1").to(x.device) * x, slice(None))
     if moved is None:
@@ -188,7 +188,7 @@ def _zeroed(
 
     def run(part: slice) -> Float[Tensor, "batch out"]:
         batch = masks[part].to(given.tokens.device)
-        own = [("hook_embed", partial(_blank, batch))]
+        own = [("hook_embed", partial(blank, batch, torch.zeros((), device=batch.device)))]
         with undisturbed(view, hooks, own), ends_along(view, [*hooks, *own], slice(-n_out - 1, -1)) as ends:
             logits = ends(repeat(given.tokens, "pos -> batch pos", batch=len(batch)), passes)[1]
             return divergence(base, logits.double().cpu().log_softmax(-1)).clamp_min(0)
@@ -201,12 +201,6 @@ def _zeroed(
             found.append(effects)
     costs["zeroed"] = Cost.of(passes, time.perf_counter() - start)
     return torch.cat(found).float()
-
-
-def _blank(
-    batch: Bool[Tensor, "batch pos"], x: Float[Tensor, "batch pos d_model"], hook: Any
-) -> Float[Tensor, "batch pos d_model"]:
-    return x.masked_fill(rearrange(batch, "batch pos -> batch pos 1").to(x.device), 0)
 
 
 def _compared(
