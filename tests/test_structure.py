@@ -17,7 +17,7 @@ ROOT = Path(jscope_tl.__file__).parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "jscope_tl.") if not name.endswith("__main__")]
 FLOW = [
     "errors", "model", "pocket", "engine", "scopes", "results", "attribution", "components", "patching", "diagnostics", "faithfulness",
-    "views", "app", "cli",
+    "corpus", "views", "explorer", "cli",
 ]  # fmt: skip
 """A folder imports from itself and from those before it."""
 AGAINST = {(f"jscope_tl.results.{module}", "jscope_tl.views.notebook") for module in ("files", "rows")}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import jscope_tl as js
-from jscope_tl.app.server import STATIC
-from tests.app.launched import Launched
+from jscope_tl.explorer.server import STATIC
+from tests.explorer.launched import Launched
 
 pytestmark = [pytest.mark.newest_line, pytest.mark.slow]
 PICTURES = Path(__file__).parents[2] / "build" / "pictures"

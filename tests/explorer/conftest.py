@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.app.launched import Launched, launched
+from tests.explorer.launched import Launched, launched
 
 
 @pytest.fixture(scope="session")

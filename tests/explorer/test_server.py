@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.app.answers import QUESTIONS
-from jscope_tl.app.requests import PROMPT, SETTINGS, TEXT
-from jscope_tl.app.server import MOST_BYTES
+from jscope_tl.explorer.answers import QUESTIONS
+from jscope_tl.explorer.requests import PROMPT, SETTINGS, TEXT
+from jscope_tl.explorer.server import MOST_BYTES
 from jscope_tl.results.files import listed, plain
-from tests.app.launched import Launched, launched
+from tests.explorer.launched import Launched, launched
 
 pytestmark = pytest.mark.newest_line
 TEXTS = "the keys to the cabinet near the doors"

@@ -25,7 +25,7 @@ def serve(model: Any, host: str = "127.0.0.1", port: int = 8765, opened: bool = 
     """
     import uvicorn
 
-    from jscope_tl.app.server import app
+    from jscope_tl.explorer.server import app
 
     listening = _listening(host, port)
     port, token = listening.getsockname()[1], secrets.token_urlsafe(24)

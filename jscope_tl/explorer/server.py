@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from jscope_tl.app import answers
-from jscope_tl.app.work import Busy, Cancelled, Worker
+from jscope_tl.explorer import answers
+from jscope_tl.explorer.work import Busy, Cancelled, Worker
 from jscope_tl.errors import InputError
 
 STATIC = Path(__file__).parent / "static"
@@ -31,7 +31,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 TOKEN_HEADER = "x-jscope-token"
-log = logging.getLogger("jscope_tl.app")
+log = logging.getLogger("jscope_tl.explorer")
 
 
 def app(model: Any, token: str, hosts: frozenset[str]) -> Starlette:

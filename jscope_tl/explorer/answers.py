@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from jscope_tl.app.requests import PROMPT, SETTINGS, TEXT, checked, number, prompt_of, text
+from jscope_tl.explorer.requests import PROMPT, SETTINGS, TEXT, checked, number, prompt_of, text
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.attribution.text import attribute_text
