@@ -14,6 +14,7 @@ from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError
+from jscope_tl.explorer.report import report
 from jscope_tl.faithfulness.ground_truth import GroundTruth, ground_truth
 from jscope_tl.model.basis import Basis
 from jscope_tl.pocket import PocketPrompt, load_pocket_model, pocket_prompts, pocket_tasks, series
@@ -36,7 +37,6 @@ from jscope_tl.scopes.directions import (
 from jscope_tl.scopes.fisher import FisherInputScope, FisherScope
 from jscope_tl.scopes.registry import available_scopes, get_scope, register_scope
 from jscope_tl.scopes.spectral import SpectralScope
-from jscope_tl.views.report import report
 
 __all__ = [
     "AlternativesScope", "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "GroundTruth", "HeadAgreement",

@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from jscope_tl.explorer.launch import serve
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser
 from jscope_tl.errors import InputError
+from jscope_tl.explorer.launch import serve
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,9 +19,9 @@ from jscope_tl.cli import app, faithfulness, heads, text
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
 from jscope_tl.errors import InputError
+from jscope_tl.explorer.report import report
 from jscope_tl.model.loading import LoadingError
 from jscope_tl.scopes.registry import available_scopes, get_scope, scope_entry
-from jscope_tl.views.report import report
 from jscope_tl.views.terminal import show
 
 EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line on standard error says why);

@@ -14,11 +14,11 @@ from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, s
 from jscope_tl.components.effects import KINDS, ComponentEffects
 from jscope_tl.components.prediction import components
 from jscope_tl.errors import InputError, nearest
+from jscope_tl.explorer.report import report
 from jscope_tl.model.pieces import text_of
 from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.scopes.registry import get_scope
 from jscope_tl.views.component_words import short_name, tokens_at
-from jscope_tl.views.report import report
 
 OF = tuple(kind for kind in KINDS if kind != "features")
 """Features need an autoencoder, which a command line cannot give."""

@@ -12,11 +12,11 @@ from jscope_tl.attribution.text import attribute_text
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import as_json, need_writable, scope_options, was_given
 from jscope_tl.errors import InputError
+from jscope_tl.explorer.report import report
 from jscope_tl.model.chats import ASSISTANT
 from jscope_tl.results.sources import BY
 from jscope_tl.results.text_attribution import TextAttribution
 from jscope_tl.scopes.registry import get_scope
-from jscope_tl.views.report import report
 from jscope_tl.views.terminal import show
 
 SCOPE = "log_prob"

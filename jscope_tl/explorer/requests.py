@@ -106,6 +106,20 @@ def checked(given: Any, fields: Mapping[str, tuple[Check, str]]) -> dict[str, An
     return {name: value for name, value in given.items() if value is not None}
 
 
+def as_request(given: Any) -> Any:
+    """What asks once more for a saved `Attribution`, whose JSON is given; every other request as it is."""
+    if not isinstance(given, dict) or not {"scores", "provenance", "tokens", "options"} <= given.keys():
+        return given
+    if not isinstance(given["provenance"], dict) or not isinstance(given["options"], dict):
+        raise InputError("provenance and options of a saved Attribution are objects.")
+    options = {name: value for name, value in given["options"].items() if name != "resolved" and value is not None}
+    how = {name: options.pop(name) for name in list(options) if name in SETTINGS}
+    at = given.get("hook_points") or given["provenance"].get("hook_point")
+    scope = str(given.get("scope")).partition(",")[0]  # rules and reductions are named behind it
+    asked = {name: given.get(name) for name in ("tokens", "position", "job")}
+    return {**asked, "scope": scope, **how, "at": at, "options": options}
+
+
 def prompt_of(given: Mapping[str, Any]) -> Any:
     """The prompt, which is given in one of three ways.
 

@@ -3,10 +3,10 @@
 import json
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,15 +17,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from jscope_tl.explorer import answers
-from jscope_tl.explorer.work import Busy, Cancelled, Worker
 from jscope_tl.errors import InputError
+from jscope_tl.explorer.answers import about as facts_of
+from jscope_tl.explorer.frozen import STATIC, shell, to_json
+from jscope_tl.explorer.questions import QUESTIONS
+from jscope_tl.explorer.work import Busy, Cancelled, Worker
 
-STATIC = Path(__file__).parent / "static"
 MOST_BYTES = 400_000
 """Of a request."""
+MOST_VIEWS = 8
+"""Views of circuitsvis that are kept; older ones are forgotten."""
+POLICY = "Content-Security-Policy"
+VIEW_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts; frame-ancestors 'self'"
+"""A view is a page with scripts of its own, which can reach nothing."""
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'self'",
+    POLICY: "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors {ancestors}",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -34,14 +40,16 @@ TOKEN_HEADER = "x-jscope-token"
 log = logging.getLogger("jscope_tl.explorer")
 
 
-def app(model: Any, token: str, hosts: frozenset[str]) -> Starlette:
+def app(model: Any, token: str, hosts: frozenset[str], ancestors: str = "'self'") -> Starlette:
     """The explorer of a model.
 
     Args:
         token: that the page must send with every question.
         hosts: names and ports under which the server may be asked, as browsers send them.
+        ancestors: pages that may show it in a frame, as the Content-Security-Policy has them.
     """
-    worker, facts = Worker(), answers.about(model)
+    worker, facts = Worker(), facts_of(model)
+    views: OrderedDict[str, str] = OrderedDict()
 
     async def about(request: Request) -> Response:
         return JSONResponse(facts)
@@ -50,7 +58,15 @@ def app(model: Any, token: str, hosts: frozenset[str]) -> Starlette:
         given = await _body(request)
         job = given.get("job") if isinstance(given, dict) else None
         found = await worker.run(job if isinstance(job, str) else "", partial(question, model, given))
-        return Response(json.dumps(found, default=repr), media_type="application/json")
+        if "page" in found:
+            found = {**found, "view": _kept(views, found.pop("page"))}
+        return Response(to_json(found), media_type="application/json")
+
+    async def view(request: Request) -> Response:
+        page = views.get(request.path_params["name"])
+        if page is None:
+            return _refusal(404, "This view is forgotten; ask for it again.")
+        return Response(page, media_type="text/html", headers={POLICY: VIEW_POLICY})
 
     async def cancel(request: Request) -> Response:
         return JSONResponse({"cancelled": worker.cancel(_job(await _body(request)))})
@@ -64,16 +80,15 @@ def app(model: Any, token: str, hosts: frozenset[str]) -> Starlette:
     routes = [
         Route("/", _page, methods=["GET"]),
         Route("/healthz", lambda request: PlainTextResponse("ok"), methods=["GET"]),
+        Route("/views/{name}", view, methods=["GET"]),
         Route("/api/about", about, methods=["GET"]),
+        Route("/api/shell", lambda request: PlainTextResponse(shell()), methods=["GET"]),
         Route("/api/progress", progress, methods=["GET"]),
         Route("/api/cancel", cancel, methods=["POST"]),
-        *(
-            Route(f"/api/{name}", partial(answer, question), methods=["POST"])
-            for name, question in answers.QUESTIONS.items()
-        ),
+        *(Route(f"/api/{name}", partial(answer, question), methods=["POST"]) for name, question in QUESTIONS.items()),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
-    guard = Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token, hosts))
+    guard = Middleware(BaseHTTPMiddleware, dispatch=partial(_guarded, token, hosts, ancestors))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -90,12 +105,22 @@ async def _page(request: Request) -> Response:
 Next = Callable[[Request], Awaitable[Response]]
 
 
-async def _guarded(token: str, hosts: frozenset[str], request: Request, following: Next) -> Response:
+async def _guarded(token: str, hosts: frozenset[str], ancestors: str, request: Request, following: Next) -> Response:
     """Refuse what does not come from the page, and turn whatever goes wrong into a sentence."""
     refused = _refused(token, hosts, request)
     response = refused if refused is not None else await _answered(request, following)
-    response.headers.update(HEADERS)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value.format(ancestors=ancestors))
     return response
+
+
+def _kept(views: OrderedDict[str, str], page: str) -> str:
+    """The address of a view, which nobody can guess."""
+    name = secrets.token_urlsafe(24)
+    views[name] = page
+    while len(views) > MOST_VIEWS:
+        views.popitem(last=False)
+    return f"views/{name}"
 
 
 def _refused(token: str, hosts: frozenset[str], request: Request) -> Response | None:

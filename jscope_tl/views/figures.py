@@ -107,6 +107,17 @@ def _is_number(text: str) -> bool:
     return text.strip().isdecimal()
 
 
+def series_of(result: Attribution) -> tuple[list[int], list[float]]:
+    """The numbers of a series up to the explained position, and the score of each.
+
+    Raises:
+        InputError: the prompt is no series, or the result is a map.
+    """
+    need_no_map([result])
+    seen = [number for number in numbers_of(result.str_tokens) if number.stop <= result.position + 1]
+    return [number.value for number in seen], _bars(result, seen)[0] if seen else []
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What `series` draws beside the numbers: what is explained, of how many tokens, and after which position."""

@@ -29,7 +29,11 @@ PAGE = """<!doctype html>
 """
 
 
+def page(title: str, body: str) -> str:
+    """``body`` (HTML) as a page of its own."""
+    return PAGE.format(title=escape(title), style=STYLE, body=body)
+
+
 def write_page(path: str | Path, title: str, body: str) -> Path:
     """Write ``body`` (HTML) as a page of its own, whole or not at all."""
-    page = PAGE.format(title=escape(title), style=STYLE, body=body)
-    return write_whole(path, page.encode("utf-8", "replace"))
+    return write_whole(path, page(title, body).encode("utf-8", "replace"))

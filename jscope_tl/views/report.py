@@ -1,9 +1,8 @@
-"""`report`: everything about some results on one page that needs neither network, nor colour, nor a mouse."""
+"""Everything about some results as HTML that needs neither network, nor script, nor colour: the static part of a report."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from jscope_tl.components.token_flow import TokenFlow
 from jscope_tl.errors import InputError
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.base import PredictedToken
-from jscope_tl.results.files import check_target
 from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text import percent, score_text, visible
 from jscope_tl.results.text_attribution import TextAttribution
@@ -28,79 +26,22 @@ from jscope_tl.views.figures import series
 from jscope_tl.views.flow_graph import flow, flow_rows
 from jscope_tl.views.html import coloured, layer_rows, picture, table
 from jscope_tl.views.maps import heatmap
-from jscope_tl.views.page import write_page
 from jscope_tl.views.scale import scale_of
 from jscope_tl.views.together import Result, as_list, legible, prompt_text
 
-Shown = Result | TokenFlow
 
-READER = """<script>
-for (const line of document.querySelectorAll(".tokens")) {
-  const said = line.nextElementSibling, tokens = [...line.querySelectorAll("span")];
-  const say = token => { said.textContent = `${token.textContent.trim()} \u2013 position ${token.title} ${line.dataset.unit}` };
-  tokens.forEach((token, i) => {
-    Object.assign(token, {tabIndex: i ? -1 : 0, ariaLabel: `${token.textContent.trim()}, position ${token.title}`});
-    token.setAttribute("role", "listitem");
-    token.addEventListener("mouseenter", () => say(token));
-    token.addEventListener("focus", () => say(token));
-    token.addEventListener("keydown", e => {
-      const to = {ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: tokens.length - 1}[e.key];
-      if (tokens[to]) { e.preventDefault(); token.tabIndex = -1; tokens[to].tabIndex = 0; tokens[to].focus() }
-    });
-  });
-}
-</script>"""
-
-
-def report(
-    results: Any,
-    path: str | Path,
-    cache_or_patterns: Any = None,
-    layers: Iterable[int] | int | None = None,
-    heads: Iterable[int] | int | None = None,
-    *,
-    title: str | None = None,
-) -> Path:
-    """One self-contained HTML page about some results: coloured tokens, tables, predictions, figures, attention.
-
-    The page loads nothing, fits a phone, can be used with the keyboard (Tab to a prompt, arrows along its tokens) and says
-    everything that it colours in a table as well. A prompt that is a number series gets the figure of `views.series`;
-    several attributions of one scope at several hook points get the map of `views.heatmap`; an influence pattern lies
-    beside the attention heads of ``cache_or_patterns`` as in `views.attention`; effects of components get the map of
-    `views.heads`, and those of edges lie beside these heads too; a token's flow is drawn as in `views.flow`; an answer shows the sources
-    of what is clicked, as in `views.answer`.
-
-    Args:
-        results: one or several `Attribution`, `InfluencePattern`, `TextAttribution`, `patching.ComponentEffects` and
-            `patching.TokenFlow`, of any prompts and units: each is on its own scale.
-        path: the file to write; it is written whole or not at all.
-        cache_or_patterns: the cache of ``run_with_cache`` for the prompt of the influence patterns and edges, or a tensor
-            ``[layer, head, dest, src]``; None shows them alone.
-        layers, heads: which of the model's heads to show; None is all.
-        title: heading of the page.
-
-    Returns:
-        The path.
+def report_body(shown: list[Any], cache_or_patterns: Any = None, layers: Any = None, heads: Any = None) -> str:
+    """HTML about some results, prompt by prompt: coloured tokens, tables, predictions, figures, attention; it says everything without script.
 
     Raises:
-        InputError: no result, a path that cannot be written, or a cache without influence patterns and edges, or of another prompt.
-
-    Example:
-        >>> import jscope_tl as js, tempfile, pathlib
-        >>> result = js.attribute(js.load_pocket_model(), "29 , 30 , 31 ,", "temperature")
-        >>> folder = tempfile.mkdtemp()
-        >>> js.report(result, pathlib.Path(folder) / "page.html").stat().st_size < 200_000
-        True
+        InputError: a cache without influence patterns and edges, or of another prompt.
     """
-    check_target(path)
-    shown = as_list(results, (Attribution, InfluencePattern, TextAttribution, ComponentEffects, TokenFlow))
     if cache_or_patterns is not None and not any(map(_of_attention, shown)):
         raise InputError(
             "Attention patterns are shown beside an influence pattern or the effects of edges, and there is none among the results; add "
             "one of js.influence_pattern(model, prompt, scope)."
         )
-    heading = str(title) if title else f"{', '.join(dict.fromkeys(result.scope for result in shown))} scope"
-    parts = [f"<h1>{escape(heading)}</h1>", _provenance(shown)]
+    parts = [_provenance(shown)]
     calls: list[str] = []
     for same in _by_prompt(shown):
         parts.append(f"<h2>{escape(prompt_text(same[0], 90))}</h2>")
@@ -119,7 +60,7 @@ def report(
             views = [effects_map(effects), *([attention(effects, cache_or_patterns, layers, heads)] if edges else [])]
             parts.append(_effects(effects, views))
             calls += [call for view in views for call in view.calls]
-    return write_page(path, heading, "\n".join([*parts, READER, script(tuple(calls))]))
+    return "\n".join([*parts, script(tuple(calls))])
 
 
 def _of_attention(result: Any) -> bool:
@@ -202,11 +143,7 @@ def _answer(result: TextAttribution, most: int = 300) -> str:
 
 
 def _line(result: Attribution) -> str:
-    unit = escape(result.unit)
-    return (
-        f'<div class="tokens" role="list" aria-label="the prompt" data-unit="{unit}">{coloured(result)}</div>'
-        '<p class="said" aria-live="polite"></p>'
-    )
+    return f'<div class="tokens" role="group" aria-label="the prompt">{coloured(result)}</div>'
 
 
 def _map(result: Any) -> str:

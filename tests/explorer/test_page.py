@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import jscope_tl as js
-from jscope_tl.explorer.server import STATIC
+from jscope_tl.explorer.frozen import STATIC
 from tests.explorer.launched import Launched
 
 pytestmark = [pytest.mark.newest_line, pytest.mark.slow]
@@ -67,7 +67,7 @@ def test_target_and_baseline_are_chosen_by_clicking_bars(page: Any, pocket: Any)
     explained(page)
     bars = page.get_by_test_id("next-token")
     assert bars.first.get_attribute("data-token") == str(js.attribute(pocket, PROMPT).prediction.top[0].token)
-    page.get_by_role("button", name="hold the target against conservative").click()
+    page.get_by_role("button", name="explain the target against conservative").click()
     page.locator("#headline", has_text='against " conservative"').wait_for()
     assert page.get_by_test_id("baseline").input_value() == " conservative"
     expected = js.attribute(pocket, PROMPT, "contrastive", target=" liberal", baseline=" conservative")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.explorer.answers import QUESTIONS
+from jscope_tl.explorer.questions import QUESTIONS
 from jscope_tl.explorer.requests import PROMPT, SETTINGS, TEXT
 from jscope_tl.explorer.server import MOST_BYTES
 from jscope_tl.results.files import listed, plain
@@ -28,7 +28,7 @@ def saved(result: Any) -> Any:
 
 
 def without_cost(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in ("provenance", "off_scale", "continued")}
+    return {name: value for name, value in found.items() if name not in ("provenance", "off_scale", "series", "seconds", "continued")}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,8 @@ def test_explanations_are_what_attribute_saves(explorer: Launched, pocket: Any, 
     assert status == 200, found
     given = {name: value for name, value in how.items() if name not in ("scope", "options")}
     expected = saved(js.attribute(pocket, TEXTS, how.get("scope", "semantic"), **given, **how.get("options", {})))
-    assert found.keys() == {*expected, "off_scale"}
+    assert found.keys() == {*expected, "off_scale", "series", "seconds"}
+    assert without_cost(explorer.ask("/api/explain", found)[1]) == without_cost(found)  # what it gives it takes
     torch.testing.assert_close(torch.tensor(found["scores"]), torch.tensor(expected["scores"]), rtol=1e-4, atol=1e-6)
     for name in ("tokens", "str_tokens", "position", "scope", "unit", "warnings", "hook_points"):
         assert found[name] == expected[name]

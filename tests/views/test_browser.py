@@ -117,7 +117,7 @@ def test_report(pocket: Any, result: js.Attribution, browse: Any, tmp_path: Path
     path = js.report([result, nasty, series, pattern], tmp_path / "r.html", cache)
     opened = browse(path, width)
     opened.page.wait_for_selector("canvas")
-    texts = opened.page.locator(".tokens").nth(1).locator("span").all_text_contents()
+    texts = opened.page.locator("#static .tokens").nth(1).locator("span").all_text_contents()
     assert texts == [visible(token) for token in NASTY]
     assert opened.errors == []
     assert opened.foreign == []
@@ -145,27 +145,51 @@ def test_layer_maps_scroll_in_their_own_box_on_a_phone(pocket: Any, browse: Any,
 
 
 def test_report_by_keyboard(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
-    opened = browse(js.report(result, tmp_path / "r.html"))
-    page = opened.page
-    page.keyboard.press("Tab")
-    said = page.locator(".said").first
-    assert said.inner_text().startswith("<bos> – position 0: ")
+    """Arrow keys move along the tokens; what is said of a token is its score, its error and its rank."""
+    estimated = dataclasses.replace(result, stderr=0.1 * result.scores)
+    page = browse(js.report(estimated, tmp_path / "r.html")).page
+    tokens = page.get_by_test_id("token")
+    assert tokens.all_inner_texts() == result.str_tokens
+    tokens.nth(result.position).focus()
+    page.keyboard.press("Home")
     for _ in range(2):
         page.keyboard.press("ArrowRight")
     token = result.scored(2)
-    assert said.inner_text() == f"{token.str_token.strip()} – position 2: {token.score:.4g} {result.unit}"
+    said = page.locator("#token-said").inner_text()
+    assert said.startswith(
+        f"{token.str_token.strip()}, position 2, {token.score:.4g} ± {0.1 * token.score:.4g} {result.unit}"
+    )
     page.keyboard.press("End")
-    assert said.inner_text().startswith("a – position 16")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
+    assert page.locator("#token-said").inner_text().startswith("a, position 16")
+    page.locator("summary", has_text="Predicted next tokens").press("Enter")
     assert page.get_by_role("cell", name="' liberal' (target)").is_visible()
 
 
-def test_report_by_mouse(result: js.Attribution, browse: Any, tmp_path: Path) -> None:
-    estimated = dataclasses.replace(result, stderr=0.1 * result.scores)
-    opened = browse(js.report(estimated, tmp_path / "r.html"))
-    opened.page.locator(".tokens span").nth(9).hover()
-    assert "±" in opened.page.locator(".said").first.inner_text()
+def test_report_asks_nobody(pocket: Any, result: js.Attribution, browse: Any, tmp_path: Path) -> None:
+    """What needs a model is not there; what was computed is chosen and stands side by side."""
+    other, layers = js.attribute(pocket, PROMPT, "entropy"), js.attribute(pocket, PROMPT, "entropy", at="resid_pre")
+    series = js.attribute(pocket, "29 , 35 , 41 , 47 , 53 ,", "temperature")
+    opened = browse(js.report([result, other, series, layers], tmp_path / "r.html"))
+    page = opened.page
+    assert not page.get_by_test_id("explain").is_visible()
+    assert not page.get_by_test_id("ablate").is_visible()
+    assert [one.inner_text() for one in page.locator(".column h3").all()] == ["semantic, target ' liberal'", "entropy 1"]
+    assert "rank correlation with the first column" in page.locator(".column").nth(1).inner_text()
+    page.locator("#results button").nth(2).click()
+    assert page.locator("#series rect.influence").count() == 5
+    page.locator("#results button").nth(3).click()
+    assert page.locator(".map td[title]").count() == 4 * 17
+    assert opened.errors == []
+    assert opened.foreign == []
+
+
+def test_report_without_script(result: js.Attribution, chromium: Any, tmp_path: Path) -> None:
+    path = js.report(result, tmp_path / "r.html")
+    page = chromium.new_context(java_script_enabled=False).new_page()
+    page.goto(f"file://{path}")
+    assert not page.locator("#ask").is_visible()
+    assert page.locator("#static").inner_text().startswith(result.provenance.model_name)
+    assert page.locator("h1").inner_text() == "semantic scope"
 
 
 def test_notebook_fragment_needs_no_script(result: js.Attribution, browse: Any, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import { $, arrows, colour, make, percent, short } from "./dom.js";
 import { visible } from "./tokens.js";
 
-let first = null;
+let first = null, pressed = null;
 
 export function showAnswer(found, explainSpan) {
   const start = found.text.n_prompt, texts = found.str_tokens.slice(start);
@@ -12,11 +12,13 @@ export function showAnswer(found, explainSpan) {
     Object.assign(button.dataset, { testid: "answer-token", out: i });
     button.setAttribute("aria-label", `${visible(text).trim() || "blank"}, token ${i + 1} of ${texts.length} of the answer, ${percent(found.predictions[i].target.probability)}`);
     button.addEventListener("click", event => {
-      if (event.shiftKey && first !== null && first !== i) return explainSpan(Math.min(first, i), Math.max(first, i) + 1, found.tokens.slice(start));
+      if (explainSpan && event.shiftKey && first !== null && first !== i) return explainSpan(Math.min(first, i), Math.max(first, i) + 1, found.tokens.slice(start));
       first = i;
       showRow(found, i, buttons);
     });
     button.addEventListener("focus", () => { if (!first) showRow(found, i, buttons); });
+    button.addEventListener("pointerdown", event => { if (!event.shiftKey) pressed = i; });
+    button.addEventListener("pointerup", () => { if (pressed !== null && pressed !== i) explainSpan?.(Math.min(pressed, i), Math.max(pressed, i) + 1, found.tokens.slice(start)); pressed = null; });
     return button;
   });
   $("answer-tokens").replaceChildren(...buttons);

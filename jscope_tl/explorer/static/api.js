@@ -1,14 +1,20 @@
-// Questions to the server.
+// Questions to the server; a page that was saved has none, but data of its own.
 
 const token = new URLSearchParams(location.search).get("token") ?? "";
+const held = document.getElementById("frozen");
 
-export async function ask(path, given) {
+export const frozen = held && JSON.parse(held.textContent);
+
+async function answered(path, given) {
   const how = given === undefined ? {} : { method: "POST", body: JSON.stringify(given) };
   const response = await fetch(`api/${path}`, { ...how, headers: { "x-jscope-token": token, "content-type": "application/json" } });
+  if (response.ok) return response;
   const found = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
-  if (!response.ok) throw Object.assign(new Error(found.error), { status: response.status });
-  return found;
+  throw Object.assign(new Error(found.error), { status: response.status });
 }
+
+export const ask = async (path, given) => (await answered(path, given)).json();
+export const fetchText = async path => (await answered(path)).text();
 
 const running = new Set();
 

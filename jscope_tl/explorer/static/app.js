@@ -1,120 +1,138 @@
 // The page: what is asked lives in `state`, which is also what a permalink holds.
 
 import { showAnswer, showRow } from "./answer.js";
-import { ask, cancelAll, job } from "./api.js";
-import { $, make, percent, short } from "./dom.js";
-import { showHeads, showLayers } from "./maps.js";
-import { correlation, draw, said, scaleOf, visible } from "./tokens.js";
+import { ask, cancelAll, frozen, job } from "./api.js";
+import { addMessage, messagesOf, writeMessages } from "./chat.js";
+import { aligned, columns } from "./compare.js";
+import { $, arrows, make, percent, short } from "./dom.js";
+import { attributionOf, frozenPage, picture, save } from "./export.js";
+import { showFrame, showHeads, showLayers } from "./maps.js";
+import { showRuns } from "./runs.js";
+import { showSeries } from "./series.js";
+import { rankOf, said, scaleOf, visible } from "./tokens.js";
 
-const NO_TARGET = new Set(["temperature", "logit_temperature", "entropy", "fisher", "fisher_input", "random_direction"]);
+const FIELDS = ["prompt", "scope", "target", "baseline", "gradient"];
+const literal = JSON.stringify;
+const quoted = text => literal(visible(text));
 
-let about, state = { prompt: "", scope: "log_prob", target: "", baseline: "", gradient: "plain", layer: 0, position: -1 };
-let current = null, kept = [], chosen = null, asked = 0;
+let about, state = { prompt: "", messages: null, tokens: null, scope: "log_prob", target: "", baseline: "", gradient: "plain", layer: 0, position: -1, options: {} };
+let current = null, kept = [], chosen = null, asked = 0, answered = null, mapped = null;
+const seconds = {};
 
 const at = layer => layer ? `blocks.${layer - 1}.hook_resid_post` : "hook_embed";
+const scopeOf = name => about.scopes.find(one => one.name === name);
+const takes = (option, scope = state.scope) => Boolean(scopeOf(scope)?.options.includes(option));
+const promptOf = () => state.tokens ? { tokens: state.tokens } : state.messages ? { messages: state.messages } : { prompt: state.prompt };
+const where = () => ({ ...promptOf(), position: state.position, gradient: state.gradient });
+const request = () => ({ ...where(), scope: state.scope, options: options(), at: at(state.layer) });
 
 function options() {
-  const found = {};
-  if (!NO_TARGET.has(state.scope) && state.target) found.target = state.target;
-  if (state.baseline && ["contrastive", "alternatives"].includes(state.scope)) found.baseline = state.baseline;
-  return found;
+  const own = Object.entries(state.options).filter(([name, value]) => value !== "" && takes(name)).map(([name, value]) => [name, parsed(value)]);
+  for (const name of ["target", "baseline"]) if (takes(name) && state[name]) own.push([name, state[name]]);
+  return Object.fromEntries(own);
 }
 
-const request = () => ({ prompt: state.prompt, scope: state.scope, options: options(), position: state.position, at: at(state.layer), gradient: state.gradient });
+function parsed(value) {
+  try { return JSON.parse(value); } catch { return value; }
+}
 
 async function busy(what, call) {
   const turn = ++asked;
   $("error").textContent = "";
   $("status").textContent = what;
   $("cancel").disabled = false;
+  let says = "";
   try {
     return await call(text => { if (turn === asked) $("status").textContent = text; });
   } catch (error) {
-    if (error.status === 409) $("status").textContent = "cancelled";
-    else { $("error").textContent = error.message; $("status").textContent = ""; }
+    if (error.status === 409) says = "cancelled";
+    else $("error").textContent = error.message;
     return null;
   } finally {
-    if (turn === asked) { $("cancel").disabled = true; if ($("status").textContent !== "cancelled") $("status").textContent = ""; }
+    if (turn === asked) { $("cancel").disabled = true; $("status").textContent = says; }
   }
 }
 
 async function explain() {
   read();
-  location.hash = encodeURIComponent(JSON.stringify(state));
-  const [found, control] = await busy("explaining", async tell => {
-    const result = await job("explain", request(), tell);
-    const { prompt, position, gradient } = request();
-    return [result, await job("control", { prompt, position, at: at(state.layer), gradient }, tell)];
-  }) ?? [];
+  location.hash = encodeURIComponent(literal(state));
+  const asking = request(), [found, control] = await busy("explaining", async tell => [
+    await job("explain", asking, tell),
+    $("control").checked ? await job("control", { ...where(), at: at(state.layer) }, tell) : null,
+  ]) ?? [];
   if (!found) return;
-  current = { ...found, name: nameOf(found), asked: request() };
-  current.control = { ...control, off_scale: found.off_scale, name: "random direction (control)" };
+  seconds[asking.scope] = found.seconds;
+  current = { ...found, name: nameOf(found), asked: asking };
+  if (control) current.control = { ...control, off_scale: found.off_scale, name: "random direction (control)" };
   chosen = null;
   $("token").hidden = true;
   show();
-  bars(found.prediction.top, found.position, found.str_tokens);
 }
 
-const nameOf = r => `${r.scope}${r.options.target === undefined ? "" : ` of ${JSON.stringify(r.prediction.target.str_token)}`}${r.baseline ? ` against ${JSON.stringify(r.baseline)}` : ""}`;
+const nameOf = r => `${r.scope}${r.options.target === undefined ? "" : ` of ${quoted(r.prediction.target.str_token)}`}${r.baseline ? ` against ${quoted(r.baseline)}` : ""}`;
+const shown = () => [current, ...kept.filter(one => one !== current), ...(current.control ? [current.control] : [])];
 
 function show() {
-  const columns = [current, ...kept.filter(one => one !== current), current.control], log = $("log").checked;
+  const { provenance: p } = current, results = shown(), log = $("log").checked, layered = current.hook_points.length > 0;
+  const took = current.seconds === undefined ? "" : ` in ${current.seconds.toFixed(2)} s`;
   $("result").hidden = false;
-  $("headline").textContent = `${nameOf(current)}, at position ${current.position} (${JSON.stringify(current.str_tokens[current.position])}), ${current.provenance.hook_point}, in ${current.unit}; ` +
-    `${current.provenance.n_forward} forward and ${current.provenance.n_backward} backward passes. The scores are sizes, not shares: they do not add up.`;
-  $("columns").replaceChildren(...columns.map(one => column(one, scaleOf([one], log))));
-  $("scale").textContent = `${scaleOf([current], log).says}; each column has its own; BOS and a first token that is an attention sink are left out of it; outlined: the explained position.`;
+  $("headline").textContent = `${current.name}, at position ${current.position} (${quoted(current.str_tokens[current.position])}), ${p.hook_point}, in ${current.unit}; ` +
+    `${p.n_forward} forward and ${p.n_backward} backward passes${took}. The scores are sizes, not shares: they do not add up.`;
+  $("columns").replaceChildren(...(layered ? [] : $("aligned").checked ? [aligned(results, log)] : columns(results, log, choose, removal)));
+  $("scale").textContent = layered ? "" : `${scaleOf([current], log).says}; each column has its own; BOS and a first token that is an attention sink are left out of it; outlined: the explained position.`;
   $("warnings").replaceChildren(...current.warnings.map(text => make("p", { textContent: text })));
-  $("permalink").href = `${location.search}#${encodeURIComponent(JSON.stringify(state))}`;
-  URL.revokeObjectURL($("json").href);
-  const { control, asked: _, name, off_scale, ...saved } = current;
-  $("json").href = URL.createObjectURL(new Blob([JSON.stringify(saved, null, 1)], { type: "application/json" }));
+  $("permalink").href = `${location.search}#${encodeURIComponent(literal(state))}`;
+  showSeries(current);
+  if (layered) showLayers(current);
+  bars(current.prediction.top, current.position, current.str_tokens);
 }
 
-function column(one, scale) {
-  const same = one === current, alike = one.str_tokens.join("\0") === current.str_tokens.join("\0");
-  const agrees = same || !alike ? "" : `rank correlation with the first column ${correlation(current, one).toFixed(2)}`;
-  const best = one.scores.map((s, i) => i).filter(i => i <= one.position && !one.off_scale.includes(i)).sort((a, b) => one.scores[b] - one.scores[a]).slice(0, 5);
-  const rows = best.map(i => make("tr", {}, make("td", { textContent: JSON.stringify(visible(one.str_tokens[i])) }), make("td", { className: "n", textContent: i }),
-    make("td", { className: "n", textContent: short(one.scores[i]) + (one.stderr ? ` ± ${short(one.stderr[i])}` : "") })));
-  const head = make("tr", {}, ...["token", "position", `score (${one.unit})`].map(textContent => make("th", { textContent })));
-  const remove = kept.includes(one) ? [make("button", { type: "button", textContent: "Remove", onclick: () => { kept = kept.filter(other => other !== one); show(); } })] : [];
-  return make("section", { className: "column" }, make("h3", { textContent: one.name }), draw(one, scale, choose), make("p", { className: "quiet", textContent: agrees }),
-    make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)), ...remove);
-}
+const removal = one => !frozen && kept.includes(one) && (() => { kept = kept.filter(other => other !== one); show(); });
 
 function choose(result, i, button, focused = false) {
   chosen = { result, i };
   for (const other of document.querySelectorAll(".tokens [aria-pressed=true]")) other.setAttribute("aria-pressed", "false");
   button.setAttribute("aria-pressed", "true");
   $("token").hidden = false;
-  $("token-heading").textContent = `Token ${JSON.stringify(visible(result.str_tokens[i]))}`;
+  $("token-heading").textContent = `Token ${quoted(result.str_tokens[i])}`;
   $("token-said").textContent = said(result, i);
+  $("cause").textContent = causeOf(result);
   if (!focused) $("measured").replaceChildren();
+}
+
+// The known cause of an example, and where the map has it.
+function causeOf(result) {
+  const known = about.examples.find(one => one.prompt === result.asked?.prompt)?.cause;
+  if (!known) return "";
+  const places = result.str_tokens.flatMap((text, i) => known.includes(text.trim()) && i <= result.position ? [i] : []);
+  const listed = places.map(i => `${quoted(result.str_tokens[i])} at ${i}, ranked ${rankOf(result, i)} of ${result.position + 1}`).join("; ");
+  return listed && `Known cause of this prompt, by construction: ${listed}.`;
 }
 
 async function ablate() {
   const { result, i } = chosen;
   const found = await busy("measuring", tell => job("ablate", {
-    prompt: result.asked?.prompt ?? state.prompt, position: result.position, token: i, replacement: $("replacement").value || "zero", target: result.prediction.target.str_token,
+    tokens: result.tokens, position: result.position, token: i, replacement: $("replacement").value || "zero", target: result.prediction.target.str_token,
   }, tell));
   if (!found) return;
-  const listed = top => top.map(t => `${JSON.stringify(visible(t.str_token))} ${percent(t.probability)}`).join(", ");
+  const listed = top => top.map(t => `${quoted(t.str_token)} ${percent(t.probability)}`).join(", ");
   const predicted = found.predicted_kl == null ? "" : `; Fisher information predicts ${short(found.predicted_kl)} to second order, which holds for small changes`;
   $("measured").replaceChildren(
     make("p", { textContent: `Without it (replaced by ${found.replacement}): KL divergence ${short(found.kl)} nat measured${predicted}.` }),
-    make("p", { textContent: `${JSON.stringify(visible(found.target))}: ${percent(found.probability)} before, ${percent(found.without)} without (${short(found.log_prob)} nat).` }),
+    make("p", { textContent: `${quoted(found.target)}: ${percent(found.probability)} before, ${percent(found.without)} without (${short(found.log_prob)} nat).` }),
     make("p", { className: "quiet", textContent: `before: ${listed(found.top)}. Without: ${listed(found.top_without)}.` }));
 }
 
 async function answer() {
   read();
-  const given = { prompt: state.prompt, scope: NO_TARGET.has(state.scope) || state.scope === "semantic" ? state.scope : "log_prob", gradient: state.gradient, at: at(state.layer), by: "word" };
-  const own = $("answer").value;
+  const scope = takes("target") && state.scope !== "semantic" ? "log_prob" : state.scope;
+  const given = { ...promptOf(), scope, gradient: state.gradient, at: at(state.layer), by: "word" }, own = $("answer").value;
   const found = await busy("continuing", tell => job("answer", own ? { ...given, continuation: own } : { ...given, max_new_tokens: Number($("more").value) }, tell));
   if (!found) return;
+  answered = found;
   showAnswer(found, async (start, stop, tokens) => {
-    const span = await busy("explaining a span", tell => job("answer", { ...given, continuation_tokens: tokens, spans: [[start, stop]], prompt: undefined, tokens: found.tokens.slice(0, found.text.n_prompt) }, tell));
+    const { prompt, messages, ...rest } = given;
+    const span = await busy("explaining a span", tell => job("answer", { ...rest, continuation_tokens: tokens, spans: [[start, stop]], tokens: found.tokens.slice(0, found.text.n_prompt) }, tell));
     if (span) showRow(span, 0, [...document.querySelectorAll("[data-testid=answer-token]")]);
   });
 }
@@ -122,105 +140,193 @@ async function answer() {
 async function layers() {
   read();
   const found = await busy("every layer", tell => job("explain", { ...request(), at: "resid_pre" }, tell));
-  if (found) showLayers(found, layer => { $("layer").value = layer; describe(); });
+  if (!found) return;
+  mapped = { layers: found };
+  showLayers(found, layer => { $("layer").value = layer; describe(); });
 }
 
 async function heads() {
   read();
-  const { prompt, scope, options: given, position, gradient } = request();
-  const found = await busy("predicting all heads", tell => job("heads", { prompt, scope, options: given, position, gradient }, tell));
-  if (found) showHeads(found);
+  const found = await busy("predicting all heads", tell => job("heads", { ...where(), scope: state.scope, options: options() }, tell));
+  if (!found) return;
+  mapped = { heads: found };
+  showHeads(found);
+}
+
+async function edges() {
+  read();
+  const found = await busy("predicting all edges", tell => job("edges", { ...where(), scope: state.scope, options: options() }, tell));
+  if (found) showFrame(found.view, found.says);
 }
 
 function bars(top, position, texts) {
-  $("next-where").textContent = texts.length ? `after position ${position} (${JSON.stringify(visible(texts[position]))})` : "";
+  $("next-where").textContent = texts.length ? `after position ${position} (${quoted(texts[position])})` : "";
   $("next").replaceChildren(...top.map(t => {
-    const pick = make("button", { type: "button", className: "pick" }, make("span", { textContent: visible(t.str_token) }),
+    const pick = make(frozen ? "span" : "button", { className: "pick" }, make("span", { textContent: visible(t.str_token) }),
       make("meter", { min: 0, max: 1, value: t.probability }), make("span", { textContent: percent(t.probability) }));
     Object.assign(pick.dataset, { testid: "next-token", token: t.token });
-    pick.title = "explain this token";
     pick.querySelector("meter").setAttribute("aria-hidden", "true");
-    pick.addEventListener("click", () => { $("target").value = t.str_token; if (NO_TARGET.has($("scope").value)) $("scope").value = "log_prob"; explain(); });
+    if (frozen) return make("li", {}, pick);
+    pick.type = "button";
+    pick.title = "explain this token";
+    pick.addEventListener("click", () => { $("target").value = t.str_token; if (!takes("target", $("scope").value)) $("scope").value = "log_prob"; describe(); explain(); });
     const against = make("button", { type: "button", textContent: "against", onclick: () => { $("baseline").value = t.str_token; $("scope").value = "contrastive"; describe(); explain(); } });
-    against.setAttribute("aria-label", `hold the target against ${visible(t.str_token)}`);
+    against.setAttribute("aria-label", `explain the target against ${visible(t.str_token)}`);
     return make("li", {}, pick, against);
   }));
+  arrows($("next"), [...$("next").children].map(row => [...row.querySelectorAll("button")]));
 }
 
 let typing;
 function typed() {
   state.position = -1;
+  state.tokens = null;
   clearTimeout(typing);
   typing = setTimeout(predict, 250);
 }
 
 async function predict() {
-  if (!$("prompt").value) return;
-  const prompt = $("prompt").value;
-  const found = await ask("predict", { prompt, position: state.position }).catch(error => { $("count").textContent = error.message; });
-  if (!found || prompt !== $("prompt").value) return;
-  $("count").textContent = `${found.tokens.length} tokens`;
+  read();
+  const asking = literal(promptOf()), count = $(state.messages ? "chat-count" : "count");
+  if (!state.messages && !state.prompt && !state.tokens) { count.textContent = "0 tokens"; $("next").replaceChildren(); return; }
+  const found = await ask("predict", { ...promptOf(), position: state.position }).catch(error => { count.textContent = error.message; });
+  if (!found || asking !== literal(promptOf())) return;
+  count.textContent = `${found.tokens.length} tokens`;
   bars(found.top, found.position, found.str_tokens);
 }
 
 function read() {
-  for (const name of ["prompt", "scope", "target", "baseline", "gradient"]) state[name] = $(name).value;
+  for (const name of FIELDS) state[name] = $(name).value;
   state.layer = Number($("layer").value);
+  state.messages = $("as-chat").checked ? messagesOf() : null;
+  for (const field of $("options").querySelectorAll("input")) state.options[field.name] = field.value;
 }
 
 function write() {
-  for (const name of ["prompt", "scope", "target", "baseline", "gradient"]) $(name).value = state[name];
+  for (const name of FIELDS) $(name).value = state[name];
   $("layer").value = state.layer;
+  $("as-chat").checked = Boolean(state.messages) && about.has_chat_template;
+  writeMessages(state.messages ?? [{ role: "user", content: state.prompt }], typed);
+  asChat();
   describe();
 }
 
-function describe() {
-  const scope = about.scopes.find(one => one.name === $("scope").value);
-  $("where").textContent = at(Number($("layer").value));
-  $("question").textContent = scope ? `${scope.question} Unit: ${scope.unit}. Price: ${scope.price}.` : "";
-  $("target").disabled = NO_TARGET.has($("scope").value);
-  $("baseline").disabled = !["contrastive", "alternatives"].includes($("scope").value);
+function asChat() {
+  const chat = $("as-chat").checked;
+  $("plain").hidden = chat;
+  $("chat").hidden = !chat;
 }
 
-const literal = JSON.stringify;
+function describe() {
+  const scope = scopeOf($("scope").value), took = seconds[scope?.name];
+  $("where").textContent = at(Number($("layer").value));
+  $("question").textContent = scope ? `${scope.question} Unit: ${scope.unit}. Price: one forward pass and ${scope.price}${took === undefined ? "" : `; last time ${took.toFixed(2)} s`}.` : "";
+  for (const name of ["target", "baseline"]) $(name).disabled = !takes(name, scope?.name);
+  const own = scope?.options.filter(name => !["target", "baseline"].includes(name)) ?? [];
+  $("more-options").hidden = !own.length;
+  $("options").replaceChildren(...own.map(name => make("label", {}, `${name} `, make("input", { name, size: 8, placeholder: "default", value: state.options[name] ?? "" }))));
+}
+
 function copied(what) {
-  const { prompt, scope, options: given, position, at: where, gradient } = current.asked;
-  const more = [...Object.entries(given), ...(position === -1 ? [] : [["position", position]]), ...(where === "hook_embed" ? [] : [["at", where]]), ...(gradient === "plain" ? [] : [["gradient", gradient]])];
-  if (what === "python") return `js.attribute(model, ${literal(prompt)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${literal(v)}`).join("")})`;
-  const quoted = text => `'${String(text).replaceAll("'", "'\\''")}'`;
-  return `jscope ${quoted(prompt)} --scope ${scope} --model ${quoted(about.model)}${more.map(([k, v]) => ` --${k} ${quoted(v)}`).join("")}`;
+  const { prompt, messages, tokens, scope, options: given, position, at: place, gradient } = current.asked;
+  const more = [...Object.entries(given), ...(position === -1 ? [] : [["position", position]]), ...(place === "hook_embed" ? [] : [["at", place]]), ...(gradient === "plain" ? [] : [["gradient", gradient]])];
+  if (what === "python") return `js.attribute(model, ${literal(prompt ?? current.tokens)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${python(v)}`).join("")})`;
+  if (messages || tokens) throw new Error("There is no command for a chat or a row of a run; copy it as Python.");
+  const shell = text => `'${String(text).replaceAll("'", "'\\''")}'`;
+  return `jscope ${shell(prompt)} --scope ${scope} --model ${shell(about.model)}${more.map(([k, v]) => ` --${k.replaceAll("_", "-")} ${shell(v)}`).join("")}`;
+}
+
+const python = value => value === null ? "None" : value === true ? "True" : value === false ? "False" : literal(value);
+
+async function copy(what) {
+  try {
+    await navigator.clipboard.writeText(copied(what));
+    $("status").textContent = "copied";
+  } catch (error) { $("error").textContent = error.message; }
+}
+
+const SAVES = {
+  json: () => save("attribution.json", attributionOf(current), "application/json"),
+  png: async () => save("attribution.png", await picture(shown(), $("log").checked, about.model), "image/png"),
+  html: async () => save("attribution.html", await frozenPage({ about, results: shown().filter(one => one !== current.control), answer: answered, ...mapped }), "text/html"),
+};
+
+async function runs() {
+  const asking = { folder: $("run-folder").value, contains: $("run-contains").value || null, target: $("run-target").value || null };
+  const found = await busy("opening the run", tell => job("runs", asking, tell));
+  if (!found) return;
+  showRuns(found, row => {
+    Object.assign(state, { prompt: row.str_tokens.join(""), tokens: row.tokens, messages: null, position: row.position, ...found.how, target: "", options: {} });
+    if (takes("target")) state.target = row.target_str;
+    write();
+    explain();
+    $("prompt").scrollIntoView();
+  });
 }
 
 async function start() {
-  about = await ask("about");
-  $("model").textContent = `${about.model}, ${about.n_layers} layers, up to ${about.n_ctx} tokens`;
-  $("scope").append(...about.scopes.map(s => make("option", { value: s.name, textContent: s.name, title: s.question })));
-  $("gradient").append(...about.gradients.map(name => make("option", { value: name, textContent: name })));
-  $("examples").append(...about.examples.map(text => make("option", { value: text, textContent: text })));
-  $("layer").max = about.n_layers;
+  about = frozen?.about ?? await ask("about");
+  $("model").textContent = about.n_layers ? `${about.model}, ${about.n_layers} layers, up to ${about.n_ctx} tokens` : about.model;
   if (matchMedia("(prefers-color-scheme: dark)").matches) $("dark").checked = true;
   document.documentElement.classList.toggle("dark", $("dark").checked);
+  if (frozen) return showFrozen();
+  $("scope").append(...about.scopes.map(s => make("option", { value: s.name, textContent: s.name, title: s.question })));
+  $("gradient").append(...about.gradients.map(name => make("option", { value: name, textContent: name })));
+  $("examples").append(...about.examples.map((one, i) => make("option", { value: i, textContent: one.prompt })));
+  $("layer").max = about.n_layers;
+  $("as-chat-label").hidden = !about.has_chat_template;
   const linked = location.hash.length > 1;
   if (linked) try { state = { ...state, ...JSON.parse(decodeURIComponent(location.hash.slice(1))) }; } catch { /* a link that was cut */ }
-  state.prompt ||= about.examples[0];
+  state.prompt ||= about.examples[0].prompt;
+  state.options ??= {};
   write();
   if (linked) await explain();
   if (!current) await predict();
 }
 
+function showFrozen() {
+  document.documentElement.classList.add("frozen");
+  const pick = (result, button) => {
+    current = result;
+    kept = frozen.results.filter(one => one !== result && !one.hook_points.length && one.str_tokens.join("\0") === result.str_tokens.join("\0")).slice(0, 3);
+    for (const other of $("results").children) other.setAttribute("aria-pressed", String(other === button));
+    $("token").hidden = true;
+    show();
+  };
+  const buttons = frozen.results.map(result => {
+    const text = visible(result.str_tokens.join("").trim());
+    const button = make("button", { type: "button", textContent: `${result.name} · ${text.length > 50 ? `…${text.slice(-50)}` : text}`, onclick: () => pick(result, button) });
+    return button;
+  });
+  $("results").replaceChildren(...buttons);
+  $("results").hidden = buttons.length < 2;
+  pick(frozen.results[0], buttons[0]);
+  if (frozen.answer) showAnswer(frozen.answer);
+  if (frozen.layers) showLayers(frozen.layers);
+  if (frozen.heads) showHeads(frozen.heads);
+  $("layers-section").hidden = !$("map").children.length;
+}
+
 $("ask").addEventListener("submit", event => { event.preventDefault(); explain(); });
+$("runs-form").addEventListener("submit", event => { event.preventDefault(); runs(); });
 $("prompt").addEventListener("input", typed);
 $("prompt").addEventListener("keydown", event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); explain(); } });
 $("cancel").addEventListener("click", cancelAll);
-$("examples").addEventListener("change", event => { if (event.target.value) { $("prompt").value = event.target.value; $("target").value = $("baseline").value = ""; typed(); } });
+$("examples").addEventListener("change", event => {
+  const one = about.examples[event.target.value];
+  if (!one) return;
+  Object.assign(state, { prompt: one.prompt, messages: null, target: one.target ?? "", baseline: one.baseline ?? "" });
+  write();
+  typed();
+});
+$("as-chat").addEventListener("change", () => { asChat(); typed(); });
+$("message-add").addEventListener("click", () => addMessage(typed));
 for (const name of ["scope", "layer"]) $(name).addEventListener("input", describe);
-$("log").addEventListener("change", show);
+for (const name of ["log", "aligned"]) $(name).addEventListener("change", show);
 $("dark").addEventListener("change", () => document.documentElement.classList.toggle("dark", $("dark").checked));
 $("compare-add").addEventListener("click", () => { if (!kept.includes(current)) kept = [...kept, current].slice(-3); show(); });
-$("ablate").addEventListener("click", ablate);
-$("continue").addEventListener("click", answer);
-$("layers").addEventListener("click", layers);
-$("heads").addEventListener("click", heads);
+for (const [id, action] of Object.entries({ ablate, continue: answer, layers, heads, edges })) $(id).addEventListener("click", action);
 $("explain-here").addEventListener("click", () => { state.position = chosen.i; explain(); });
-for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", async () => { await navigator.clipboard.writeText(copied(button.dataset.copy)); $("status").textContent = "copied"; });
+for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button.dataset.copy));
+for (const button of document.querySelectorAll("[data-save]")) button.addEventListener("click", () => Promise.resolve(SAVES[button.dataset.save]()).catch(error => { $("error").textContent = error.message; }));
 start().catch(error => { $("error").textContent = error.message; });

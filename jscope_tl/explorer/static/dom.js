@@ -11,7 +11,7 @@ export const colour = (share, falls = false) => `rgb(${LIGHT.map((l, k) => Math.
 // Arrow keys move the focus among elements in rows; `rows` is a list of lists.
 export function arrows(box, rows) {
   rows.flat().forEach((e, n) => { e.tabIndex = n ? -1 : 0; });
-  box.addEventListener("keydown", event => {
+  box.onkeydown = event => {
     const i = rows.findIndex(row => row.includes(document.activeElement)), j = rows[i]?.indexOf(document.activeElement);
     const to = { ArrowRight: [i, j + 1], ArrowLeft: [i, j - 1], ArrowDown: [i + 1, j], ArrowUp: [i - 1, j], Home: [i, 0], End: [i, rows[i]?.length - 1] }[event.key];
     const next = to && rows[to[0]]?.[to[1]];
@@ -20,5 +20,5 @@ export function arrows(box, rows) {
     rows[i][j].tabIndex = -1;
     next.tabIndex = 0;
     next.focus();
-  });
+  };
 }

@@ -39,3 +39,10 @@ export function showHeads(found) {
   $("map").replaceChildren(grid(found.values.map((_, l) => `layer ${l}`), found.values[0].map((_, h) => String(h)), cells, tell));
   tell(`What taking each head away would do. Strongest: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)}`).join(", ")} ${found.unit}.`);
 }
+
+// A view of circuitsvis is a page of its own, which can reach neither this one nor the server.
+export function showFrame(address, says) {
+  const frame = make("iframe", { src: address, title: says, className: "view" });
+  frame.setAttribute("sandbox", "allow-scripts");
+  $("frame").replaceChildren(make("p", { className: "quiet", textContent: says }), frame);
+}

@@ -1,0 +1,44 @@
+"""Prompts to start from, with what they ask for, and their cause where it is known by construction."""
+
+from dataclasses import dataclass
+
+from jscope_tl.pocket import pocket_prompts
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt.
+
+    Attributes:
+        prompt: its text.
+        target, baseline: what is explained, and against what; None where the model's own prediction is.
+        cause: the words that decide the target by construction; empty where they are not known.
+    """
+
+    prompt: str
+    target: str | None = None
+    baseline: str | None = None
+    cause: tuple[str, ...] = ()
+
+
+POCKET_TASKS = ("agreement", "politics", "assistant", "detective", "translation", "repetition")
+PAPER = (
+    Example("When Mary and John went to the store, John gave a drink to", " Mary", " John", ("Mary",)),
+    Example("It was clear to Alice that the old keys behind the cabinet", " were", " was", ("keys",)),
+    Example("As a state-of-the-art AI assistant, you never argue or deceive, because you are", " truthful"),
+    Example(
+        "Tom loves Korean food. He grew up in the South and goes to Columbia. He is a", " liberal", " conservative"
+    ),
+    Example("French: Nous l'appelons lentille jacobienne. English: We call it Jacobian"),
+    Example("12, 15, 18, 21, 24, 27, 30, 33, 36,"),
+)
+"""Two whose cause is known, and prompts of the paper (Figs. 1 to 3)."""
+
+
+def examples(of_pocket_model: bool) -> list[Example]:
+    """Those of a model."""
+    if not of_pocket_model:
+        return list(PAPER)
+    made = [pocket_prompts(task, 1)[0] for task in POCKET_TASKS]
+    known = [Example(p.text, p.target, None, tuple(p.text.split()[i - 1] for i in p.causes)) for p in made]
+    return [*known, Example("29 , 35 , 41 , 47 , 53 , 59 , 53 , 47 , 41 ,")]

@@ -1,0 +1,15 @@
+"""The questions that the page may ask, by the last part of their address."""
+
+from jscope_tl.explorer.answers import answer, control, explain, predict, tokens
+from jscope_tl.explorer.interventions import ablate, edges, heads
+
+QUESTIONS = {
+    "tokens": tokens,
+    "predict": predict,
+    "explain": explain,
+    "control": control,
+    "answer": answer,
+    "ablate": ablate,
+    "heads": heads,
+    "edges": edges,
+}
