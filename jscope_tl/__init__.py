@@ -14,6 +14,7 @@ from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.state import State
 from jscope_tl.errors import InputError
+from jscope_tl.explorer.notebook import Explorer, app
 from jscope_tl.explorer.report import report
 from jscope_tl.faithfulness.ground_truth import GroundTruth, ground_truth
 from jscope_tl.model.basis import Basis
@@ -39,10 +40,10 @@ from jscope_tl.scopes.registry import available_scopes, get_scope, register_scop
 from jscope_tl.scopes.spectral import SpectralScope
 
 __all__ = [
-    "AlternativesScope", "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "FisherInputScope", "FisherScope", "GroundTruth", "HeadAgreement",
+    "AlternativesScope", "Attribution", "Basis", "ContrastiveScope", "EntropyScope", "Explorer", "FisherInputScope", "FisherScope", "GroundTruth", "HeadAgreement",
     "InfluencePattern", "InputError", "Line", "LogProbScope", "LogitTemperatureScope", "Noise", "Path",
     "PocketPrompt", "Point", "QuantityScope", "RandomDirectionScope", "Reduction", "Rules", "Scope", "Score",
-    "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "TextAttribution", "attribute", "attribute_batch", "attribute_text",
+    "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "TextAttribution", "app", "attribute", "attribute_batch", "attribute_text",
     "available_scopes", "diagnostics", "explain", "faithfulness", "get_scope", "ground_truth", "head_agreement", "influence_pattern",
     "jacobian", "load_pocket_model", "patching", "pocket_prompts", "pocket_tasks", "register_scope", "report",
     "series", "spectrum", "views",

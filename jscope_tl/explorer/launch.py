@@ -1,4 +1,4 @@
-"""`jscope app`: the explorer on a port of this machine."""
+"""The explorer on a port of this machine: until the process ends, or for as long as a notebook wants it."""
 
 import secrets
 import signal
@@ -25,23 +25,19 @@ def serve(model: Any, host: str = "127.0.0.1", port: int = 8765, opened: bool = 
     """
     import uvicorn
 
-    from jscope_tl.explorer.server import app
-
-    listening = _listening(host, port)
-    port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
-    names = {*LOOPBACK[:2], host} if host in LOOPBACK else {host, socket.gethostname(), *LOOPBACK[:2]}
-    hosts = frozenset(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}/?token={token}"
+    listening = listen(host, port)
+    config, address = configured(model, listening, host)
 
     class Server(uvicorn.Server):
+        """Says when it is ready."""
+
         async def startup(self, sockets: Any = None) -> None:
+            """Print the address once there is somebody to answer."""
             await super().startup(sockets)
             print(address, flush=True)
             if opened:
                 webbrowser.open(address)
 
-    config = uvicorn.Config(app(model, token, hosts), log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
     # uvicorn shuts down at both signals and then raises them again.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -51,7 +47,27 @@ def serve(model: Any, host: str = "127.0.0.1", port: int = 8765, opened: bool = 
         signal.signal(signal.SIGTERM, before)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def configured(model: Any, listening: socket.socket, host: str, ancestors: str = "'self'") -> tuple[Any, str]:
+    """What uvicorn runs, and the page's address with a new token; ``ancestors``: pages that may show it in a frame."""
+    import uvicorn
+
+    from jscope_tl.explorer.server import app
+
+    port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
+    names = {*LOOPBACK[:2], host} if host in LOOPBACK else {host, socket.gethostname(), *LOOPBACK[:2]}
+    hosts = frozenset(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names)
+    shown = f"[{host}]" if ":" in host else host
+    asgi = app(model, token, hosts, ancestors)
+    config = uvicorn.Config(asgi, log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
+    return config, f"http://{shown}:{port}/?token={token}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address.
+
+    Raises:
+        InputError: the address cannot be listened at.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,0 +1,111 @@
+"""`app`: the explorer in a notebook."""
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+from jscope_tl.errors import InputError, whole
+from jscope_tl.explorer.answers import about, control, explain
+from jscope_tl.explorer.frozen import frozen_page
+from jscope_tl.explorer.launch import configured, listen
+from jscope_tl.explorer.requests import PROMPT, checked
+
+FRAMES = "'self' http://localhost:* https://localhost:* http://127.0.0.1:* https://127.0.0.1:* vscode-webview:"
+"""Pages of notebooks on this machine."""
+LIVE = """<script>fetch({health}, {{mode: "no-cors"}}).then(() => location.replace({address})).catch(() => {{}})</script>"""
+"""Runs in the frozen page: where the browser reaches the server, that takes its place."""
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A running explorer, which shows itself in a notebook; ``close()`` ends it.
+
+    Attributes:
+        url: its address on this machine, with the token of this launch.
+        height: of the frame, in pixels.
+        frozen: the page that is shown where the browser cannot reach the server.
+    """
+
+    url: str
+    height: int
+    frozen: str = field(repr=False)
+    _server: Any = field(repr=False)
+    _thread: threading.Thread = field(repr=False)
+
+    def close(self) -> None:
+        """End the server; the model is as before."""
+        self._server.should_exit = True
+        self._thread.join(10)
+
+    def _repr_html_(self) -> str:
+        style = f"width:100%;height:{self.height}px;border:1px solid #d0d7de;border-radius:6px"
+        return f'<iframe title="jscope explorer" style="{style}" srcdoc="{escape(self.frozen)}"></iframe>'
+
+
+def app(
+    model: Any, prompt: str | None = None, *, scope: str = "log_prob", port: int = 0, height: int = 800
+) -> Explorer:
+    """The explorer of ``jscope app`` in a notebook: type a prompt, click a token, see what drove the prediction, and test it.
+
+    The server listens on this machine alone and answers whoever has the token in its address. A notebook shows it in a frame. Where the
+    browser runs on another machine (Colab, a cluster), it cannot reach the server: then the frame holds the explanation of ``prompt``, still
+    clickable, and ``jscope app --host`` or a forwarded port shows the rest.
+
+    Args:
+        model: a `HookedTransformer` or `TransformerBridge`; it can be used beside the explorer, one call at a time.
+        prompt: what is explained at first; an example by default.
+        scope: of that explanation.
+        port: 0 takes one that is free.
+        height: of the frame, in pixels.
+
+    Returns:
+        An `Explorer`, with ``url`` and ``close()``.
+
+    Raises:
+        InputError: the port is taken, or the prompt cannot be explained.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> explorer = js.app(js.load_pocket_model(), "the keys to the cabinet")
+        >>> explorer.url.startswith("http://127.0.0.1:")
+        True
+        >>> explorer.close()
+    """
+    if not 0 <= (-1 if whole(port) is None else port) < 2**16:
+        raise InputError(f"port is a number from 0 to 65535; got {port!r}.")
+    if (whole(height) or 0) < 1:
+        raise InputError(f"height is a number of pixels; got {height!r}.")
+    facts = about(model)
+    text = facts["examples"][0]["prompt"] if prompt is None else prompt
+    results = _explained(model, text, scope)
+    server, thread, url = _started(model, port)
+    address = f"{url}#{quote(json.dumps({'prompt': text, 'scope': scope}))}"
+    live = LIVE.format(health=json.dumps(f"{url.partition('?')[0]}healthz"), address=json.dumps(address))
+    page = frozen_page({"about": facts, "results": results}, below=live, connect=url.partition("/?")[0])
+    return Explorer(url, height, page, server, thread)
+
+
+def _explained(model: Any, prompt: Any, scope: str) -> list[dict[str, Any]]:
+    """What the page shows without a server."""
+    asked = checked({"prompt": prompt}, PROMPT)
+    found = explain(model, {**asked, "scope": scope})
+    beside = {**control(model, asked), "off_scale": found["off_scale"], "name": "random direction (control)"}
+    return [{**found, "name": scope, "control": beside}]
+
+
+def _started(model: Any, port: int) -> tuple[Any, threading.Thread, str]:
+    """A server that answers, its thread and its address."""
+    import uvicorn
+
+    listening = listen("127.0.0.1", port)
+    config, url = configured(model, listening, "127.0.0.1", FRAMES)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="jscope explorer", daemon=True)
+    thread.start()
+    while thread.is_alive() and not server.started:
+        time.sleep(0.01)
+    return server, thread, url
