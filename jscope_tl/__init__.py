@@ -1,6 +1,6 @@
 """Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
 
-from jscope_tl import diagnostics, faithfulness, patching, views
+from jscope_tl import corpus, diagnostics, faithfulness, patching, views
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.batch import attribute_batch
 from jscope_tl.attribution.explain import explain
@@ -44,7 +44,7 @@ __all__ = [
     "InfluencePattern", "InputError", "Line", "LogProbScope", "LogitTemperatureScope", "Noise", "Path",
     "PocketPrompt", "Point", "QuantityScope", "RandomDirectionScope", "Reduction", "Rules", "Scope", "Score",
     "SemanticScope", "SpectralScope", "Spectrum", "State", "TemperatureScope", "TextAttribution", "app", "attribute", "attribute_batch", "attribute_text",
-    "available_scopes", "diagnostics", "explain", "faithfulness", "get_scope", "ground_truth", "head_agreement", "influence_pattern",
+    "available_scopes", "corpus", "diagnostics", "explain", "faithfulness", "get_scope", "ground_truth", "head_agreement", "influence_pattern",
     "jacobian", "load_pocket_model", "patching", "pocket_prompts", "pocket_tasks", "register_scope", "report",
     "series", "spectrum", "views",
 ]  # fmt: skip

@@ -1,4 +1,16 @@
 """Many prompts: explained one after another, written as Parquet files, resumed, sharded, and asked afterwards.
 
-`schema` says what is written, the run of prompts writes it, the data set reads it.
+`schema` says what is written, the run of prompts writes it, the data set reads it, the summaries ask it.
 """
+
+from jscope_tl.corpus.dataset import CorpusRun
+from jscope_tl.corpus.dataset import open_run as open
+from jscope_tl.corpus.row import Row
+from jscope_tl.corpus.summaries import by_class, by_distance, by_position, by_target, by_token
+from jscope_tl.corpus.summary import Summary, SummaryRow
+from jscope_tl.corpus.two_runs import RunAgreement, agreement
+
+__all__ = [
+    "CorpusRun", "Row", "RunAgreement", "Summary", "SummaryRow", "agreement", "by_class", "by_distance", "by_position", "by_target",
+    "by_token", "open",
+]  # fmt: skip

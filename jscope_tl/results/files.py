@@ -26,7 +26,16 @@ SCHEMA = "2"
 Self = TypeVar("Self", bound="Saved")
 
 
-class Saved:
+class Shown:
+    """Something that a notebook shows as a picture or a table."""
+
+    def _repr_html_(self) -> str:
+        from jscope_tl.views.notebook import fragment  # against the direction of the data: notebooks ask here
+
+        return fragment(self)
+
+
+class Saved(Shown):
     """A dataclass that can be written to a file and read back."""
 
     def save(self, path: str | Path) -> Path:
@@ -48,11 +57,6 @@ class Saved:
         rest = json.dumps(plain(self, put_aside, escaped), default=repr)
         header = {"class": type(self).__name__, "schema": SCHEMA, "fields": rest, "sha256": _digest(rest, tensors)}
         return write_whole(path, to_bytes(tensors, header))
-
-    def _repr_html_(self) -> str:
-        from jscope_tl.views.notebook import fragment  # against the direction of the data: notebooks ask here
-
-        return fragment(self)
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:

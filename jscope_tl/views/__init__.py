@@ -11,6 +11,7 @@ from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
 from jscope_tl.views.component_map import heads
 from jscope_tl.views.context_strip import context
+from jscope_tl.views.corpus_figures import summary
 from jscope_tl.views.figures import prediction, series
 from jscope_tl.views.flow_graph import flow
 from jscope_tl.views.linear import linearity
@@ -21,5 +22,5 @@ from jscope_tl.views.spectra import spectrum
 
 __all__ = [
     "View", "answer", "attention", "comparison", "context", "faithfulness", "flow", "heads", "heatmap", "linearity", "prediction",
-    "series", "sources", "spectrum", "tokens",
+    "series", "sources", "spectrum", "summary", "tokens",
 ]  # fmt: skip

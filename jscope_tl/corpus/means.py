@@ -1,0 +1,67 @@
+"""Means over prompts by category, in one pass: numbers of a category are kept, never those of a prompt."""
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import t as student
+
+from jscope_tl.corpus.tokens import Tokens
+from jscope_tl.faithfulness.results import Mean
+
+CONFIDENCE = 0.95
+QUANTITIES = ("share", "even", "ratio", "top")
+"""Of a category in a prompt: share of the scores, that if all tokens scored alike, the first over the second, whether it has the
+highest score."""
+
+
+class Means:
+    """Running means of several quantities by category, with the sums of squares around them (Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self, n_quantities: int) -> None:
+        self.n = np.zeros(0)
+        self.n_tokens = np.zeros(0)
+        self._means = np.zeros((n_quantities, 0))
+        self._squares = np.zeros((n_quantities, 0))
+
+    def add(self, category: Int[np.ndarray, "m"], values: Float[np.ndarray, "quantity m"]) -> None:
+        """One more value of each quantity for each of these categories."""
+        if not len(category):
+            return
+        kinds, place = np.unique(category, return_inverse=True)
+        self._grow(int(kinds[-1]) + 1)
+        n = np.bincount(place).astype(float)
+        means = np.stack([np.bincount(place, row) for row in values]) / n
+        squares = np.stack([np.bincount(place, row) for row in (values - means[:, place]) ** 2])
+        before, both = self.n[kinds], self.n[kinds] + n
+        apart = means - self._means[:, kinds]
+        self._means[:, kinds] += apart * n / both
+        self._squares[:, kinds] += squares + apart**2 * before * n / both
+        self.n[kinds] = both
+
+    def add_tokens(self, category: Int[np.ndarray, "n"], tokens: Tokens) -> None:
+        """`QUANTITIES` of each prompt by the category of its tokens; those below 0 belong to none."""
+        kept = category >= 0
+        category, row = category[kept], tokens.row[kept]
+        if not len(category):
+            return
+        width = int(category.max()) + 1
+        pairs, first, place = np.unique(row * width + category, return_index=True, return_inverse=True)
+        count = np.bincount(place)
+        share, top = (np.bincount(place, values[kept].astype(float)) for values in (tokens.share, tokens.strongest))
+        even = count / tokens.n_beside[kept][first]
+        self.add(pairs % width, np.stack([share, even, share / even, top]))
+        self.n_tokens[:width] += np.bincount(category, minlength=width)
+
+    def mean(self, category: int, quantity: int) -> Mean:
+        """Of a quantity over the prompts that have the category, with the interval by Student's t; NaN where one prompt has it."""
+        n, mean = int(self.n[category]), float(self._means[quantity, category])
+        if n < 2:
+            return Mean(mean, np.nan, np.nan, np.nan, n)
+        error = float(np.sqrt(self._squares[quantity, category] / (n - 1) / n))
+        half = error * float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
+        return Mean(mean, error, mean - half, mean + half, n)
+
+    def _grow(self, width: int) -> None:
+        more = max(0, width - len(self.n))
+        if more:
+            self.n, self.n_tokens = (np.pad(old, (0, more)) for old in (self.n, self.n_tokens))
+            self._means, self._squares = (np.pad(old, ((0, 0), (0, more))) for old in (self._means, self._squares))

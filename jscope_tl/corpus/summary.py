@@ -1,0 +1,194 @@
+"""`Summary`: where the influence lies, by some property of the tokens, as means over prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from jscope_tl.errors import InputError, count
+from jscope_tl.faithfulness.results import Mean
+from jscope_tl.results.checks import need
+from jscope_tl.results.files import Saved
+from jscope_tl.results.sink import adds_up
+from jscope_tl.results.text import percent
+
+SHOWN = 12
+"""Rows of a text."""
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One category of tokens: means over the prompts that have such tokens.
+
+    Attributes:
+        name: of the category.
+        n_tokens: how many tokens of it were counted, in all prompts.
+        share: of the summed scores of the prompt that its tokens have together.
+        even: the share that they would have if all tokens of a prompt scored alike, which is chance.
+        ratio: the share over the even one: how many times the mean score of its prompt a token has; 1 is chance.
+        top: share of these prompts in which the highest score is one of its tokens'.
+        group: the target that is explained, where targets are kept apart.
+    """
+
+    name: str
+    n_tokens: int
+    share: Mean
+    even: float
+    ratio: Mean
+    top: float
+    group: str = ""
+
+    @property
+    def n(self) -> int:
+        """Prompts that have such tokens."""
+        return self.ratio.n
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Summary(Saved):
+    """Where the influence lies in the prompts of a run, by some property of tokens.
+
+    Scores of two prompts do not compare, and norms do not add up: of each prompt shares of its summed scores are taken, then means
+    over prompts, each of which counts alike. A share says how a map looks, not how much of the prediction is explained; only Fisher
+    scores, which are squared, add up, to the trace of the Fisher matrix. Intervals are 95 % of Student's t over prompts.
+
+    Attributes:
+        by: the property, in words.
+        rows: one for each category.
+        n: prompts that were counted.
+        n_errors: rows left out because they have an error in place of scores.
+        n_empty: rows left out because no counted token has a score above 0.
+        off_scale: whether tokens off the scale (BOS, and a first token that is an attention sink) were counted.
+        scope, model, unit: of the run.
+        notes: what was left out, and how categories were formed.
+    """
+
+    by: str
+    rows: tuple[SummaryRow, ...]
+    n: int
+    n_errors: int
+    n_empty: int
+    off_scale: bool
+    scope: str
+    model: str
+    unit: str
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together, as a damaged file may hold."""
+        need(min(self.n, self.n_errors, self.n_empty) >= 0, "numbers of prompts are not negative")
+        need(all(0 < row.n <= self.n and row.n_tokens >= row.n for row in self.rows), "rows are of these prompts")
+
+    @property
+    def groups(self) -> list[str]:
+        """The targets that are kept apart, in their order."""
+        return list(dict.fromkeys(row.group for row in self.rows))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One line for each category; ``_low`` and ``_high`` are the limits of 95 % intervals."""
+        lines = [
+            {
+                **({"target": row.group} if self.groups != [""] else {}),
+                "name": row.name, "n": row.n, "n_tokens": row.n_tokens, "ratio": row.ratio.mean, "ratio_low": row.ratio.low,
+                "ratio_high": row.ratio.high, "share": row.share.mean, "share_low": row.share.low, "share_high": row.share.high,
+                "even": row.even, "top": row.top,
+            }
+            for row in self.rows
+        ]  # fmt: skip
+        frame = pd.DataFrame(lines)
+        frame.attrs = {"by": self.by, "scope": self.scope, "model": self.model, "unit": self.unit, "n": self.n}
+        return frame
+
+    def table(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+        """Names of columns and rows of text, as the terminal, notebooks and pages show them.
+
+        Args:
+            most: how many rows of each group; None: all.
+        """
+        grouped = self.groups != [""]
+        most = len(self.rows) if most is None else count("most", most, 1)
+        shown = [row for group in self.groups for row in [r for r in self.rows if r.group == group][:most]]
+        names = [
+            *(["target"] if grouped else []),
+            self.by,
+            "prompts",
+            "times the mean",
+            "95 %",
+            "share",
+            "if even",
+            "highest in",
+        ]
+        return names, [[*([repr(row.group)] if grouped else []), *_cells(row)] for row in shown]
+
+    @property
+    def meaning(self) -> list[str]:
+        """What the columns mean, and what was left out, in sentences."""
+        adds = (
+            "scores are squares, which add up to a trace"
+            if adds_up(self.unit)
+            else "scores are norms, which do not add up: a share says how a map looks"
+        )
+        off = "counted" if self.off_scale else "left out"
+        left = [f"rows left out because they have an error: {self.n_errors}"] if self.n_errors else []
+        left += (
+            [f"prompts left out because no counted token has a score above 0: {self.n_empty}"] if self.n_empty else []
+        )
+        return [
+            "times the mean: score of a token over the mean score in its prompt, 1 is chance; share: of the summed scores of the prompt; "
+            "if even: the share if all tokens scored alike; highest in: prompts in which such a token has the highest score",
+            f"means over the prompts that have such tokens; {adds}; BOS and first tokens that are attention sinks are {off}",
+            *left,
+            *self.notes,
+        ]
+
+    def headline(self) -> str:
+        """What was summarised, in one line."""
+        return f"influence by {self.by}: {self.scope} scope of {self.model}, {self.n} prompts"
+
+    def __repr__(self) -> str:
+        per_group = SHOWN if self.groups == [""] else 3
+        names, rows = self.table(per_group)
+        lines = [f"Summary: {self.headline()}", *columns(names, rows)]
+        more = len(self.rows) - len(rows)
+        return "\n".join(
+            [
+                *lines,
+                *([f"  ({more} more rows; to_pandas() has all)"] if more else []),
+                *(f"  {m}" for m in self.meaning[2:]),
+            ]
+        )
+
+
+def _cells(row: SummaryRow) -> list[str]:
+    interval = "" if np.isnan(row.ratio.low) else f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"
+    return [
+        row.name,
+        str(row.n),
+        f"{row.ratio.mean:.2f}",
+        interval,
+        percent(row.share.mean),
+        percent(row.even),
+        percent(row.top),
+    ]
+
+
+def columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text with the cells of each column below each other, the first to the left and the others to the right."""
+    wide = [max(map(len, cells)) for cells in zip(names, *rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(line, wide, strict=True))
+        )
+        for line in (names, *rows)
+    ]
+
+
+def need_rows_left(n: int, n_errors: int, what: str) -> None:
+    """Refuse a summary of nothing."""
+    if not n:
+        raise InputError(
+            f"There is nothing to summarise in {what}: no row has scores above 0 ({n_errors} have an error in place of scores; "
+            "run.where(errors=True) shows them)."
+        )

@@ -1,0 +1,118 @@
+"""Figures of a corpus: where the influence lies in the prompts of a run, and how far two runs agree."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jscope_tl.corpus.summary import Summary, SummaryRow
+from jscope_tl.errors import InputError, count
+from jscope_tl.results.text import visible
+from jscope_tl.views.figures import BAR, MARK, figure_of, make_axes, set_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST = 20
+"""Rows of a ranking."""
+CHANCE = "0.55"
+ORDERED = ("distance", "position")
+
+
+def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
+    """Where the influence lies: how many times the mean score of its prompt a token of each category has, with 95 % intervals.
+
+    Distances and positions stand side by side, tokens, classes and sources below each other, the highest on top. The line at 1 is
+    chance: all tokens of a prompt scoring alike.
+
+    Args:
+        found: a `Summary`, of `jscope_tl.corpus.by_distance` and its like.
+        most: how many rows of a ranking are drawn, of each target where these are kept apart.
+        ax: matplotlib axes to draw in; a new figure without it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: ``found`` is no summary, or holds no rows.
+
+    Example:
+        >>> import tempfile
+        >>> import jscope_tl as js
+        >>> model, prompts = js.load_pocket_model(), [prompt.text for prompt in js.pocket_prompts("agreement", 8)]
+        >>> run = js.corpus.run(model, prompts, tempfile.mkdtemp(), "temperature", progress=False)
+        >>> js.views.summary(js.corpus.by_distance(run)).axes[0].get_xlabel()
+        'distance'
+    """
+    if not isinstance(found, Summary):
+        raise InputError(
+            f"This view takes a summary of a corpus, as js.corpus.by_distance; got a {type(found).__name__}."
+        )
+    if not found.rows:
+        raise InputError(f"This summary has no rows to draw: {'; '.join(found.notes) or 'nothing was counted'}.")
+    if found.by in ORDERED:
+        rows = list(found.rows)
+        (axis,) = make_axes(ax, 1, (max(5.0, 2.0 + 0.33 * len(rows)), 3.4))
+        _draw_ordered(axis, found, rows)
+    else:
+        rows = _ranked(found, count("most", most, 1))
+        (axis,) = make_axes(ax, 1, (7.0, 1.5 + 0.23 * len(rows)))
+        _draw_ranking(axis, found, rows)
+    set_title(axis, found.headline())
+    return figure_of(axis)
+
+
+def _ranked(found: Summary, most: int) -> list[SummaryRow]:
+    """The first rows of each group; of many groups fewer."""
+    groups = found.groups
+    each = most if groups == [""] else min(most, 5)
+    return [row for group in groups for row in [r for r in found.rows if r.group == group][:each]]
+
+
+def _draw_ordered(axis: "Axes", found: Summary, rows: Sequence[SummaryRow]) -> None:
+    x = np.arange(len(rows))
+    low, high, means = _limits(rows)
+    axis.axhline(1, color=CHANCE, linewidth=1, linestyle="--", zorder=1)
+    axis.vlines(x, low, high, color=MARK, linewidth=1.6, zorder=2)
+    axis.plot(x, means, "o-", color=MARK, markersize=4, linewidth=0.8, zorder=3)
+    axis.set_xticks(x, [f"{row.name}\n{row.n}" for row in rows], fontsize="small", parse_math=False)
+    if max(len(row.name) for row in rows) > 3 and len(rows) > 8:
+        axis.set_xticks(
+            x, [f"{row.name} (n = {row.n})" for row in rows], fontsize="small", rotation=90, parse_math=False
+        )
+    axis.set_xlabel(found.by)
+    axis.set_ylabel("score, times the prompt's mean")
+    axis.set_ylim(bottom=0)
+    axis.grid(axis="y", color="0.92")
+    axis.set_axisbelow(True)
+
+
+def _draw_ranking(axis: "Axes", found: Summary, rows: Sequence[SummaryRow]) -> None:
+    y = np.arange(len(rows))
+    low, high, means = _limits(rows)
+    axis.axvline(1, color=CHANCE, linewidth=1, linestyle="--", zorder=1)
+    axis.hlines(y, low, high, color=BAR, linewidth=1.6, zorder=2)
+    axis.plot(means, y, "o", color=BAR, markersize=4, zorder=3)
+    for i, (row, following) in enumerate(pairwise(rows)):
+        if row.group != following.group:
+            axis.axhline(i + 0.5, color="0.85", linewidth=0.8)
+    axis.set_yticks(y, [_label(row) for row in rows], fontsize="small", parse_math=False)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel("score, times the prompt's mean (dashed: chance)")
+    axis.grid(axis="x", color="0.92")
+    axis.set_axisbelow(True)
+
+
+def _limits(rows: Sequence[SummaryRow]) -> tuple[list[float], list[float], list[float]]:
+    """Of the intervals, and the means; where one prompt has a category there is no interval."""
+    means = [row.ratio.mean for row in rows]
+    low, high = ([m if np.isnan(limit) else limit for m, limit in zip(means, limits, strict=True)]
+                 for limits in ([row.ratio.low for row in rows], [row.ratio.high for row in rows]))  # fmt: skip
+    return low, high, means
+
+
+def _label(row: SummaryRow) -> str:
+    name = f"{visible(row.name)} ({row.n})"
+    return f"{visible(row.group)!r} ← {name}" if row.group else name
