@@ -1,6 +1,7 @@
 """The questions that the page may ask, by the last part of their address."""
 
 from jscope_tl.explorer.answers import answer, control, explain, predict, tokens
+from jscope_tl.explorer.corpus_runs import runs
 from jscope_tl.explorer.interventions import ablate, edges, heads
 
 QUESTIONS = {
@@ -12,4 +13,5 @@ QUESTIONS = {
     "ablate": ablate,
     "heads": heads,
     "edges": edges,
+    "runs": runs,
 }

@@ -1,7 +1,6 @@
 """The explorer's page in Chromium: mouse and keyboard, links, what is hostile, and nothing from elsewhere."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,46 +8,11 @@ import pytest
 
 import jscope_tl as js
 from jscope_tl.explorer.frozen import STATIC
+from tests.explorer.asked import PROMPT, explained, scores
 from tests.explorer.launched import Launched
 
 pytestmark = [pytest.mark.newest_line, pytest.mark.slow]
 PICTURES = Path(__file__).parents[2] / "build" / "pictures"
-PROMPT = "tom grew up in the south and goes to columbia . at school he is a"
-
-
-@pytest.fixture
-def page(chromium: Any, explorer: Launched) -> Iterator[Any]:
-    """The page at its start; whatever it asks of others, and every error, fails the test."""
-    context = chromium.new_context(viewport={"width": 1200, "height": 900})
-    opened, errors, foreign = context.new_page(), [], []
-    context.on(
-        "request",
-        lambda request: (
-            foreign.append(request.url) if not request.url.startswith((explorer.base, "data:", "blob:")) else None
-        ),
-    )
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.goto(explorer.url)
-    opened.get_by_test_id("next-token").first.wait_for()
-    yield opened
-    context.close()
-    assert not errors
-    assert not foreign
-
-
-def explained(page: Any, prompt: str = PROMPT, scope: str = "log_prob") -> dict[int, float]:
-    """Scores by position, as the tokens carry them."""
-    page.get_by_test_id("prompt").fill(prompt)
-    page.get_by_test_id("scope").select_option(scope)
-    page.get_by_test_id("explain").click()
-    page.locator("#headline", has_text=scope).wait_for()
-    page.get_by_test_id("status").filter(has_text="").wait_for(state="attached")
-    return scores(page)
-
-
-def scores(page: Any) -> dict[int, float]:
-    tokens = page.locator(".column").first.get_by_test_id("token")
-    return {int(token.get_attribute("data-pos")): float(token.get_attribute("data-score")) for token in tokens.all()}
 
 
 def test_scores_are_those_of_attribute(page: Any, pocket: Any) -> None:

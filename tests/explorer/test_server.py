@@ -28,7 +28,11 @@ def saved(result: Any) -> Any:
 
 
 def without_cost(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in ("provenance", "off_scale", "series", "seconds", "continued")}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in ("provenance", "off_scale", "series", "seconds", "continued")
+    }
 
 
 @pytest.mark.parametrize(

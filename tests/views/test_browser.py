@@ -173,7 +173,10 @@ def test_report_asks_nobody(pocket: Any, result: js.Attribution, browse: Any, tm
     page = opened.page
     assert not page.get_by_test_id("explain").is_visible()
     assert not page.get_by_test_id("ablate").is_visible()
-    assert [one.inner_text() for one in page.locator(".column h3").all()] == ["semantic, target ' liberal'", "entropy 1"]
+    assert [one.inner_text() for one in page.locator(".column h3").all()] == [
+        "semantic, target ' liberal'",
+        "entropy 1",
+    ]
     assert "rank correlation with the first column" in page.locator(".column").nth(1).inner_text()
     page.locator("#results button").nth(2).click()
     assert page.locator("#series rect.influence").count() == 5

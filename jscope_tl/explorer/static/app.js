@@ -199,7 +199,6 @@ function read() {
   for (const name of FIELDS) state[name] = $(name).value;
   state.layer = Number($("layer").value);
   state.messages = $("as-chat").checked ? messagesOf() : null;
-  for (const field of $("options").querySelectorAll("input")) state.options[field.name] = field.value;
 }
 
 function write() {
@@ -251,8 +250,8 @@ const SAVES = {
   html: async () => save("attribution.html", await frozenPage({ about, results: shown().filter(one => one !== current.control), answer: answered, ...mapped }), "text/html"),
 };
 
-async function runs() {
-  const asking = { folder: $("run-folder").value, contains: $("run-contains").value || null, target: $("run-target").value || null };
+async function runs(first = 0) {
+  const asking = { folder: $("run-folder").value, contains: $("run-contains").value || null, target: $("run-target").value || null, first };
   const found = await busy("opening the run", tell => job("runs", asking, tell));
   if (!found) return;
   showRuns(found, row => {
@@ -261,7 +260,7 @@ async function runs() {
     write();
     explain();
     $("prompt").scrollIntoView();
-  });
+  }, by => runs(first + 50 * by));
 }
 
 async function start() {
@@ -319,6 +318,7 @@ $("examples").addEventListener("change", event => {
   write();
   typed();
 });
+$("options").addEventListener("input", event => { state.options[event.target.name] = event.target.value; });
 $("as-chat").addEventListener("change", () => { asChat(); typed(); });
 $("message-add").addEventListener("click", () => addMessage(typed));
 for (const name of ["scope", "layer"]) $(name).addEventListener("input", describe);

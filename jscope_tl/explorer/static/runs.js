@@ -3,7 +3,7 @@
 import { $, make, percent, short } from "./dom.js";
 import { visible } from "./tokens.js";
 
-export function showRuns(found, open) {
+export function showRuns(found, open, turn) {
   $("run-said").textContent = found.says;
   const head = make("tr", {}, ...["id", "prompt", "target", "probability", "strongest source", ""].map(textContent => make("th", { scope: "col", textContent })));
   const rows = found.rows.map(row => {
@@ -14,7 +14,8 @@ export function showRuns(found, open) {
     return make("tr", {}, make("td", { textContent: row.id }), make("td", { textContent: text.length > 80 ? `…${text.slice(-80)}` : text }), ...(row.error
       ? [make("td", { colSpan: 4, textContent: row.error })]
       : [make("td", { textContent: visible(row.target_str) }), make("td", { className: "n", textContent: percent(row.probability) }),
-        make("td", { textContent: `${visible(row.str_tokens[row.top])} at ${row.top}: ${short(row.scores[row.top])}` }), make("td", {}, button)]));
+        make("td", { textContent: `${row.top === null ? "" : `${visible(row.str_tokens[row.top])} at ${row.top}: ${short(row.score)}`}` }), make("td", {}, button)]));
   });
-  $("run-rows").replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+  const pages = [[found.first > 0, -1, "Earlier rows"], [found.more, 1, "Later rows"]].filter(([there]) => there).map(([, by, textContent]) => make("button", { type: "button", textContent, onclick: () => turn(by) }));
+  $("run-rows").replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)), make("p", { className: "row" }, ...pages));
 }

@@ -1,0 +1,69 @@
+"""Runs of many prompts, as the page shows them: rows, each of which is explained by a click."""
+
+from itertools import islice
+from typing import Any
+
+from jscope_tl.corpus.dataset import CorpusRun, open_run
+from jscope_tl.corpus.row import Row
+from jscope_tl.errors import InputError
+from jscope_tl.explorer.requests import SETTINGS, checked, number, text
+from jscope_tl.model.view import ModelView
+
+SHOWN = 50
+"""Rows at once."""
+FIELDS = {
+    "folder": (text, "the folder of a run"),
+    "contains": (text, "a part of a prompt's text"),
+    "target": (text, "the text of a token"),
+    "first": (number, "a whole number"),
+    "job": SETTINGS["job"],
+}
+
+
+def runs(model: Any, given: Any) -> dict[str, Any]:
+    """Rows of a run, its settings as far as the page has them, and whether they are of this model."""
+    given = checked(given, FIELDS)
+    if not given.get("folder", "").strip():
+        raise InputError("folder is missing: that of a run, which jscope corpus wrote.")
+    run = open_run(given["folder"].strip())
+    if given.get("contains") or given.get("target"):
+        run = run.where(contains=given.get("contains"), target=given.get("target"))
+    first = max(0, given.get("first", 0))
+    rows = [_row(row) for row in islice(run, first, first + SHOWN)]
+    return {
+        "rows": rows,
+        "how": _how(run),
+        "says": _says(run, model, first, len(rows)),
+        "first": first,
+        "more": first + len(rows) < len(run),
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    best = row.top(1)
+    return {
+        "id": row.id,
+        "position": row.position,
+        "tokens": row.tokens.tolist(),
+        "str_tokens": row.str_tokens,
+        "target_str": row.target_str,
+        "probability": row.probability,
+        "top": best[0][0] if best else None,
+        "score": best[0][2] if best else None,
+        "error": row.error,
+    }
+
+
+def _says(run: CorpusRun, model: Any, first: int, n: int) -> str:
+    name = ModelView(model).name
+    other = (
+        ""
+        if run.model == name
+        else f" It is of {run.model}; a click explains the row with {name}, whose tokens may be others."
+    )
+    return f"{run.headline()}; rows {first + 1} to {first + n}.{other}" if n else f"{run.headline()}; no rows."
+
+
+def _how(run: CorpusRun) -> dict[str, Any]:
+    """Scope and rules of the run, by the names that they have in the page."""
+    return {name: run.settings[name] for name in ("scope", "gradient") if isinstance(run.settings.get(name), str)}
