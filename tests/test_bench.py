@@ -109,3 +109,14 @@ def test_costs_of_each_call(modules: dict[str, ModuleType]) -> None:
         n_forward, n_backward = map(float, found["passes"].split("+"))
         assert n_forward >= 1
         assert n_backward == {"fisher": 28, "pattern": 16}.get(call, 1)
+
+
+def test_times_of_the_explorer(
+    modules: dict[str, ModuleType], chromium: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules["explorer"].main(["--times", "1"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[0] == "pocket"
+    assert all(float(cell.removesuffix(" s")) >= 0 for cell in cells[1:])
+    assert len(cells) == 6

@@ -6,6 +6,7 @@
 `python examples/benchmarks causes MODEL ...` says which methods put a validated cause on top.
 `python examples/benchmarks claims MODEL ...` takes the paper's own prompts by its scopes and by `js.explain`.
 `python examples/benchmarks components MODEL GROUND_TRUTH` holds predicted effects of heads, MLPs and edges against measured ones.
+`python examples/benchmarks explorer MODEL ...` takes the times of the explorer's page in a browser.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import claims
 import components
 import costs
 import engine
+import explorer
 import torch
 from estimators import BUDGETS, Measured, field, linear
 from shapes import SHAPES, build
@@ -142,15 +144,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["architectures"]:
-        architecture_table.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["costs"]:
-        costs.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["causes"]:
-        causes.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["claims"]:
-        claims.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["components"]:
-        components.main(sys.argv[2:])
+    commands = {
+        "architectures": architecture_table, "causes": causes, "claims": claims, "components": components, "costs": costs, "explorer": explorer,
+    }  # fmt: skip
+    if (name := "".join(sys.argv[1:2])) in commands:
+        commands[name].main(sys.argv[2:])
     else:
         main()
