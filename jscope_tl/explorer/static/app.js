@@ -69,7 +69,13 @@ async function explain() {
   show();
 }
 
-const nameOf = r => `${r.scope}${r.options.target === undefined ? "" : ` of ${quoted(r.prediction.target.str_token)}`}${r.baseline ? ` against ${quoted(r.baseline)}` : ""}`;
+// Rules and reductions are named behind the scope.
+function nameOf(r) {
+  const [scope, ...rules] = r.scope.split(", ");
+  const target = r.options.target === undefined ? "" : ` of ${quoted(r.prediction.target.str_token)}`;
+  return [`${scope}${target}${r.baseline ? ` against ${quoted(r.baseline)}` : ""}`, ...rules].join(", ");
+}
+
 const shown = () => [current, ...kept.filter(one => one !== current), ...(current.control ? [current.control] : [])];
 
 function show() {
@@ -77,7 +83,7 @@ function show() {
   const took = current.seconds === undefined ? "" : ` in ${current.seconds.toFixed(2)} s`;
   $("result").hidden = false;
   $("headline").textContent = `${current.name}, at position ${current.position} (${quoted(current.str_tokens[current.position])}), ${p.hook_point}, in ${current.unit}; ` +
-    `${p.n_forward} forward and ${p.n_backward} backward passes${took}. The scores are sizes, not shares: they do not add up.`;
+    `${p.n_forward} forward, ${p.n_backward} backward passes${took}. The scores are sizes, not shares: they do not add up.`;
   $("columns").replaceChildren(...(layered ? [] : $("aligned").checked ? [aligned(results, log)] : columns(results, log, choose, removal)));
   $("scale").textContent = layered ? "" : `${scaleOf([current], log).says}; each column has its own; BOS and a first token that is an attention sink are left out of it; outlined: the explained position.`;
   $("warnings").replaceChildren(...current.warnings.map(text => make("p", { textContent: text })));
@@ -314,7 +320,7 @@ $("cancel").addEventListener("click", cancelAll);
 $("examples").addEventListener("change", event => {
   const one = about.examples[event.target.value];
   if (!one) return;
-  Object.assign(state, { prompt: one.prompt, messages: null, target: one.target ?? "", baseline: one.baseline ?? "" });
+  Object.assign(state, { prompt: one.prompt, messages: null, target: one.target ?? "", baseline: one.baseline ?? "", scope: one.baseline ? "contrastive" : state.scope });
   write();
   typed();
 });
