@@ -6,7 +6,8 @@
 from jscope_tl.corpus.dataset import CorpusRun
 from jscope_tl.corpus.dataset import open_run as open
 from jscope_tl.corpus.row import Row
-from jscope_tl.corpus.summaries import by_class, by_distance, by_position, by_target, by_token
+from jscope_tl.corpus.sources import by_target
+from jscope_tl.corpus.summaries import by_class, by_distance, by_position, by_token
 from jscope_tl.corpus.summary import Summary, SummaryRow
 from jscope_tl.corpus.two_runs import RunAgreement, agreement
 

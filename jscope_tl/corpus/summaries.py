@@ -79,7 +79,7 @@ def by_token(run: CorpusRun, *, least: int = LEAST, off_scale: bool = False) -> 
     texts: dict[int, str] = {}
 
     def category(batch: pa.RecordBatch, tokens: Tokens) -> Int[np.ndarray, "n"]:
-        return _ids_of(batch, tokens, texts)
+        return ids_of_tokens(batch, tokens, texts)
 
     means, counts = _pass(run, off_scale, category)
     rare = int(((means.n > 0) & (means.n < least)).sum())
@@ -125,49 +125,7 @@ def by_class(run: CorpusRun, classes: Any, *, off_scale: bool = False) -> Summar
     return _summary(run, "class", {n: name for name, n in numbers.items()}, means, counts, off_scale, ranked=True)
 
 
-def by_target(
-    run: CorpusRun, targets: int | Sequence[str] = 10, *, k: int = 5, least: int = LEAST, off_scale: bool = False
-) -> Summary:
-    """The strongest sources of each target: tokens by their influence on the prompts in which this target is explained.
-
-    Args:
-        run: of `jscope_tl.corpus.open`.
-        targets: how many of the most frequent targets, or which ones, by their texts.
-        k: sources of each, ranked by the lower limit of the interval of ``ratio``.
-        least: prompts of the target that a source must stand in, 2 or more.
-        off_scale: whether BOS, and a first token that is an attention sink, are counted.
-
-    Returns:
-        A `Summary` whose rows have the target as their ``group``.
-
-    Raises:
-        InputError: such a target is not in the run, or no row has scores.
-    """
-    k, least = count("k", k, 1), count("least", least, 2)
-    chosen = _targets(run, targets)
-    texts: dict[int, str] = {}
-    apart = {target: Means(4) for target in chosen}
-    counts = _Counts()
-    for batch in run.batches(COLUMNS):
-        tokens = counts.count(batch, off_scale)
-        ids, of_row = (
-            _ids_of(batch, tokens, texts),
-            pc.fill_null(batch.column("target"), -1).to_numpy(zero_copy_only=False),
-        )
-        for target, means in apart.items():
-            means.add_tokens(np.where(of_row[tokens.row] == target, ids, -1), tokens)
-    need_rows_left(counts.n, counts.n_errors, repr(str(run.folder)))
-    rows: list[SummaryRow] = []
-    for target, text in chosen.items():
-        listed = {i: repr(texts[i]) for i in np.flatnonzero(apart[target].n >= least).tolist()}
-        rows += _rows(apart[target], listed, ranked=True, group=text)[:k]
-    few = [text for text in chosen.values() if text not in {row.group for row in rows}]
-    notes = [f"sources stand in {least} prompts of their target or more"]
-    notes += [f"{len(few)} targets have no such source: {', '.join(map(repr, few[:5]))}"] if few else []
-    return _made(run, "source", tuple(rows), counts, off_scale, notes)
-
-
-class _Counts:
+class Counts:
     """How many prompts were counted and left out."""
 
     def __init__(self) -> None:
@@ -182,10 +140,15 @@ class _Counts:
         return tokens
 
 
-def _pass(run: Any, off_scale: bool, category: Categories) -> tuple[Means, _Counts]:
+def need_run(run: Any) -> None:
+    """Refuse what is no run."""
     if not isinstance(run, CorpusRun):
         raise InputError(f"A summary is of a run, as js.corpus.open(folder) gives it; got a {type(run).__name__}.")
-    means, counts = Means(4), _Counts()
+
+
+def _pass(run: Any, off_scale: bool, category: Categories) -> tuple[Means, Counts]:
+    need_run(run)
+    means, counts = Means(4), Counts()
     for batch in run.batches(COLUMNS):
         tokens = counts.count(batch, off_scale)
         means.add_tokens(category(batch, tokens), tokens)
@@ -194,14 +157,14 @@ def _pass(run: Any, off_scale: bool, category: Categories) -> tuple[Means, _Coun
 
 
 def _summary(
-    run: CorpusRun, by: str, names: Mapping[int, str], means: Means, counts: _Counts, off_scale: bool,
+    run: CorpusRun, by: str, names: Mapping[int, str], means: Means, counts: Counts, off_scale: bool,
     notes: Sequence[str] = (), ranked: bool = False,
 ) -> Summary:  # fmt: skip
-    return _made(run, by, tuple(_rows(means, names, ranked)), counts, off_scale, notes)
+    return made(run, by, tuple(rows_of_means(means, names, ranked)), counts, off_scale, notes)
 
 
-def _made(
-    run: CorpusRun, by: str, rows: tuple[SummaryRow, ...], counts: _Counts, off_scale: bool, notes: Sequence[str]
+def made(
+    run: CorpusRun, by: str, rows: tuple[SummaryRow, ...], counts: Counts, off_scale: bool, notes: Sequence[str]
 ) -> Summary:
     return Summary(
         by=by, rows=rows, n=counts.n, n_errors=counts.n_errors, n_empty=counts.n_empty, off_scale=off_scale, scope=run.scope,
@@ -209,7 +172,7 @@ def _made(
     )  # fmt: skip
 
 
-def _rows(means: Means, names: Mapping[int, str], ranked: bool, group: str = "") -> list[SummaryRow]:
+def rows_of_means(means: Means, names: Mapping[int, str], ranked: bool, group: str = "") -> list[SummaryRow]:
     rows = [
         SummaryRow(
             name=name, n_tokens=int(means.n_tokens[i]), share=means.mean(i, 0), even=means.mean(i, 1).mean, ratio=means.mean(i, 2),
@@ -245,7 +208,7 @@ def _texts_of(batch: pa.RecordBatch, tokens: Tokens) -> pa.DictionaryArray:
     return pc.list_flatten(batch.column("str_tokens")).take(pa.array(tokens.place)).dictionary_encode()
 
 
-def _ids_of(batch: pa.RecordBatch, tokens: Tokens, texts: dict[int, str]) -> Int[np.ndarray, "n"]:
+def ids_of_tokens(batch: pa.RecordBatch, tokens: Tokens, texts: dict[int, str]) -> Int[np.ndarray, "n"]:
     """The id of each counted token; its text is put into ``texts``."""
     flat = pc.list_flatten(batch.column("tokens")).to_numpy(zero_copy_only=False).astype(np.int64)
     ids = flat[tokens.place]
@@ -274,25 +237,3 @@ def _class_function(classes: Any) -> Callable[[str], str]:
         return OTHER if name is None else name
 
     return checked
-
-
-def _targets(run: Any, targets: int | Sequence[str]) -> dict[int, str]:
-    """Ids and texts of the targets that are asked for, the most frequent first."""
-    if not isinstance(run, CorpusRun):
-        raise InputError(f"A summary is of a run, as js.corpus.open(folder) gives it; got a {type(run).__name__}.")
-    counts: dict[int, int] = {}
-    texts: dict[int, str] = {}
-    for batch in run.batches(["target", "target_str"]):
-        ids, n = np.unique(batch.column("target").drop_null().to_numpy(zero_copy_only=False), return_counts=True)
-        for token, times in zip(ids.tolist(), n.tolist(), strict=True):
-            counts[token] = counts.get(token, 0) + times
-        texts |= dict(zip(batch.column("target").to_pylist(), batch.column("target_str").to_pylist(), strict=True))
-    ordered = sorted(counts, key=lambda token: (-counts[token], token))
-    if (n_asked := whole(targets)) is not None:
-        return {token: texts[token] for token in ordered[: count("targets", n_asked, 1)]}
-    asked = [targets] if isinstance(targets, str) else list(targets)  # type: ignore[arg-type]
-    known = {texts[token] for token in ordered}
-    if missing := [text for text in asked if text not in known]:
-        raise InputError(f"No prompt of this run has the target {missing[0]!r}; the most frequent are "
-                         f"{', '.join(repr(texts[token]) for token in ordered[:5])}.")  # fmt: skip
-    return {token: texts[token] for token in ordered if texts[token] in asked}

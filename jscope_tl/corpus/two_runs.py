@@ -161,7 +161,7 @@ def agreement(a: CorpusRun, b: CorpusRun, *, names: Sequence[str] | None = None)
     for pair in pairs(a, b, left_out):
         numbers = _numbers(pair)
         block.append(numbers)
-        seen.update(n=1, tokens=not pair.same_tokens, target=not pair.same_target)
+        seen.update(n=1, tokens=int(not pair.same_tokens), target=int(not pair.same_target))
         (heapq.heappush if len(lowest) < LOWEST else heapq.heappushpop)(lowest, (-float(numbers[0]), pair.id))
         if len(block) == BLOCK:
             _add(means, block)

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 MOST = 20
 """Rows of a ranking."""
 CHANCE = "0.55"
-ORDERED = ("distance", "position")
+AXIS = "score, times the prompt's mean"
+ORDERED = {"distance": "distance: tokens before the explained position", "position": "position in the prompt"}
 
 
 def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
     """Where the influence lies: how many times the mean score of its prompt a token of each category has, with 95 % intervals.
 
-    Distances and positions stand side by side, tokens, classes and sources below each other, the highest on top. The line at 1 is
+    Means of one prompt alone are hollow. Distances and positions stand side by side, tokens, classes and sources below each other, the highest on top. The line at 1 is
     chance: all tokens of a prompt scoring alike.
 
     Args:
@@ -44,7 +45,7 @@ def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
         >>> model, prompts = js.load_pocket_model(), [prompt.text for prompt in js.pocket_prompts("agreement", 8)]
         >>> run = js.corpus.run(model, prompts, tempfile.mkdtemp(), "temperature", progress=False)
         >>> js.views.summary(js.corpus.by_distance(run)).axes[0].get_xlabel()
-        'distance'
+        'distance: tokens before the explained position'
     """
     if not isinstance(found, Summary):
         raise InputError(
@@ -54,7 +55,7 @@ def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
         raise InputError(f"This summary has no rows to draw: {'; '.join(found.notes) or 'nothing was counted'}.")
     if found.by in ORDERED:
         rows = list(found.rows)
-        (axis,) = make_axes(ax, 1, (max(5.0, 2.0 + 0.33 * len(rows)), 3.4))
+        (axis,) = make_axes(ax, 1, (max(6.0, 2.0 + 0.33 * len(rows)), 3.6))
         _draw_ordered(axis, found, rows)
     else:
         rows = _ranked(found, count("most", most, 1))
@@ -94,15 +95,21 @@ def _draw_ranking(axis: "Axes", found: Summary, rows: Sequence[SummaryRow]) -> N
     low, high, means = _limits(rows)
     axis.axvline(1, color=CHANCE, linewidth=1, linestyle="--", zorder=1)
     axis.hlines(y, low, high, color=BAR, linewidth=1.6, zorder=2)
-    axis.plot(means, y, "o", color=BAR, markersize=4, zorder=3)
+    _points(axis, means, y, rows, BAR)
     for i, (row, following) in enumerate(pairwise(rows)):
         if row.group != following.group:
             axis.axhline(i + 0.5, color="0.85", linewidth=0.8)
     axis.set_yticks(y, [_label(row) for row in rows], fontsize="small", parse_math=False)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel("score, times the prompt's mean (dashed: chance)")
+    axis.set_xlabel(f"{AXIS} (dashed: chance); in brackets: prompts")
     axis.grid(axis="x", color="0.92")
     axis.set_axisbelow(True)
+
+
+def _points(axis: "Axes", x: Any, y: Any, rows: Sequence[SummaryRow], colour: str) -> None:
+    """Means; those of one prompt alone, which have no interval, are hollow."""
+    face = [colour if row.n > 1 else "white" for row in rows]
+    axis.scatter(x, y, s=18, color=face, edgecolors=colour, zorder=4)
 
 
 def _limits(rows: Sequence[SummaryRow]) -> tuple[list[float], list[float], list[float]]:
