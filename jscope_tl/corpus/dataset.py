@@ -100,7 +100,8 @@ class CorpusRun(Shown):
         Raises:
             InputError: one of them is of the wrong kind.
         """
-        return replace(self, filters=(*self.filters, to_filter(errors, contains, target, ids)))
+        asked = to_filter(errors, contains, target, ids)
+        return replace(self, filters=(*self.filters, asked)) if asked.columns else self
 
     def batches(self, columns: Sequence[str] | None = None, size: int = AT_ONCE) -> Iterator[pa.RecordBatch]:
         """The rows as Arrow batches.

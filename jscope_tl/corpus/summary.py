@@ -13,6 +13,8 @@ from jscope_tl.results.files import Saved
 from jscope_tl.results.sink import adds_up
 from jscope_tl.results.text import percent
 
+ORDERED = ("distance", "position")
+"""Properties with an order of their own; others are rankings."""
 SHOWN = 12
 """Rows of a text."""
 
@@ -104,10 +106,10 @@ class Summary(Saved):
         """Names of columns and rows of text, as the terminal, notebooks and pages show them.
 
         Args:
-            most: how many rows of each group; None: all.
+            most: how many rows of a ranking, of each group; None: all. Distances and positions are all listed.
         """
         grouped = self.groups != [""]
-        most = len(self.rows) if most is None else count("most", most, 1)
+        most = len(self.rows) if most is None or self.by in ORDERED else count("most", most, 1)
         shown = [row for group in self.groups for row in [r for r in self.rows if r.group == group][:most]]
         names = [
             *(["target"] if grouped else []),

@@ -113,6 +113,16 @@ class RunAgreement(Saved):
             (["property", *self.names, "difference", "95 %"], differ),
         ]
 
+    @property
+    def meaning(self) -> list[str]:
+        """What the tables say, in sentences."""
+        return [
+            "means over prompts; chance: the mean if the scores of one run were shuffled within each prompt; overlap of shares: what the "
+            "shares of the summed scores have in common",
+            "mean distance: tokens before the explained position, weighted by shares; effective number of tokens: the exponential of the "
+            "entropy of the shares; share off the scale: on BOS and first tokens that are sinks, which all else leaves out",
+        ]
+
     def headline(self) -> str:
         """What was compared, in one line."""
         return f"{self.names[0]} against {self.names[1]} on {self.n} prompts"

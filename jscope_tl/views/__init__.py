@@ -11,7 +11,8 @@ from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
 from jscope_tl.views.component_map import heads
 from jscope_tl.views.context_strip import context
-from jscope_tl.views.corpus_figures import summary
+from jscope_tl.views.corpus_figures import agreement, summary
+from jscope_tl.views.corpus_page import corpus_page
 from jscope_tl.views.figures import prediction, series
 from jscope_tl.views.flow_graph import flow
 from jscope_tl.views.linear import linearity
@@ -21,6 +22,6 @@ from jscope_tl.views.patching_maps import comparison
 from jscope_tl.views.spectra import spectrum
 
 __all__ = [
-    "View", "answer", "attention", "comparison", "context", "faithfulness", "flow", "heads", "heatmap", "linearity", "prediction",
-    "series", "sources", "spectrum", "summary", "tokens",
+    "View", "agreement", "answer", "attention", "comparison", "context", "corpus_page", "faithfulness", "flow", "heads", "heatmap",
+    "linearity", "prediction", "series", "sources", "spectrum", "summary", "tokens",
 ]  # fmt: skip

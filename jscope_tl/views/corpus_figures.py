@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jscope_tl.corpus.summary import Summary, SummaryRow
+from jscope_tl.corpus.summary import ORDERED, Summary, SummaryRow
+from jscope_tl.corpus.two_runs import RunAgreement
 from jscope_tl.errors import InputError, count
 from jscope_tl.results.text import visible
 from jscope_tl.views.figures import BAR, MARK, figure_of, make_axes, set_title
@@ -19,7 +20,7 @@ MOST = 20
 """Rows of a ranking."""
 CHANCE = "0.55"
 AXIS = "score, times the prompt's mean"
-ORDERED = {"distance": "distance: tokens before the explained position", "position": "position in the prompt"}
+LABELS = {"distance": "distance: tokens before the explained position", "position": "position in the prompt"}
 
 
 def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
@@ -61,6 +62,37 @@ def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
         rows = _ranked(found, count("most", most, 1))
         (axis,) = make_axes(ax, 1, (7.0, 1.5 + 0.23 * len(rows)))
         _draw_ranking(axis, found, rows)
+    set_title(axis, found.headline())
+    return figure_of(axis)
+
+
+def agreement(found: Any, *, ax: Any = None) -> "Figure":
+    """How far two runs agree: the mean of each measure over prompts with its 95 % interval; a cross stands where chance would be.
+
+    Args:
+        found: of `jscope_tl.corpus.agreement`.
+        ax: matplotlib axes to draw in; a new figure without it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: ``found`` is something else.
+    """
+    if not isinstance(found, RunAgreement):
+        raise InputError(f"This view takes what js.corpus.agreement returns; got a {type(found).__name__}.")
+    (axis,) = make_axes(ax, 1, (6.4, 2.2))
+    for y, row in enumerate(found.rows):
+        axis.plot([row.chance], [y], "x", color=CHANCE, markersize=6, zorder=2)
+        if not np.isnan(row.mean.low):
+            axis.hlines(y, row.mean.low, row.mean.high, color=MARK, linewidth=1.6, zorder=3)
+        axis.plot([row.mean.mean], [y], "o", color=MARK, markersize=5, zorder=4)
+    axis.set_yticks(range(len(found.rows)), [row.name for row in found.rows], fontsize="small", parse_math=False)
+    axis.set_ylim(len(found.rows) - 0.5, -0.5)
+    axis.set_xlim(min(-0.05, *(row.mean.mean - 0.05 for row in found.rows)), 1.05)
+    axis.set_xlabel("1: the same; cross: chance", fontsize="small")
+    axis.grid(axis="x", color="0.92")
+    axis.set_axisbelow(True)
     set_title(axis, found.headline())
     return figure_of(axis)
 

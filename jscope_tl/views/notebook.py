@@ -6,6 +6,9 @@ from typing import Any
 
 from jscope_tl.components.effects import ComponentEffects
 from jscope_tl.components.token_flow import TokenFlow
+from jscope_tl.corpus.row import Row
+from jscope_tl.corpus.summary import Summary
+from jscope_tl.corpus.two_runs import RunAgreement
 from jscope_tl.diagnostics.linear_range import Linearity
 from jscope_tl.faithfulness.results import Faithfulness
 from jscope_tl.patching.ablation import EFFECTS, Ablation
@@ -22,6 +25,7 @@ from jscope_tl.results.text_attribution import TextAttribution
 from jscope_tl.views.answer_view import answer_html
 from jscope_tl.views.component_map import component_map
 from jscope_tl.views.context_strip import context
+from jscope_tl.views.corpus_html import agreement_html, row_html, summary_html
 from jscope_tl.views.flow_graph import flow, flow_rows
 from jscope_tl.views.html import coloured, layer_rows, picture, spans, table
 from jscope_tl.views.linear import linearity
@@ -103,6 +107,21 @@ def _of_three_runs(result: SideBySide) -> str:
         for name, run in runs.items()
     ]
     return f"<div>{''.join(parts)}{SMALL.format(escape(f'{scale.note}, in {result.clean.unit}'))}</div>"
+
+
+@fragment.register
+def _of_summary(result: Summary) -> str:
+    return summary_html(result)
+
+
+@fragment.register
+def _of_agreement(result: RunAgreement) -> str:
+    return agreement_html(result)
+
+
+@fragment.register
+def _of_row(result: Row) -> str:
+    return row_html(result)
 
 
 @fragment.register
