@@ -3,6 +3,8 @@
 `schema` says what is written, the run of prompts writes it, the data set reads it, the summaries ask it.
 """
 
+from jscope_tl.corpus.circuits import components
+from jscope_tl.corpus.component_means import ComponentMeans, MeanEffect
 from jscope_tl.corpus.dataset import CorpusRun
 from jscope_tl.corpus.dataset import open_run as open
 from jscope_tl.corpus.row import Row
@@ -12,6 +14,6 @@ from jscope_tl.corpus.summary import Summary, SummaryRow
 from jscope_tl.corpus.two_runs import RunAgreement, agreement
 
 __all__ = [
-    "CorpusRun", "Row", "RunAgreement", "Summary", "SummaryRow", "agreement", "by_class", "by_distance", "by_position", "by_target",
-    "by_token", "open",
+    "ComponentMeans", "CorpusRun", "MeanEffect", "Row", "RunAgreement", "Summary", "SummaryRow", "agreement", "by_class", "by_distance",
+    "by_position", "by_target", "by_token", "components", "open",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ class Means:
     def __init__(self, n_quantities: int) -> None:
         self.n = np.zeros(0)
         self.n_tokens = np.zeros(0)
-        self._means = np.zeros((n_quantities, 0))
+        self.means = np.zeros((n_quantities, 0))
         self._squares = np.zeros((n_quantities, 0))
 
     def add(self, category: Int[np.ndarray, "m"], values: Float[np.ndarray, "quantity m"]) -> None:
@@ -32,8 +32,8 @@ class Means:
         means = np.stack([np.bincount(place, row) for row in values]) / n
         squares = np.stack([np.bincount(place, row) for row in (values - means[:, place]) ** 2])
         before, both = self.n[kinds], self.n[kinds] + n
-        apart = means - self._means[:, kinds]
-        self._means[:, kinds] += apart * n / both
+        apart = means - self.means[:, kinds]
+        self.means[:, kinds] += apart * n / both
         self._squares[:, kinds] += squares + apart**2 * before * n / both
         self.n[kinds] = both
 
@@ -53,15 +53,20 @@ class Means:
 
     def mean(self, category: int, quantity: int) -> Mean:
         """Of a quantity over the prompts that have the category, with the interval by Student's t; NaN where one prompt has it."""
-        n, mean = int(self.n[category]), float(self._means[quantity, category])
+        n, mean = int(self.n[category]), float(self.means[quantity, category])
         if n < 2:
             return Mean(mean, np.nan, np.nan, np.nan, n)
         error = float(np.sqrt(self._squares[quantity, category] / (n - 1) / n))
         half = error * float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
         return Mean(mean, error, mean - half, mean + half, n)
 
+    def stderrs(self, quantity: int) -> Float[np.ndarray, "category"]:
+        """Standard errors of the means of a quantity; NaN where there is one value."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.sqrt(self._squares[quantity] / np.where(self.n > 1, self.n - 1, np.nan) / self.n)
+
     def _grow(self, width: int) -> None:
         more = max(0, width - len(self.n))
         if more:
             self.n, self.n_tokens = (np.pad(old, (0, more)) for old in (self.n, self.n_tokens))
-            self._means, self._squares = (np.pad(old, ((0, 0), (0, more))) for old in (self._means, self._squares))
+            self.means, self._squares = (np.pad(old, ((0, 0), (0, more))) for old in (self.means, self._squares))

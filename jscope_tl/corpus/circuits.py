@@ -1,0 +1,171 @@
+"""`components`: the mean effect of each component over many prompts, the table that a circuit search starts from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jscope_tl.components.effects import ComponentEffects, strongest
+from jscope_tl.components.prediction import components as of_one_prompt
+from jscope_tl.corpus.component_means import KINDS, ComponentMeans
+from jscope_tl.corpus.means import Means
+from jscope_tl.corpus.resampling import Resampled
+from jscope_tl.engine.progress import progress_bar
+from jscope_tl.errors import InputError, count, nearest
+
+NAMED = 20
+"""Prompts that failed, which are named."""
+OWN = ("target", "baseline", "position", "source", "prepend_bos")
+"""What each prompt may bring along."""
+KNOWN = ("id", "prompt", *OWN)
+
+
+def components(
+    model: Any,
+    prompts: Iterable[Any],
+    scope: Any = "fisher",
+    *,
+    of: str = "heads",
+    most: int = 10,
+    bootstrap_seed: int = 0,
+    progress: bool | None = None,
+    **how: Any,
+) -> ComponentMeans:
+    """The mean effect of each head, layer or neuron over prompts, with 95 % intervals, as `jscope_tl.patching.components` finds it on each.
+
+    Args:
+        model: as everywhere.
+        prompts: texts, lists of ids or tensors; or mappings with ``prompt`` and, each where that prompt has its own, ``id``, ``target``,
+            ``baseline``, ``position``, ``source`` (another prompt of as many tokens, whose activations are put in place) and
+            ``prepend_bos``. A generator is read one by one.
+        scope: what is explained.
+        of: ``"heads"``, ``"attn"``, ``"mlps"`` or ``"neurons"``, which are the same in every prompt.
+        most: in how large a share of prompts each component is among so many strongest.
+        bootstrap_seed: of the resamples of prompts that the intervals come from.
+        progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
+        how: further options of `jscope_tl.patching.components`, for all prompts: ``source``, ``refine``, ``target``, ...
+
+    Returns:
+        `ComponentMeans`. A prompt that cannot be explained is counted and named there, with the reason.
+
+    Raises:
+        InputError: no such kind, no prompts, or none that can be explained.
+
+    Example:
+        >>> import jscope_tl as js
+        >>> model, prompts = js.load_pocket_model(), [prompt.text for prompt in js.pocket_prompts("agreement", 4)]
+        >>> means = js.corpus.components(model, prompts, "log_prob")
+        >>> tuple(means.mean.shape), means.n
+        ((4, 4), 4)
+    """
+    _check(of, prompts, how)
+    found = _Found(count("most", most, 1), count("bootstrap_seed", bootstrap_seed, 0))
+    for number, given in enumerate(progress_bar(progress, "prompts", "prompt", prompts)):
+        try:
+            name, prompt, own = _one(number, given)
+        except InputError as error:
+            found.failure(str(number), error)
+            continue
+        try:
+            found.add(name, of_one_prompt(model, prompt, scope, of=of, progress=False, **{**how, **own}))
+        except InputError as error:
+            found.failure(name, error)
+    return found.means(of)
+
+
+def _check(of: Any, prompts: Any, how: Mapping[str, Any]) -> None:
+    if of not in KINDS:
+        raise InputError(
+            f"Means over prompts are of {', '.join(KINDS)}, which are the same in every prompt; got {of!r}.{nearest(str(of), KINDS)}"
+        )
+    if how.get("positions", "all") != "all":
+        raise InputError("positions='each' has no means over prompts, whose positions differ; leave it out.")
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+        raise InputError(f"prompts are several prompts; for one, use js.patching.components. Got {prompts!r}.")
+
+
+def _one(number: int, given: Any) -> tuple[str, Any, dict[str, Any]]:
+    """The name of a prompt, itself, and what it brings along."""
+    if not isinstance(given, Mapping):
+        return str(number), given, {}
+    if "prompt" not in given:
+        raise InputError(f"A prompt as a mapping has the key 'prompt'; this one has {', '.join(map(str, given))}.")
+    unknown = [key for key in given if key not in KNOWN]
+    if unknown:
+        raise InputError(f"A prompt has no {unknown[0]!r}.{nearest(str(unknown[0]), KNOWN)} Known: {', '.join(KNOWN)}.")
+    own = {key: given[key] for key in OWN if given.get(key) is not None}
+    return str(given.get("id", number)), given["prompt"], own
+
+
+@dataclass
+class _Found:
+    """What the prompts so far have given."""
+
+    most: int
+    seed: int
+    resampled: Resampled | None = None
+    first: ComponentEffects | None = None
+    numbers: Means = field(default_factory=lambda: Means(4))
+    n: int = 0
+    n_failed: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    doubted: int = 0
+    doubt: str = ""
+    sources: set[str] = field(default_factory=set)
+
+    def add(self, name: str, effects: ComponentEffects) -> None:
+        """One more prompt."""
+        self.first = self.first or effects
+        values = effects.values.flatten().double().numpy()
+        self.resampled = self.resampled or Resampled(len(values), self.seed)
+        self.resampled.add(values)
+        top = np.zeros(len(values))
+        top[strongest(effects.values, self.most)] = 1
+        refined = effects.refined if effects.measured is None else effects.refined | ~effects.measured.isnan()
+        self.numbers.add(
+            np.arange(len(values)), np.stack([values, np.abs(values), top, refined.flatten().double().numpy()])
+        )
+        self.n += 1
+        self.sources.add(effects.source)
+        if effects.warnings:
+            self.doubted += 1
+            self.doubt = self.doubt or f"{name}: {effects.warnings[0]}"
+
+    def failure(self, name: str, error: InputError) -> None:
+        """One that cannot be explained."""
+        self.n_failed += 1
+        if len(self.failed) < NAMED:
+            self.failed[name] = str(error)
+
+    def means(self, of: str) -> ComponentMeans:
+        """Of all prompts."""
+        first = self.first
+        if first is None or self.resampled is None:
+            why = (
+                f"all {self.n_failed} failed, the first because: {next(iter(self.failed.values()))}"
+                if self.failed
+                else "there are none"
+            )
+            raise InputError(f"No prompt can be explained: {why}")
+        mean, absolute, in_top, refined = (self._tensor(values) for values in self.numbers.means)
+        low, high = map(self._tensor, self.resampled.interval())
+        options = {name: value for name, value in first.options.items() if name != "resolved"}
+        warned = (
+            [f"{self.doubted} of {self.n} prompts have warnings, the first of them {self.doubt}"]
+            if self.doubted
+            else []
+        )
+        return ComponentMeans(
+            of=of, axes=first.axes, mean=mean, stderr=self._tensor(self.numbers.stderrs(0)), low=low, high=high, absolute=absolute, in_top=in_top,
+            refined=refined, n=self.n, n_failed=self.n_failed, failed=self.failed, most=self.most, hook_points=first.hook_points,
+            source=" or ".join(sorted(self.sources)), direction=first.direction, scope=first.scope, options=options, unit=first.unit, seed=self.seed,
+            model=first.provenance.model_name, warnings=warned,
+        )  # fmt: skip
+
+    def _tensor(self, values: np.ndarray) -> Float[Tensor, "*axes"]:
+        assert self.first is not None  # for mypy
+        return torch.from_numpy(values.copy()).float().reshape(self.first.predicted.shape)
