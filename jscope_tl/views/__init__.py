@@ -10,6 +10,7 @@ from jscope_tl.views.attention_heads import attention
 from jscope_tl.views.circuitsvis_views import View
 from jscope_tl.views.coloured_tokens import tokens
 from jscope_tl.views.component_map import heads
+from jscope_tl.views.component_means import mean_effects
 from jscope_tl.views.context_strip import context
 from jscope_tl.views.corpus_figures import agreement, summary
 from jscope_tl.views.corpus_page import corpus_page
@@ -23,5 +24,5 @@ from jscope_tl.views.spectra import spectrum
 
 __all__ = [
     "View", "agreement", "answer", "attention", "comparison", "context", "corpus_page", "faithfulness", "flow", "heads", "heatmap",
-    "linearity", "prediction", "series", "sources", "spectrum", "summary", "tokens",
+    "linearity", "mean_effects", "prediction", "series", "sources", "spectrum", "summary", "tokens",
 ]  # fmt: skip

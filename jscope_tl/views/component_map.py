@@ -1,5 +1,6 @@
 """`heads`: effects of components as a map of layers and heads, or of layers and positions, or as bars."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -103,9 +104,10 @@ def component_map(effects: ComponentEffects, under: str = "", scale: str | None 
     if grid is None:
         picture, notes, legend = _bars(effects, colours), _bar_notes(effects, colours), ""
     else:
-        picture, notes, legend = _map(effects, grid, colours), [colours.note, *grid.notes], _legend(colours)
-    drawn = f'<div class="jscope-drawn"><div style="overflow-x:auto">{picture}</div>{under}{legend}</div>'
-    side = f'<div class="jscope-side">{drawn}<div>{strongest_table(effects)}</div></div>'
+        picture = drawn(grid, lambda cell: _cell(effects, cell, colours))
+        notes, legend = [colours.note, *grid.notes], legend_of(colours)
+    shown = f'<div class="jscope-drawn"><div style="overflow-x:auto">{picture}</div>{under}{legend}</div>'
+    side = f'<div class="jscope-side">{shown}<div>{strongest_table(effects)}</div></div>'
     return f"{STYLE}{caption(effects)}{side}{foot(effects, notes)}"
 
 
@@ -144,11 +146,12 @@ def _by_position(effects: ComponentEffects) -> Grid:
     return Grid(names, [f"{visible(effects.str_tokens[t]).strip()} {t}" for t in columns], cells, notes)
 
 
-def _map(effects: ComponentEffects, grid: Grid, colours: EffectScale) -> str:
+def drawn(grid: Grid, cell: Callable[[int], str]) -> str:
+    """A table with a cell for each component; ``cell`` gives the HTML of one, from its place."""
     turned = ' class="turned"' if max(map(len, grid.columns)) > 3 else ""
     top = "".join(f'<th scope="col"><span{turned}>{escape(name)}</span></th>' for name in grid.columns)
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(_cell(effects, cell, colours) for cell in row)}</tr>'
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(map(cell, row))}</tr>'
         for name, row in zip(grid.rows, grid.cells, strict=True)
     )
     return f'<table class="jscope-map"><thead><tr><th></th>{top}</tr></thead><tbody>{body}</tbody></table>'
@@ -156,11 +159,16 @@ def _map(effects: ComponentEffects, grid: Grid, colours: EffectScale) -> str:
 
 def _cell(effects: ComponentEffects, cell: int, colours: EffectScale) -> str:
     found = effects.component(cell)
-    background, ink = colours.colours(found.effect)
-    return f'<td style="background:{background};color:{ink}" title="{escape(said(effects, found))}">{MARKS[found.how]}</td>'
+    return cell_html(found.effect, said(effects, found), MARKS[found.how], colours)
 
 
-def _legend(colours: EffectScale) -> str:
+def cell_html(effect: float, says: str, mark: str, colours: EffectScale) -> str:
+    """A cell of a map: coloured by an effect, read on hovering."""
+    background, ink = colours.colours(effect)
+    return f'<td style="background:{background};color:{ink}" title="{escape(says)}">{mark}</td>'
+
+
+def legend_of(colours: EffectScale) -> str:
     """Swatches with the effects that they stand for."""
     effects = [
         colours.at(intensity)
@@ -180,7 +188,9 @@ def _bars(effects: ComponentEffects, colours: EffectScale) -> str:
     high = colours.high or 1.0
     rows = []
     for found in map(effects.component, cells):
-        halves = "".join(_half(found.effect / high, below) for below in ([True, False] if colours.signed else [False]))
+        halves = "".join(
+            half_bar(found.effect / high, below) for below in ([True, False] if colours.signed else [False])
+        )
         number = f"{MARKS[found.how]} {score_text(found.effect, found.stderr)}".strip()
         name = escape(said(effects, found))
         rows.append(
@@ -189,7 +199,7 @@ def _bars(effects: ComponentEffects, colours: EffectScale) -> str:
     return f'<table class="jscope-map"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _half(share: float, below: bool) -> str:
+def half_bar(share: float, below: bool) -> str:
     """The bar of an effect on its side of 0, nothing on the other."""
     size = max(0.0, -share if below else share)
     side, colour = ("margin-left:auto;", "rgb(84,39,136)") if below else ("", "rgb(191,84,0)")

@@ -6,6 +6,7 @@ from typing import Any
 
 from jscope_tl.components.effects import ComponentEffects
 from jscope_tl.components.token_flow import TokenFlow
+from jscope_tl.corpus.component_means import ComponentMeans
 from jscope_tl.corpus.row import Row
 from jscope_tl.corpus.summary import Summary
 from jscope_tl.corpus.two_runs import RunAgreement
@@ -24,6 +25,7 @@ from jscope_tl.results.text import score_text
 from jscope_tl.results.text_attribution import TextAttribution
 from jscope_tl.views.answer_view import answer_html
 from jscope_tl.views.component_map import component_map
+from jscope_tl.views.component_means import means_map
 from jscope_tl.views.context_strip import context
 from jscope_tl.views.corpus_html import agreement_html, row_html, summary_html
 from jscope_tl.views.flow_graph import flow, flow_rows
@@ -55,6 +57,11 @@ def _of_comparison(result: Comparison) -> str:
 @fragment.register
 def _of_components(result: ComponentEffects) -> str:
     return component_map(result)
+
+
+@fragment.register
+def _of_component_means(result: ComponentMeans) -> str:
+    return means_map(result)
 
 
 @fragment.register
