@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 import jscope_tl as js
 from jscope_tl.results import files as storage
 from jscope_tl.results.files import SCHEMA, Saved
+from tests.corpus.written import attributed
 from tests.models import TOKENS
 
 pytestmark = pytest.mark.newest_line
@@ -28,6 +30,12 @@ pytestmark = pytest.mark.newest_line
 PROMPT = "the keys to the cabinet near the doors"
 PAIR = ("the keys near the door", "the key near the door")
 SAMPLED = {"method": "sampled", "rank": 2, "probes": 4, "seed": 3}
+
+
+def corpus(model: Any, scope: str) -> js.corpus.CorpusRun:
+    return js.corpus.open(attributed(Path(tempfile.mkdtemp()), model, [*PAIR, PROMPT], scope))
+
+
 SAVED: dict[str, Callable[[Any], Any]] = {
     "attribution": lambda model: js.attribute(model, "the <bos> keys 29 , 30 zebra", js.SemanticScope(target=" are")),
     "estimate": lambda model: js.attribute(model, PROMPT, "fisher", **SAMPLED),
@@ -53,6 +61,10 @@ SAVED: dict[str, Callable[[Any], Any]] = {
     "text, with its signs": lambda model: js.attribute_text(model, PROMPT, max_new_tokens=2, stop=[], reduction="dot"),
     "text, estimated": lambda model: js.attribute_text(model, PROMPT, " are", scope="fisher", by="word", **SAMPLED),
     "context": lambda model: js.patching.context(model, "the keys near . the doors", " are old", by="sentence"),
+    "summary of a corpus": lambda model: js.corpus.by_token(corpus(model, "temperature"), least=2),
+    "sources of targets": lambda model: js.corpus.by_target(corpus(model, "temperature"), least=2),
+    "agreement of two runs": lambda model: js.corpus.agreement(corpus(model, "temperature"), corpus(model, "log_prob")),
+    "mean effects": lambda model: js.corpus.components(model, [PROMPT, ""], "log_prob", target=" are"),
     "flow of a token": lambda model: js.patching.flow(model, PROMPT, 2, "log_prob", n_edges=9),
 }
 """Something of every class that has files, with its optional parts and without."""
@@ -429,7 +441,7 @@ def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n:
 def usable(result: Any, folder: Path, pictures: bool) -> None:
     """Everything that a result offers without a model works."""
     assert repr(result)
-    methods = {"to_dataframe", "summary", "top", "agreement"} | ({"_repr_html_"} if pictures else set())
+    methods = {"to_dataframe", "to_pandas", "summary", "top", "agreement"} | ({"_repr_html_"} if pictures else set())
     for method in methods & {*dir(result)}:
         getattr(result, method)()
     assert same(type(result).load(result.save(folder / "again")), result)

@@ -88,7 +88,7 @@ def _print(found: CorpusRun, summaries: Sequence[Summary], against: RunAgreement
     for one in summaries:
         console.print(Text(f"\nby {one.by}", style="bold"))
         console.print(_table(*one.table(most if one.groups in ([], [""]) else min(most, 3))))
-        for note in one.notes:
+        for note in one.left_out:
             console.print(Text(note, style="dim"))
     if against is not None:
         console.print(Text(f"\n{against.headline()}", style="bold"))
@@ -97,7 +97,7 @@ def _print(found: CorpusRun, summaries: Sequence[Summary], against: RunAgreement
         for line in (*against.meaning, *against.notes):
             console.print(Text(line, style="dim"))
     console.print()
-    for line in dict.fromkeys(line for one in summaries for line in one.meaning if line not in one.notes):
+    for line in summaries[0].meaning if summaries else []:
         console.print(Text(line, style="dim"))
 
 

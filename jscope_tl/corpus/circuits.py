@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jscope_tl.components.effects import ComponentEffects, strongest
 from jscope_tl.components.prediction import components as of_one_prompt
-from jscope_tl.corpus.component_means import KINDS, ComponentMeans
+from jscope_tl.corpus.component_means import AXES, ComponentMeans
 from jscope_tl.corpus.means import Means
 from jscope_tl.corpus.resampling import Resampled
 from jscope_tl.engine.progress import progress_bar
@@ -78,9 +78,9 @@ def components(
 
 
 def _check(of: Any, prompts: Any, how: Mapping[str, Any]) -> None:
-    if of not in KINDS:
+    if of not in AXES:
         raise InputError(
-            f"Means over prompts are of {', '.join(KINDS)}, which are the same in every prompt; got {of!r}.{nearest(str(of), KINDS)}"
+            f"Means over prompts are of {', '.join(AXES)}, which are the same in every prompt; got {of!r}.{nearest(str(of), AXES)}"
         )
     if how.get("positions", "all") != "all":
         raise InputError("positions='each' has no means over prompts, whose positions differ; leave it out.")

@@ -16,8 +16,8 @@ from jscope_tl.results.checks import need, need_sizes
 from jscope_tl.results.files import Saved
 from jscope_tl.results.text import percent, shortened
 
-KINDS = ("heads", "attn", "mlps", "neurons")
-"""Whose components are the same in every prompt."""
+AXES = {"heads": ("layer", "head"), "attn": ("layer",), "mlps": ("layer",), "neurons": ("layer", "neuron")}
+"""Of the kinds whose components are the same in every prompt."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ComponentMeans(Saved):
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together, as a damaged file may hold."""
-        need(self.of in KINDS and len(self.axes) == self.mean.ndim, f"there are {self.mean.ndim} axes")
+        need(AXES.get(self.of) == self.axes and len(self.axes) == self.mean.ndim, f"there are {self.mean.ndim} axes")
         need(
             bool(self.mean.isfinite().all()) and self.n > 0 and self.most > 0, "means are finite, of one prompt or more"
         )

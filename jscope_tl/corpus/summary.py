@@ -8,7 +8,7 @@ import pandas as pd
 
 from jscope_tl.errors import InputError, count
 from jscope_tl.faithfulness.results import Mean
-from jscope_tl.results.checks import need
+from jscope_tl.results.checks import LARGEST, need
 from jscope_tl.results.files import Saved
 from jscope_tl.results.sink import adds_up
 from jscope_tl.results.text import percent
@@ -80,6 +80,13 @@ class Summary(Saved):
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together, as a damaged file may hold."""
         need(min(self.n, self.n_errors, self.n_empty) >= 0, "numbers of prompts are not negative")
+        for row in self.rows:
+            need_mean(row.share)
+            need_mean(row.ratio)
+        need(
+            all(0 <= share <= 1 for row in self.rows for share in (row.share.mean, row.even, row.top)),
+            "shares are from 0 to 1",
+        )
         need(all(0 < row.n <= self.n and row.n_tokens >= row.n for row in self.rows), "rows are of these prompts")
 
     @property
@@ -125,22 +132,30 @@ class Summary(Saved):
 
     @property
     def meaning(self) -> list[str]:
-        """What the columns mean, and what was left out, in sentences."""
+        """What the columns mean, in sentences that are the same for all summaries of a run."""
         adds = (
             "scores are squares, which add up to a trace"
             if adds_up(self.unit)
             else "scores are norms, which do not add up: a share says how a map looks"
         )
-        off = "counted" if self.off_scale else "left out"
-        left = [f"rows left out because they have an error: {self.n_errors}"] if self.n_errors else []
-        left += (
-            [f"prompts left out because no counted token has a score above 0: {self.n_empty}"] if self.n_empty else []
-        )
         return [
             "times the mean: score of a token over the mean score in its prompt, 1 is chance; share: of the summed scores of the prompt; "
             "if even: the share if all tokens scored alike; highest in: prompts in which such a token has the highest score",
-            f"means over the prompts that have such tokens; {adds}; BOS and first tokens that are attention sinks are {off}",
-            *left,
+            f"means over the prompts that have such tokens, each of which counts alike; {adds}",
+        ]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What was counted and left out, in sentences."""
+        off = "counted" if self.off_scale else "left out"
+        return [
+            f"BOS and first tokens that are attention sinks are {off}",
+            *([f"rows left out because they have an error: {self.n_errors}"] if self.n_errors else []),
+            *(
+                [f"prompts left out because no counted token has a score above 0: {self.n_empty}"]
+                if self.n_empty
+                else []
+            ),
             *self.notes,
         ]
 
@@ -152,14 +167,15 @@ class Summary(Saved):
         per_group = SHOWN if self.groups == [""] else 3
         names, rows = self.table(per_group)
         lines = [f"Summary: {self.headline()}", *columns(names, rows)]
-        more = len(self.rows) - len(rows)
-        return "\n".join(
-            [
-                *lines,
-                *([f"  ({more} more rows; to_pandas() has all)"] if more else []),
-                *(f"  {m}" for m in self.meaning[2:]),
-            ]
-        )
+        more = [f"({len(self.rows) - len(rows)} more rows; to_pandas() has all)"] if len(rows) < len(self.rows) else []
+        return "\n".join([*lines, *(f"  {line}" for line in [*more, *self.left_out])])
+
+
+def need_mean(mean: Mean) -> None:
+    """Refuse a mean that is none, as a damaged file may hold: its interval holds it, or is not known."""
+    unknown = [number != number for number in (mean.low, mean.high)]
+    known = not any(unknown) and -LARGEST < mean.low <= mean.mean <= mean.high < LARGEST
+    need(abs(mean.mean) < LARGEST and (all(unknown) or known), "a mean lies in its interval")
 
 
 def _cells(row: SummaryRow) -> list[str]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from jscope_tl.corpus.dataset import CorpusRun
 from jscope_tl.corpus.means import Means
 from jscope_tl.corpus.pairing import Pair, pairs
-from jscope_tl.corpus.summary import columns
+from jscope_tl.corpus.summary import columns, need_mean
 from jscope_tl.errors import InputError
 from jscope_tl.faithfulness.results import Mean
 from jscope_tl.results.checks import need
@@ -77,6 +77,10 @@ class RunAgreement(Saved):
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together, as a damaged file may hold."""
+        need(len(self.rows) > 0 and len(self.differences) > 0, "there are measures and properties")
+        for mean in (*(row.mean for row in self.rows), *(row.difference for row in self.differences)):
+            need_mean(mean)
+        need(all(abs(row.chance) <= 1 for row in self.rows), "chance is from -1 to 1")
         need(self.n > 0 and all(row.mean.n == self.n for row in self.rows), "all measures are of the same prompts")
         need(all(row.difference.n == self.n for row in self.differences), "all differences are of the same prompts")
 

@@ -15,13 +15,13 @@ MOST = 12
 """Rows of a table, of each group where there are several fewer."""
 
 
-def summary_html(found: Summary, most: int = MOST) -> str:
-    """Picture, table, and what its columns mean."""
+def summary_html(found: Summary, most: int = MOST, meaning: bool = True) -> str:
+    """Picture, table, what was left out, and what the columns mean."""
     names, rows = found.table(most if found.groups in ([], [""]) else 5)
     drawn = picture(summary(found, most=most), found.headline()) if found.rows else ""
     left = len(found.rows) - len(rows)
     more = [f"{left} more rows; to_pandas() has all"] if left else []
-    said = "".join(SMALL.format(escape(line)) for line in [*more, *found.meaning])
+    said = "".join(SMALL.format(escape(line)) for line in [*more, *found.left_out, *(found.meaning if meaning else [])])
     return f"<div>{drawn}{table(names, [[visible(cell) for cell in row] for row in rows])}{said}</div>"
 
 

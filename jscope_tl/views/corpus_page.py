@@ -35,7 +35,8 @@ def corpus_page(
     """
     title = f"{run.scope} scope of {run.model}"
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(run.headline())}</p>"]
-    parts += [f"<h2>By {escape(found.by)}</h2>{summary_html(found, most)}" for found in summaries]
+    parts += [f'<p class="quiet">{escape(line)}</p>' for line in (summaries[0].meaning if summaries else [])]
+    parts += [f"<h2>By {escape(found.by)}</h2>{summary_html(found, most, meaning=False)}" for found in summaries]
     if against is not None:
         parts.append(f"<h2>{escape(against.headline())}</h2>{agreement_html(against)}")
     parts += [*_prompts(run), *_errors(run), f"<h2>Settings</h2>{_settings(run.settings)}"]
