@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _classes(options: argparse.Namespace) -> dict[str, str] | None:
+def _classes(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.classes is None:
         if "class" in (options.by or []):
             raise InputError('--by class needs --classes FILE, JSON from tokens to classes: {"the": "article", ...}.')

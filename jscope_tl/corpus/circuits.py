@@ -31,6 +31,7 @@ def components(
     *,
     of: str = "heads",
     most: int = 10,
+    measure: int = 0,
     bootstrap_seed: int = 0,
     progress: bool | None = None,
     **how: Any,
@@ -45,6 +46,8 @@ def components(
         scope: what is explained.
         of: ``"heads"``, ``"attn"``, ``"mlps"`` or ``"neurons"``, which are the same in every prompt.
         most: in how large a share of prompts each component is among so many strongest.
+        measure: how many of the strongest components of each prompt are measured by whole runs, in place of their predictions (as
+            `ComponentEffects.measure` does); 0 for none.
         bootstrap_seed: of the resamples of prompts that the intervals come from.
         progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
         how: further options of `jscope_tl.patching.components`, for all prompts: ``source``, ``refine``, ``target``, ...
@@ -64,6 +67,7 @@ def components(
     """
     _check(of, prompts, how)
     found = _Found(count("most", most, 1), count("bootstrap_seed", bootstrap_seed, 0))
+    n_measured = count("measure", measure, 0)
     for number, given in enumerate(progress_bar(progress, "prompts", "prompt", prompts)):
         try:
             name, prompt, own = _one(number, given)
@@ -71,7 +75,8 @@ def components(
             found.failure(str(number), error)
             continue
         try:
-            found.add(name, of_one_prompt(model, prompt, scope, of=of, progress=False, **{**how, **own}))
+            effects = of_one_prompt(model, prompt, scope, of=of, progress=False, **{**how, **own})
+            found.add(name, effects.measure(n_measured, progress=False) if n_measured else effects)
         except InputError as error:
             found.failure(name, error)
     return found.means(of)
@@ -155,7 +160,7 @@ class _Found:
         low, high = map(self._tensor, self.resampled.interval())
         options = {name: value for name, value in first.options.items() if name != "resolved"}
         warned = (
-            [f"{self.doubted} of {self.n} prompts have warnings, the first of them {self.doubt}"]
+            [f"{self.doubted} of {self.n} prompts have warnings, the first of them, of prompt {self.doubt}"]
             if self.doubted
             else []
         )

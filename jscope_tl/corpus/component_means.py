@@ -134,11 +134,13 @@ class ComponentMeans(Saved):
         at = dict(zip(self.axes, (int(i) for i in np.unravel_index(cell, tuple(self.mean.shape))), strict=True))
         place = {{"neuron": "unit"}.get(name, name): i for name, i in at.items() if name != "layer"}
         hook_point = self.hook_points[at["layer"]]
-        numbers = {
+        numbers: dict[str, Any] = {
             of: float(getattr(self, of).flatten()[cell])
             for of in ("mean", "stderr", "low", "high", "absolute", "in_top")
         }
-        return MeanEffect(name=" ".join([hook_point, *parts_of(place)]), layer=layer_of(hook_point), **numbers, **place)
+        return MeanEffect(
+            name=" ".join([hook_point, *parts_of(place)]), layer=layer_of(hook_point), **numbers, **place
+        )  # fmt: skip
 
     def to_pandas(self) -> pd.DataFrame:
         """One line for each component, in the order of the layers."""

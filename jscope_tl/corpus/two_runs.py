@@ -2,8 +2,9 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,8 @@ KNOWN = 3
 LOWEST = 10
 """Prompts that are named, those on which the runs agree least."""
 BLOCK = 1000
+TOLD = ("scope", "model", "model_class", "weights", "unit", "device", "prompts")
+"""Settings whose difference goes without saying, or changes no number."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +256,23 @@ def _notes(a: CorpusRun, b: CorpusRun, seen: Counter[str], left_out: Counter[str
         )
     if seen["target"]:
         notes.append(f"prompts of which the two runs explain another token: {seen['target']}")
+    if unlike := _unlike(a.settings, b.settings, TOLD):
+        notes.append(f"settings that differ: {'; '.join(unlike)}")
     if adds_up(a.unit) != adds_up(b.unit):
         notes.append("one run has squares (Fisher): their roots are held against the norms of the other")
     return notes
+
+
+def _unlike(a: Mapping[str, Any], b: Mapping[str, Any], skipped: Sequence[str]) -> list[str]:
+    """Settings that are not the same, and their values."""
+    found = []
+    for key in [key for key in {**a, **b} if key not in skipped and a.get(key) != b.get(key)]:
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += [f"{key}.{inner}" for inner in _unlike(one, other, ())]
+        else:
+            found.append(f"{key} {one!r} against {other!r}")
+    return found
 
 
 def _reasons(left_out: Counter[str]) -> str:

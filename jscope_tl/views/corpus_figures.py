@@ -109,14 +109,12 @@ def _draw_ordered(axis: "Axes", found: Summary, rows: Sequence[SummaryRow]) -> N
     low, high, means = _limits(rows)
     axis.axhline(1, color=CHANCE, linewidth=1, linestyle="--", zorder=1)
     axis.vlines(x, low, high, color=MARK, linewidth=1.6, zorder=2)
-    axis.plot(x, means, "o-", color=MARK, markersize=4, linewidth=0.8, zorder=3)
-    axis.set_xticks(x, [f"{row.name}\n{row.n}" for row in rows], fontsize="small", parse_math=False)
-    if max(len(row.name) for row in rows) > 3 and len(rows) > 8:
-        axis.set_xticks(
-            x, [f"{row.name} (n = {row.n})" for row in rows], fontsize="small", rotation=90, parse_math=False
-        )
-    axis.set_xlabel(found.by)
-    axis.set_ylabel("score, times the prompt's mean")
+    axis.plot(x, means, "-", color=MARK, linewidth=0.8, zorder=3)
+    _points(axis, x, means, rows, MARK)
+    turned = 90 if max(len(row.name) for row in rows) > 4 and len(rows) > 6 else 0
+    axis.set_xticks(x, [row.name for row in rows], fontsize="small", rotation=turned, parse_math=False)
+    axis.set_xlabel(LABELS[found.by])
+    axis.set_ylabel(AXIS, fontsize="small")
     axis.set_ylim(bottom=0)
     axis.grid(axis="y", color="0.92")
     axis.set_axisbelow(True)

@@ -100,6 +100,17 @@ def test_a_prompt_many_times_has_no_interval_but_its_value(pocket: Any) -> None:
 
 
 @pytest.mark.newest_line
+def test_the_strongest_are_measured(pocket: Any) -> None:
+    found = js.corpus.components(pocket, PROMPTS[:2], "fisher", measure=16)
+    expected = torch.stack([js.patching.components(pocket, p, "fisher").measure(16).values for p in PROMPTS[:2]]).mean(
+        0
+    )
+    assert torch.allclose(found.mean, expected, rtol=1e-4, atol=1e-7)
+    assert bool((found.refined == 1).all())
+    assert "warning" not in repr(js.corpus.components(pocket, PROMPTS[:1], "log_prob", refine=0))
+
+
+@pytest.mark.newest_line
 def test_prompts_with_their_own(pocket: Any) -> None:
     own = [
         {"id": "a", "prompt": PROMPTS[1], "source": PROMPTS[2], "target": " are"},

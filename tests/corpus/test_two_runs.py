@@ -159,6 +159,14 @@ def test_a_text_that_ends_alike_is_not_the_same(tmp_path: Path) -> None:
         js.corpus.agreement(opened(tmp_path / "a", [first]), opened(tmp_path / "b", [second]))
 
 
+def test_settings_that_differ_are_named(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    a = opened(tmp_path / "a", rows, dtype="float32", options={"rank": 3, "seed": 0}, device="cpu")
+    b = opened(tmp_path / "b", rows, dtype="bfloat16", options={"rank": 4, "seed": 0}, device="cuda")
+    assert js.corpus.agreement(a, b).notes == [
+        "settings that differ: dtype 'float32' against 'bfloat16'; options.rank 3 against 4"
+    ]
+
+
 def test_roots_of_squares_beside_norms(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     squared = [{**row, "scores": [s**2 for s in row["scores"]]} for row in rows]
     found = js.corpus.agreement(
