@@ -8,9 +8,8 @@ from jscope_tl.corpus.tokens import Tokens
 from jscope_tl.faithfulness.results import Mean
 
 CONFIDENCE = 0.95
-QUANTITIES = ("share", "even", "ratio", "top")
-"""Of a category in a prompt: share of the scores, that if all tokens scored alike, the first over the second, whether it has the
-highest score."""
+QUANTITIES = ("share", "expected", "ratio", "top")
+"""Of a category in a prompt: share of the scores, that by chance, the first over the second, whether it has the highest score."""
 
 
 class Means:
@@ -44,11 +43,12 @@ class Means:
         if not len(category):
             return
         width = int(category.max()) + 1
-        pairs, first, place = np.unique(row * width + category, return_index=True, return_inverse=True)
-        count = np.bincount(place)
-        share, top = (np.bincount(place, values[kept].astype(float)) for values in (tokens.share, tokens.strongest))
-        even = count / tokens.n_beside[kept][first]
-        self.add(pairs % width, np.stack([share, even, share / even, top]))
+        pairs, place = np.unique(row * width + category, return_inverse=True)
+        share, expected, top = (
+            np.bincount(place, values[kept].astype(float))
+            for values in (tokens.share, tokens.expected, tokens.strongest)
+        )
+        self.add(pairs % width, np.stack([share, expected, share / expected, top]))
         self.n_tokens[:width] += np.bincount(category, minlength=width)
 
     def mean(self, category: int, quantity: int) -> Mean:

@@ -75,7 +75,14 @@ def _pair(a: Row, b: Row, squares: tuple[bool, bool]) -> Pair | str:
     sizes = [_sizes(row, spans, square, squares) for row, spans, square in zip((a, b), cut, squares, strict=True)]
     if len(sizes[0]) < FEWEST or not sizes[0].any() or not sizes[1].any():
         return FEW
-    return Pair(a.id, sizes[0], sizes[1], _off(a), _off(b), same, a.target_str == b.target_str)
+    return Pair(
+        a.id,
+        sizes[0],
+        sizes[1],
+        *(_off(row, square, squares) for row, square in zip((a, b), squares, strict=True)),
+        same,
+        a.target_str == b.target_str,
+    )
 
 
 def _sizes(row: Row, spans: list[tuple[int, int]], square: bool, squares: tuple[bool, bool]) -> Float[np.ndarray, "n"]:
@@ -85,8 +92,8 @@ def _sizes(row: Row, spans: list[tuple[int, int]], square: bool, squares: tuple[
     return sums if all(squares) else np.sqrt(sums)
 
 
-def _off(row: Row) -> float:
-    scores = row.scores[: row.seen].astype(float)
+def _off(row: Row, square: bool, squares: tuple[bool, bool]) -> float:
+    scores = _sizes(row, [(t, t + 1) for t in range(row.seen)], square, squares)
     off = [t for t in row.off_scale if t < row.seen]
     return float(scores[off].sum() / (scores.sum() or 1.0))
 

@@ -8,37 +8,45 @@ import pyarrow.compute as pc
 
 from jscope_tl.corpus.dataset import CorpusRun
 from jscope_tl.corpus.means import Means
-from jscope_tl.corpus.summaries import LEAST, Counts, ids_of_tokens, made, need_run, rows_of_means
-from jscope_tl.corpus.summary import Summary, SummaryRow, need_rows_left
+from jscope_tl.corpus.passes import Counts, made, need_run, rows_of_means
+from jscope_tl.corpus.summaries import LEAST, ids_of_tokens
+from jscope_tl.corpus.summary import EVEN, Summary, SummaryRow, need_rows_left
 from jscope_tl.corpus.tokens import COLUMNS
 from jscope_tl.errors import InputError, count, whole
 
 
 def by_target(
-    run: CorpusRun, targets: int | Sequence[str] = 10, *, k: int = 5, least: int = LEAST, off_scale: bool = False
+    run: CorpusRun,
+    targets: int | Sequence[str] = 10,
+    *,
+    k: int = 5,
+    least: int = LEAST,
+    chance: str = EVEN,
+    off_scale: bool = False,
 ) -> Summary:
     """The strongest sources of each target: tokens by their influence on the prompts in which this target is explained.
 
     Args:
         run: of `jscope_tl.corpus.open`.
         targets: how many of the most frequent targets, or which ones, by their texts.
-        k: sources of each that score above the mean of their prompts, ranked by the lower limit of the interval of ``ratio``.
+        k: sources of each that score above chance, ranked by the lower limit of the interval of ``ratio``.
         least: prompts of the target that a source must stand in, 2 or more.
+        chance: what 1 stands for, as in `jscope_tl.corpus.by_token`.
         off_scale: whether BOS, and a first token that is an attention sink, are counted.
 
     Returns:
         A `Summary` whose rows have the target as their ``group``.
 
     Raises:
-        InputError: such a target is not in the run, or no row has scores.
+        InputError: such a target is not in the run, there is no such ``chance``, or no row has scores.
     """
     k, least = count("k", k, 1), count("least", least, 2)
     chosen = _targets(run, targets)
     texts: dict[int, str] = {}
     apart = {target: Means(4) for target in chosen}
-    counts = Counts()
+    counts = Counts(run, off_scale, chance)
     for batch in run.batches(COLUMNS):
-        tokens = counts.count(batch, off_scale)
+        tokens = counts.count(batch)
         ids, of_row = (
             ids_of_tokens(batch, tokens, texts),
             pc.fill_null(batch.column("target"), -1).to_numpy(zero_copy_only=False),
@@ -51,9 +59,9 @@ def by_target(
         listed = {i: repr(texts[i]) for i in np.flatnonzero(apart[target].n >= least).tolist()}
         rows += [row for row in rows_of_means(apart[target], listed, ranked=True, group=text) if row.ratio.mean > 1][:k]
     few = [text for text in chosen.values() if text not in {row.group for row in rows}]
-    notes = [f"listed are sources that stand in {least} prompts of their target or more and score above the mean"]
+    notes = [f"listed are sources that stand in {least} prompts of their target or more and score above chance"]
     notes += [f"{len(few)} targets have no such source: {', '.join(map(repr, few[:5]))}"] if few else []
-    return made(run, "source", tuple(rows), counts, off_scale, notes)
+    return made(run, "source", rows, counts, notes)
 
 
 def _targets(run: Any, targets: int | Sequence[str]) -> dict[int, str]:

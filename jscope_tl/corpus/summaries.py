@@ -1,7 +1,6 @@
 """Where the influence lies: by distance, position, token, word class, and by target; one pass over the files of a run each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,14 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from jscope_tl.corpus.dataset import CorpusRun
-from jscope_tl.corpus.means import Means
-from jscope_tl.corpus.summary import Summary, SummaryRow, need_rows_left
-from jscope_tl.corpus.tokens import COLUMNS, Tokens, tokens_of
-from jscope_tl.errors import InputError, count, whole
-from jscope_tl.faithfulness.results import Mean
+from jscope_tl.corpus.passes import SINGLES, Counts, labels_of, made, one_pass, place_of, rows_of_means, to_edges
+from jscope_tl.corpus.summary import EVEN, Summary
+from jscope_tl.corpus.tokens import Tokens
+from jscope_tl.errors import InputError, count
 
 LEAST = 5
 """Prompts that a token must stand in to be listed."""
 OTHER = "other"
-Categories = Callable[[pa.RecordBatch, Tokens], Int[np.ndarray, "n"]]
-"""From a batch and its tokens to the category of each; below 0 for none."""
 
 
 def by_distance(run: CorpusRun, *, edges: Sequence[int] | None = None, off_scale: bool = False) -> Summary:
@@ -42,9 +38,7 @@ def by_distance(run: CorpusRun, *, edges: Sequence[int] | None = None, off_scale
         >>> js.corpus.by_distance(run).rows[0].name
         '0'
     """
-    limits = _edges(edges, 16)
-    means, counts = _pass(run, off_scale, lambda batch, tokens: np.searchsorted(limits, tokens.distance, "right") - 1)
-    return _summary(run, "distance", _labels(limits), means, counts, off_scale)
+    return _by_place(run, "distance", edges, off_scale)
 
 
 def by_position(run: CorpusRun, *, edges: Sequence[int] | None = None, off_scale: bool = True) -> Summary:
@@ -59,36 +53,42 @@ def by_position(run: CorpusRun, *, edges: Sequence[int] | None = None, off_scale
     Raises:
         InputError: the edges are not such, or no row has scores.
     """
-    limits = _edges(edges, 8)
-    means, counts = _pass(run, off_scale, lambda batch, tokens: np.searchsorted(limits, tokens.position, "right") - 1)
-    return _summary(run, "position", _labels(limits), means, counts, off_scale)
+    return _by_place(run, "position", edges, off_scale)
 
 
-def by_token(run: CorpusRun, *, least: int = LEAST, off_scale: bool = False) -> Summary:
+def _by_place(run: Any, by: str, edges: Sequence[int] | None, off_scale: bool) -> Summary:
+    names, counts = labels_of(to_edges(edges, SINGLES[by])), Counts(run, off_scale)
+    means = one_pass(run, counts, lambda batch, tokens: place_of(tokens, by, edges))
+    return made(run, by, rows_of_means(means, names), counts)
+
+
+def by_token(run: CorpusRun, *, least: int = LEAST, chance: str = EVEN, off_scale: bool = False) -> Summary:
     """Influence by token of the vocabulary, ranked by the lower limit of the interval of ``ratio``: what is surely high first.
 
     Args:
         run: of `jscope_tl.corpus.open`.
         least: prompts that a token must stand in to be listed, 2 or more.
+        chance: what 1 stands for: ``"even"``, all tokens of a prompt scoring alike; ``"distance"`` (or ``"position"``), each scoring as tokens
+            at its distance from the prediction do on average in this run, which takes out that some tokens stand near the end.
         off_scale: whether BOS, and a first token that is an attention sink, are counted.
 
     Raises:
-        InputError: ``least`` is not 2 or more, or no row has scores.
+        InputError: ``least`` is not 2 or more, there is no such ``chance``, or no row has scores.
     """
-    least = count("least", least, 2)
+    least, counts = count("least", least, 2), Counts(run, off_scale, chance)
     texts: dict[int, str] = {}
 
     def category(batch: pa.RecordBatch, tokens: Tokens) -> Int[np.ndarray, "n"]:
         return ids_of_tokens(batch, tokens, texts)
 
-    means, counts = _pass(run, off_scale, category)
+    means = one_pass(run, counts, category)
     rare = int(((means.n > 0) & (means.n < least)).sum())
     notes = [f"tokens not listed because they stand in fewer than {least} prompts: {rare}"] if rare else []
     names = {token: repr(text) for token, text in texts.items() if means.n[token] >= least}
-    return _summary(run, "token", names, means, counts, off_scale, notes, ranked=True)
+    return made(run, "token", rows_of_means(means, names, ranked=True), counts, notes)
 
 
-def by_class(run: CorpusRun, classes: Any, *, off_scale: bool = False) -> Summary:
+def by_class(run: CorpusRun, classes: Any, *, chance: str = EVEN, off_scale: bool = False) -> Summary:
     """Influence by class of words, strongest class first.
 
     Args:
@@ -96,10 +96,12 @@ def by_class(run: CorpusRun, classes: Any, *, off_scale: bool = False) -> Summar
         classes: from the text of a token to its class: a mapping, in which a token is looked up as it is, and if it is not there
             without its surrounding spaces and in small letters; or a function, asked once for each text. What has no class (or None)
             is ``"other"``. A word of several tokens has the classes of its parts.
+        chance: what 1 stands for: ``"even"``, all tokens of a prompt scoring alike; ``"distance"`` (or ``"position"``), each scoring as tokens
+            at its distance from the prediction do on average in this run, which takes out that some tokens stand near the end.
         off_scale: whether BOS, and a first token that is an attention sink, are counted.
 
     Raises:
-        InputError: ``classes`` is neither, or holds anything but texts, or no row has scores.
+        InputError: ``classes`` is neither, or holds anything but texts, there is no such ``chance``, or no row has scores.
 
     Example:
         >>> import tempfile
@@ -109,7 +111,7 @@ def by_class(run: CorpusRun, classes: Any, *, off_scale: bool = False) -> Summar
         >>> {row.name for row in js.corpus.by_class(run, {"the": "article", "a": "article"}).rows}
         {'article', 'other'}
     """
-    class_of = _class_function(classes)
+    class_of, counts = _class_function(classes), Counts(run, off_scale, chance)
     numbers: dict[str, int] = {}
     known: dict[str, int] = {}
 
@@ -121,86 +123,8 @@ def by_class(run: CorpusRun, classes: Any, *, off_scale: bool = False) -> Summar
         each = np.array([known[text] for text in texts.dictionary.to_pylist()], dtype=np.int64)
         return each[texts.indices.to_numpy()]
 
-    means, counts = _pass(run, off_scale, category)
-    return _summary(run, "class", {n: name for name, n in numbers.items()}, means, counts, off_scale, ranked=True)
-
-
-class Counts:
-    """How many prompts were counted and left out."""
-
-    def __init__(self) -> None:
-        self.n = self.n_errors = self.n_empty = 0
-
-    def count(self, batch: pa.RecordBatch, off_scale: bool) -> Tokens:
-        """The tokens of a batch, which is counted."""
-        tokens = tokens_of(batch, off_scale)
-        self.n += tokens.n_rows
-        self.n_empty += tokens.n_empty
-        self.n_errors += batch.num_rows - batch.column("error").null_count
-        return tokens
-
-
-def need_run(run: Any) -> None:
-    """Refuse what is no run."""
-    if not isinstance(run, CorpusRun):
-        raise InputError(f"A summary is of a run, as js.corpus.open(folder) gives it; got a {type(run).__name__}.")
-
-
-def _pass(run: Any, off_scale: bool, category: Categories) -> tuple[Means, Counts]:
-    need_run(run)
-    means, counts = Means(4), Counts()
-    for batch in run.batches(COLUMNS):
-        tokens = counts.count(batch, off_scale)
-        means.add_tokens(category(batch, tokens), tokens)
-    need_rows_left(counts.n, counts.n_errors, repr(str(run.folder)))
-    return means, counts
-
-
-def _summary(
-    run: CorpusRun, by: str, names: Mapping[int, str], means: Means, counts: Counts, off_scale: bool,
-    notes: Sequence[str] = (), ranked: bool = False,
-) -> Summary:  # fmt: skip
-    return made(run, by, tuple(rows_of_means(means, names, ranked)), counts, off_scale, notes)
-
-
-def made(
-    run: CorpusRun, by: str, rows: tuple[SummaryRow, ...], counts: Counts, off_scale: bool, notes: Sequence[str]
-) -> Summary:
-    return Summary(
-        by=by, rows=rows, n=counts.n, n_errors=counts.n_errors, n_empty=counts.n_empty, off_scale=off_scale, scope=run.scope,
-        model=run.model, unit=run.unit, notes=[*(one.said for one in run.filters), *notes],
-    )  # fmt: skip
-
-
-def rows_of_means(means: Means, names: Mapping[int, str], ranked: bool, group: str = "") -> list[SummaryRow]:
-    rows = [
-        SummaryRow(
-            name=name, n_tokens=int(means.n_tokens[i]), share=means.mean(i, 0), even=means.mean(i, 1).mean, ratio=means.mean(i, 2),
-            top=means.mean(i, 3).mean, group=group,
-        )
-        for i, name in names.items()
-        if i < len(means.n) and means.n[i] > 0
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: -_sure(row.ratio)) if ranked else rows
-
-
-def _sure(ratio: Mean) -> float:
-    return ratio.low if ratio.n > 1 else -np.inf
-
-
-def _edges(edges: Sequence[int] | None, singles: int) -> Int[np.ndarray, "row"]:
-    if edges is None:
-        return np.array([*range(singles), *(singles * 2**i for i in range(32))])
-    given = [whole(edge) for edge in edges]
-    if None in given or given[:1] != [0] or any(b <= a for a, b in pairwise(given)):  # type: ignore[operator]
-        raise InputError(f"edges are rising whole numbers from 0 on, the first of each row; got {edges!r}.")
-    return np.array(given)
-
-
-def _labels(edges: Int[np.ndarray, "row"]) -> dict[int, str]:
-    firsts = edges.tolist()
-    names = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in pairwise(firsts)]
-    return dict(enumerate([*names, f"{firsts[-1]} and more"]))
+    means = one_pass(run, counts, category)
+    return made(run, "class", rows_of_means(means, {n: name for name, n in numbers.items()}, ranked=True), counts)
 
 
 def _texts_of(batch: pa.RecordBatch, tokens: Tokens) -> pa.DictionaryArray:

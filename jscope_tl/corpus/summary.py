@@ -15,6 +15,7 @@ from jscope_tl.results.text import percent
 
 ORDERED = ("distance", "position")
 """Properties with an order of their own; others are rankings."""
+EVEN = "even"
 SHOWN = 12
 """Rows of a text."""
 
@@ -27,8 +28,8 @@ class SummaryRow:
         name: of the category.
         n_tokens: how many tokens of it were counted, in all prompts.
         share: of the summed scores of the prompt that its tokens have together.
-        even: the share that they would have if all tokens of a prompt scored alike, which is chance.
-        ratio: the share over the even one: how many times the mean score of its prompt a token has; 1 is chance.
+        expected: the share that they would have by chance: if all tokens of a prompt scored alike, unless `Summary.chance` says otherwise.
+        ratio: the share over the expected one: how many times the mean score of its prompt a token has; 1 is chance.
         top: share of these prompts in which the highest score is one of its tokens'.
         group: the target that is explained, where targets are kept apart.
     """
@@ -36,7 +37,7 @@ class SummaryRow:
     name: str
     n_tokens: int
     share: Mean
-    even: float
+    expected: float
     ratio: Mean
     top: float
     group: str = ""
@@ -61,6 +62,8 @@ class Summary(Saved):
         n: prompts that were counted.
         n_errors: rows left out because they have an error in place of scores.
         n_empty: rows left out because no counted token has a score above 0.
+        chance: what 1 stands for: ``"even"``, all tokens of a prompt scoring alike; ``"distance"`` or ``"position"``, each scoring as tokens
+            at its distance or position do on average in this run.
         off_scale: whether tokens off the scale (BOS, and a first token that is an attention sink) were counted.
         scope, model, unit: of the run.
         notes: what was left out, and how categories were formed.
@@ -71,6 +74,7 @@ class Summary(Saved):
     n: int
     n_errors: int
     n_empty: int
+    chance: str
     off_scale: bool
     scope: str
     model: str
@@ -84,7 +88,7 @@ class Summary(Saved):
             need_mean(row.share)
             need_mean(row.ratio)
         need(
-            all(0 <= share <= 1 for row in self.rows for share in (row.share.mean, row.even, row.top)),
+            all(0 <= share <= 1 for row in self.rows for share in (row.share.mean, row.expected, row.top)),
             "shares are from 0 to 1",
         )
         need(all(0 < row.n <= self.n and row.n_tokens >= row.n for row in self.rows), "rows are of these prompts")
@@ -101,7 +105,7 @@ class Summary(Saved):
                 **({"target": row.group} if self.groups != [""] else {}),
                 "name": row.name, "n": row.n, "n_tokens": row.n_tokens, "ratio": row.ratio.mean, "ratio_low": row.ratio.low,
                 "ratio_high": row.ratio.high, "share": row.share.mean, "share_low": row.share.low, "share_high": row.share.high,
-                "even": row.even, "top": row.top,
+                "expected": row.expected, "top": row.top,
             }
             for row in self.rows
         ]  # fmt: skip
@@ -122,10 +126,10 @@ class Summary(Saved):
             *(["target"] if grouped else []),
             self.by,
             "prompts",
-            "times the mean",
+            "times chance",
             "95 %",
             "share",
-            "if even",
+            "by chance",
             "highest in",
         ]
         return names, [[*([repr(row.group)] if grouped else []), *_cells(row)] for row in shown]
@@ -139,8 +143,9 @@ class Summary(Saved):
             else "scores are norms, which do not add up: a share says how a map looks"
         )
         return [
-            "times the mean: score of a token over the mean score in its prompt, 1 is chance; share: of the summed scores of the prompt; "
-            "if even: the share if all tokens scored alike; highest in: prompts in which such a token has the highest score",
+            "times chance: score of a token over the mean score in its prompt, or over that which tokens at its distance or position have on "
+            "average, where this is said; share: of the summed scores of the prompt, and by chance; highest in: prompts in which such a "
+            "token has the highest score",
             f"means over the prompts that have such tokens, each of which counts alike; {adds}",
         ]
 
@@ -150,6 +155,11 @@ class Summary(Saved):
         off = "counted" if self.off_scale else "left out"
         return [
             f"BOS and first tokens that are attention sinks are {off}",
+            *(
+                [f"chance: each token scores as those at its {self.chance} do on average in this run"]
+                if self.chance != EVEN
+                else []
+            ),
             *([f"rows left out because they have an error: {self.n_errors}"] if self.n_errors else []),
             *(
                 [f"prompts left out because no counted token has a score above 0: {self.n_empty}"]
@@ -186,7 +196,7 @@ def _cells(row: SummaryRow) -> list[str]:
         f"{row.ratio.mean:.2f}",
         interval,
         percent(row.share.mean),
-        percent(row.even),
+        percent(row.expected),
         percent(row.top),
     ]
 

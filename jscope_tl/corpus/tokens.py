@@ -21,7 +21,7 @@ class Tokens:
         position: of each token in its prompt.
         distance: how many tokens it stands before the explained position.
         share: of the summed scores of the prompt's counted tokens.
-        n_beside: how many tokens are counted in its prompt.
+        expected: the share that chance gives it: one over the number of tokens that are counted in its prompt, unless said otherwise.
         strongest: whether it is the one with the highest score; the first of equals.
         n_rows: prompts with counted tokens.
         n_empty: prompts without: no scores above 0.
@@ -32,7 +32,7 @@ class Tokens:
     position: Int[np.ndarray, "n"]
     distance: Int[np.ndarray, "n"]
     share: Float[np.ndarray, "n"]
-    n_beside: Int[np.ndarray, "n"]
+    expected: Float[np.ndarray, "n"]
     strongest: Bool[np.ndarray, "n"]
     n_rows: int
     n_empty: int
@@ -60,7 +60,7 @@ def tokens_of(batch: pa.RecordBatch, off_scale: bool) -> Tokens:
         position=position,
         distance=explained[row] - position,
         share=scores[counted] / totals[row],
-        n_beside=n[row],
+        expected=1 / n[row],
         strongest=_strongest(row, scores[counted]),
         n_rows=int((totals > 0).sum()),
         n_empty=int((totals <= 0).sum()) - _errors(batch),

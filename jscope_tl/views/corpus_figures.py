@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 MOST = 20
 """Rows of a ranking."""
 CHANCE = "0.55"
-AXIS = "score, times the prompt's mean"
+AXIS = "score, times chance"
 LABELS = {"distance": "distance: tokens before the explained position", "position": "position in the prompt"}
 
 
 def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
-    """Where the influence lies: how many times the mean score of its prompt a token of each category has, with 95 % intervals.
+    """Where the influence lies: how many times chance a token of each category scores, with 95 % intervals.
 
     Means of one prompt alone are hollow. Distances and positions stand side by side, tokens, classes and sources below each other, the highest on top. The line at 1 is
-    chance: all tokens of a prompt scoring alike.
+    chance: all tokens of a prompt scoring alike, unless the summary says otherwise.
 
     Args:
         found: a `Summary`, of `jscope_tl.corpus.by_distance` and its like.
@@ -131,7 +131,7 @@ def _draw_ranking(axis: "Axes", found: Summary, rows: Sequence[SummaryRow]) -> N
             axis.axhline(i + 0.5, color="0.85", linewidth=0.8)
     axis.set_yticks(y, [_label(row) for row in rows], fontsize="small", parse_math=False)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel(f"{AXIS} (dashed: chance); in brackets: prompts")
+    axis.set_xlabel(f"{AXIS} (dashed); in brackets: prompts")
     axis.grid(axis="x", color="0.92")
     axis.set_axisbelow(True)
 

@@ -46,7 +46,7 @@ def test_prints_everything(folders: list[str], capsys: pytest.CaptureFixture[str
         row = found.rows[0]
         assert f"{row.ratio.low:.2f} to {row.ratio.high:.2f}" in out
     assert "an error: 1" in out
-    assert out.count("times the mean: score") == 1
+    assert out.count("times chance: score") == 1
 
 
 def test_json_is_what_the_functions_give(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,10 +53,10 @@ def oracle(frame: pd.DataFrame, key: Any) -> pd.DataFrame:
         .groupby(["key", "id"])
         .agg(share=("share", "sum"), count=("share", "size"), n=("n", "first"), top=("top", "any"))
     )
-    pairs["even"] = pairs["count"] / pairs.n
-    pairs["ratio"] = pairs.share / pairs.even
+    pairs["expected"] = pairs["count"] / pairs.n
+    pairs["ratio"] = pairs.share / pairs.expected
     found = pairs.groupby("key").agg(
-        n=("share", "size"), n_tokens=("count", "sum"), ratio=("ratio", "mean"), share=("share", "mean"), even=("even", "mean"),
+        n=("share", "size"), n_tokens=("count", "sum"), ratio=("ratio", "mean"), share=("share", "mean"), expected=("expected", "mean"),
         top=("top", "mean"), error=("ratio", "sem"),
     )  # fmt: skip
     half = found.error * stats.t.ppf(0.975, found.n - 1)
@@ -87,7 +87,7 @@ def test_against_pandas(run: js.corpus.CorpusRun, rows: list[dict[str, Any]], by
         table.index = table.index.astype(int)
     expected = expected[expected.n >= 2] if by == "token" else expected
     assert {*table.index} == {*expected.index}
-    for name in ("n", "n_tokens", "ratio", "share", "even", "top", "ratio_low", "ratio_high"):
+    for name in ("n", "n_tokens", "ratio", "share", "expected", "top", "ratio_low", "ratio_high"):
         got, right = table[name].to_numpy(float), expected.loc[table.index, name].to_numpy(float)
         assert got == pytest.approx(right, rel=1e-6, abs=1e-9, nan_ok=True), name
     assert (found.n, found.n_errors, found.n_empty) == (150, 2, 1)
@@ -127,7 +127,7 @@ def test_equal_scores_are_chance(tmp_path: Path, by: str) -> None:
     rows = [{**row, "scores": [0.3 * (i + 1)] * len(row["scores"])} for i, row in enumerate(made_up(30))]
     for row in BY[by](js.corpus.open(written(tmp_path, rows))).rows:
         assert row.ratio.mean == pytest.approx(1)
-        assert row.share.mean == pytest.approx(row.even)
+        assert row.share.mean == pytest.approx(row.expected)
         assert row.n == 1 or (row.ratio.low == pytest.approx(1) and row.ratio.high == pytest.approx(1))
 
 
@@ -153,10 +153,58 @@ def test_shares_of_all_categories_are_one(run: js.corpus.CorpusRun) -> None:
 
 
 def test_default_rows_of_distance() -> None:
-    from jscope_tl.corpus.summaries import _edges, _labels
+    from jscope_tl.corpus.passes import labels_of, to_edges
 
-    names = list(_labels(_edges(None, 16)).values())
+    names = list(labels_of(to_edges(None, 16)).values())
     assert names[14:19] == ["14", "15", "16 to 31", "32 to 63", "64 to 127"]
+
+
+@pytest.mark.parametrize("chance", ["distance", "position"])
+def test_chance_by_place_takes_out_where_tokens_stand(
+    run: js.corpus.CorpusRun, rows: list[dict[str, Any]], tmp_path: Path, chance: str
+) -> None:
+    """In prompts of one length whose scores depend on the place alone, classes are at chance; without this those near the end are above."""
+    fixed = []
+    for row in (row for row in rows if row["error"] is None and row["id"] != "zero"):
+        t = np.arange(len(row["scores"]))
+        place = np.maximum(row["position"] - t, 0) if chance == "distance" else t
+        tokens = [f" w{2 * (i > 3)}" for i in place]
+        fixed.append(
+            {**row, "position": 11, "scores": (1 / (1 + place)).tolist(), "str_tokens": tokens, "off_scale": []}
+        )
+    fixed = [
+        {**row, "scores": row["scores"][:12], "str_tokens": row["str_tokens"][:12], "tokens": row["tokens"][:12]}
+        for row in fixed
+    ]
+    fixed = [row for row in fixed if len(row["scores"]) == 12]
+    other = js.corpus.open(written(tmp_path, fixed))
+    classes = {" w0": "near", " w2": "far"}
+    even = {row.name: row.ratio.mean for row in js.corpus.by_class(other, classes).rows}
+    assert even["near"] > 1.2 * even["far"]
+    for row in js.corpus.by_class(other, classes, chance=chance).rows:
+        assert (row.ratio.mean, row.share.mean) == pytest.approx((1, row.expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("chance", ["distance", "position"])
+def test_chance_by_place_against_numpy(run: js.corpus.CorpusRun, rows: list[dict[str, Any]], chance: str) -> None:
+    frame = long([row for row in rows if row["id"] != "zero"], off_scale=False)
+    place = frame.explained - frame.position if chance == "distance" else frame.position
+    singles = 16 if chance == "distance" else 8
+    frame["bin"] = [p if p < singles else singles + int(np.log2(p // singles)) for p in place]
+    usual = oracle(frame, frame.bin).ratio
+    frame["weight"] = usual.loc[frame.bin].to_numpy()
+    frame["n"] = 1 / (
+        frame.weight / frame.groupby("id").weight.transform("sum")
+    )  # one over the share that chance gives
+    pairs = frame.assign(key=frame.text.map(repr), expected=1 / frame.n).groupby(["key", "id"])
+    pairs = pairs.agg(share=("share", "sum"), expected=("expected", "sum"))
+    expected = (pairs.share / pairs.expected).groupby("key").mean()
+    found = js.corpus.by_token(run, least=2, chance=chance)
+    assert [row.ratio.mean for row in found.rows] == pytest.approx([expected[row.name] for row in found.rows])
+    assert f"at its {chance} do on average" in repr(found)
+    assert js.corpus.by_target(run, least=2, chance=chance).chance == chance
+    with pytest.raises(js.InputError, match="Did you mean 'distance'"):
+        js.corpus.by_token(run, chance="distanse")
 
 
 def test_classes_are_looked_up(pocket: Any, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_page_has_everything(runs: Any, page: Path) -> None:
         "Settings",
     ):
         assert part in text
-    assert text.count("times the mean: score") == 1
+    assert text.count("times chance: score") == 1
     assert not re.search(r"<script|<u>|(?:src|href)=[\"']http", text)
 
 
