@@ -75,14 +75,8 @@ def _pair(a: Row, b: Row, squares: tuple[bool, bool]) -> Pair | str:
     sizes = [_sizes(row, spans, square, squares) for row, spans, square in zip((a, b), cut, squares, strict=True)]
     if len(sizes[0]) < FEWEST or not sizes[0].any() or not sizes[1].any():
         return FEW
-    return Pair(
-        a.id,
-        sizes[0],
-        sizes[1],
-        *(_off(row, square, squares) for row, square in zip((a, b), squares, strict=True)),
-        same,
-        a.target_str == b.target_str,
-    )
+    off = [_off(row, square, squares) for row, square in zip((a, b), squares, strict=True)]
+    return Pair(a.id, sizes[0], sizes[1], off[0], off[1], same, a.target_str == b.target_str)
 
 
 def _sizes(row: Row, spans: list[tuple[int, int]], square: bool, squares: tuple[bool, bool]) -> Float[np.ndarray, "n"]:

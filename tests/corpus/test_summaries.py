@@ -167,7 +167,7 @@ def test_chance_by_place_takes_out_where_tokens_stand(
     fixed = []
     for row in (row for row in rows if row["error"] is None and row["id"] != "zero"):
         t = np.arange(len(row["scores"]))
-        place = np.maximum(row["position"] - t, 0) if chance == "distance" else t
+        place = np.maximum(11 - t, 0) if chance == "distance" else t
         tokens = [f" w{2 * (i > 3)}" for i in place]
         fixed.append(
             {**row, "position": 11, "scores": (1 / (1 + place)).tolist(), "str_tokens": tokens, "off_scale": []}

@@ -173,6 +173,7 @@ def test_roots_of_squares_beside_norms(tmp_path: Path, rows: list[dict[str, Any]
         opened(tmp_path / "a", rows), opened(tmp_path / "b", squared, unit="2 nat (KL) per unit of x squared")
     )
     assert [row.mean.mean for row in found.rows] == pytest.approx([1] * 4)
+    assert [row.difference.mean for row in found.differences] == pytest.approx([0] * 3, abs=1e-6)
     assert any("roots" in note for note in found.notes)
 
 
