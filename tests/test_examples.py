@@ -44,7 +44,7 @@ def test_patching(tmp_path: Path) -> None:
     said = run("patching.py", "--out", str(tmp_path))
     number = r"([+-]?[\d.]+)"
     found = re.findall(rf"^(agreement|repetition) +(\w+) +{number} +{number}", said, re.MULTILINE)
-    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    readme = (EXAMPLES / "guide" / "patching.md").read_text(encoding="utf-8")
     claimed = re.findall(rf"^\| (agreement|repetition) \| `(\w+)` \| {number} \| {number} \|", readme, re.MULTILINE)
     assert [row[:2] for row in found] == [row[:2] for row in claimed]
     assert len(found) == 8

@@ -1,7 +1,9 @@
 """What the README says is so."""
 
 import doctest
+import importlib
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,13 +17,19 @@ from jscope_tl.cli.command import parser
 pytestmark = pytest.mark.newest_line
 
 ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "examples" / "guide"
+PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def examples_run(path: Path) -> int:
+def page(name: str) -> str:
+    return (GUIDE / name).read_text(encoding="utf-8")
+
+
+def examples_run(path: Path, blocks: str = "python", names: dict[str, Any] | None = None) -> int:
     """How many lines of Python a page has, all of which print what it shows."""
-    code = "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
-    test = doctest.DocTestParser().get_doctest(code, {}, path.name, str(path), 0)
+    code = "\n".join(re.findall(rf"```{blocks}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(code, names or {}, path.name, str(path), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert runner.run(test).failed == 0
     return len(test.examples)
@@ -32,10 +40,28 @@ def test_python_blocks_run_and_print_what_they_show() -> None:
     assert examples_run(ROOT / "README.md") > 12
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "guide").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.real
+@pytest.mark.slow
+def test_blocks_about_a_real_model_run(smollm2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SmolLM2 in the place of what a hub would send."""
+    bridge = pytest.importorskip("transformer_lens.model_bridge").TransformerBridge
+    monkeypatch.setattr(bridge, "boot_transformers", lambda name: smollm2)
+    assert examples_run(ROOT / "README.md", "python real") >= 5
+
+
+@pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.stem)
 def test_python_blocks_of_the_guide_run(path: Path) -> None:
     assert examples_run(path) >= (path.stem == "causes")
     assert "@@" not in path.read_text(encoding="utf-8")
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_it_is_read_in_two_minutes() -> None:
+    assert README.count("\n") <= 150
+
+
+def test_every_page_of_the_guide_is_found_from_the_readme() -> None:
+    assert {path.name for path in PAGES[1:]} <= {*re.findall(r"\]\(examples/guide/(\w+\.md)\)", README)}
 
 
 def test_the_two_commands_are_the_first_two() -> None:
@@ -49,12 +75,35 @@ def test_the_two_commands_are_the_first_two() -> None:
 def test_every_scope_is_in_the_table() -> None:
     for name in js.available_scopes():
         if js.scopes.registry.scope_entry(name).builtin:
-            assert re.search(rf"^\| `{name}[`(]", README, re.MULTILINE), name
+            assert re.search(rf"^\| `{name}[`(]", page("scopes.md"), re.MULTILINE), name
 
 
-def test_files_that_it_names_are_there() -> None:
-    for name in re.findall(r"\]\((examples/[^)]+)\)|`((?:examples|jscope_tl)/[^`]+)`", README):
-        assert (ROOT / (name[0] or name[1])).exists(), name
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_files_that_it_names_are_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (path.parent / name).exists(), name
+    for name in re.findall(r"`((?:examples|jscope_tl)/[\w/.]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_commands_are_understood(path: Path) -> None:
+    """Every `jscope` line of a shell block has options that its command knows."""
+    for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.partition("&& ")[2] or line, comments=True)
+            if words[:1] == ["jscope"]:
+                understood(words[1:])
+
+
+def understood(words: list[str]) -> None:
+    own = {"app": "app", "corpus": "corpus", "faithfulness": "faithfulness", "heads": "heads"}
+    if words[0] in own:
+        module = importlib.import_module(f"jscope_tl.cli.{own[words[0]]}")
+        module.parser().parse_args(words[1:])
+    else:
+        parser().parse_args(words)
 
 
 def test_nothing_is_left_to_fill_in() -> None:
@@ -78,7 +127,7 @@ def test_no_paths_of_a_machine() -> None:
 @pytest.mark.slow
 def test_hits_on_known_causes_are_those_of_the_table(pocket: Any) -> None:
     """Of the methods that cost one backward pass or none; the dearer ones come from the same command."""
-    header, *rows = re.findall(r"^\| (method|`\w+`) \| (.*) \|$", README.partition("## How faithful")[2], re.MULTILINE)
+    header, *rows = re.findall(r"^\| (method|`\w+`) \| (.*) \|$", page("faithfulness.md"), re.MULTILINE)
     tasks = header[1].split(" | ")[:6]
     claimed = {name.strip("`"): [int(cell.rstrip("%")) / 100 for cell in row.split(" | ")[:6]] for name, row in rows}
     of_known_alternatives = {"contrastive_alternative", "explain_alternative"}  # which these prompts do not have
