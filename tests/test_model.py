@@ -1,6 +1,7 @@
 """Which models are refused, and how the weight processing is recognised."""
 
 import inspect
+import re
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 
 import jscope_tl as js
 from jscope_tl.model.basis import _is_centered as is_centered
+from jscope_tl.model.hook_names import ALIASES, with_aliases
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.model.view import ModelView, walk
 from tests import models
@@ -334,3 +336,35 @@ def test_centring_is_seen_whatever_tokens_have_in_common(shared: float, by_row: 
     W_U = W_U if by_row else W_U.T.contiguous().T
     assert not is_centered(W_U)
     assert is_centered(W_U - W_U.mean(1, keepdim=True))
+
+
+@needs_bridge
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_bridges_that_know_hook_points_by_their_own_names_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older names are aliases on bridges, announced to go: without them everything is found, and says the same."""
+    model = tiny("bridge", family).model
+    known = ModelView(model).model.hook_dict
+    asked = {
+        "scores": {},
+        "layers": {"at": "resid_pre"},
+        "post": {"at": "blocks.0.hook_resid_post"},
+        "pattern": {"at": "pattern"},
+    }
+
+    def everything() -> dict[str, torch.Tensor]:
+        found = {name: js.attribute(model, TOKENS, "log_prob", target=44, **how).scores for name, how in asked.items()}
+        for of in ("heads", "mlps", "neurons"):
+            found[of] = js.patching.components(model, TOKENS, "log_prob", target=44, of=of, progress=False).predicted
+        found["compared"] = js.patching.compare(
+            model, TOKENS, TOKENS.flip(0), "log_prob", target=44, at="blocks.1.hook_resid_pre", progress=False
+        ).effects  # fmt: skip
+        return found
+
+    before = everything()
+    older = {m.expand(alias) for own, alias in ALIASES for name in known if (m := re.fullmatch(own, name))}
+    assert len(older) > 8
+    own = {name: point for name, point in known.items() if name not in older}
+    monkeypatch.setattr(type(model), "hook_dict", property(lambda self: own))
+    assert {name for name in older & known.keys() if with_aliases(own)[name] is not known[name]} == set()
+    for name, value in everything().items():
+        torch.testing.assert_close(value, before[name], msg=name)

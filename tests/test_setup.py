@@ -10,6 +10,7 @@ import torch
 
 import jscope_tl as js
 from jscope_tl.attribution.keywords import NOT_TAKEN, SHARED
+from tests import models
 from tests.models import TOKENS, snapshot
 
 OTHER = TOKENS.clone()
@@ -112,3 +113,25 @@ def test_a_warning_about_the_basis_is_said_by_linearity(kind: str) -> None:
     centred = tiny(kind, "gpt2", center_unembed=True).model
     found = js.diagnostics.linearity(centred, TOKENS, "semantic")
     assert any("W_U is centred" in warning for warning in found.warnings)
+
+
+def test_provenance_has_the_keys_of_transformerlens_analyses(llama: Any) -> None:
+    """As its own saved analyses name them: the model, the basis of its weights, the hook point by its pattern."""
+    result = js.attribute(llama, TOKENS, "entropy", at="blocks.1.hook_resid_pre")
+    found = result.provenance
+    assert found.hook_convention == "blocks.{layer}.hook_resid_pre"
+    assert found.transformer_lens_version == found.versions["transformer_lens"]
+    assert found.processing == {"compatibility_mode": False, "weight_basis": "raw_huggingface"}
+    assert found.model_revision is None
+    assert js.attribute(llama, TOKENS, "entropy", at="resid_pre").provenance.hook_convention == found.hook_convention
+
+
+def test_provenance_knows_revision_and_folding(kind: str) -> None:
+    folded = models.tiny(kind, "llama", fold_ln=True).model
+    inner = getattr(folded, "original_model", None)
+    if inner is not None:
+        inner.config._commit_hash = "0123abc"
+    found = js.attribute(folded, TOKENS, "entropy").provenance
+    assert found.processing["weight_basis"].startswith("ln_folded")
+    assert found.processing["compatibility_mode"] == (kind == "bridge")
+    assert found.model_revision == ("0123abc" if inner is not None else None)

@@ -1,5 +1,6 @@
 """What a result says about itself: the prompt, the prediction, where it comes from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -76,16 +77,22 @@ def about(
 ) -> dict[str, Any]:
     """The fields of a `Result` that do not depend on its scores."""
     view, at = setup.view, setup.at
+    where = at if isinstance(at, str) else ", ".join(setup.settings.at)
+    versions = {name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")}
     provenance = Provenance(
         model_name=view.name,
         model_class=type(view.model).__name__,
         dtype=str(x.dtype).removeprefix("torch."),
         device=str(x.device),
-        hook_point=at if isinstance(at, str) else ", ".join(setup.settings.at),
+        hook_point=where,
         n_forward=passes.n_forward,
         n_backward=passes.n_backward,
         seed=seed,
-        versions={name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")},
+        versions=versions,
+        model_revision=view.revision,
+        transformer_lens_version=versions["transformer_lens"],
+        processing=view.processing,
+        hook_convention=", ".join(dict.fromkeys(re.sub(r"\d+", "{layer}", name) for name in where.split(", "))),
     )
     return {
         "tokens": tokens.cpu(),

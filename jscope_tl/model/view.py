@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.basis import Basis, basis_of
+from jscope_tl.model.hook_names import with_aliases
 from jscope_tl.model.turns import cached_property
 
 EXPLAINABLE = {"HookedTransformer", "TransformerBridge"}
@@ -117,7 +118,8 @@ class ModelView:
     @cached_property
     def points(self) -> dict[str, nn.Module]:
         """The hook points by name; bridges know some by several, and take a while to list them."""
-        return self.model.hook_dict
+        known = self.model.hook_dict
+        return known if self._inner is self.model else with_aliases(known)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -133,6 +135,19 @@ class ModelView:
     def basis(self) -> Basis:
         """How the weights were processed, read off the weights themselves: configurations forget it."""
         return basis_of(self.model)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the weights on the hub, as HuggingFace's configuration remembers it."""
+        found = getattr(getattr(self._inner, "config", None), "_commit_hash", None)
+        return found if isinstance(found, str) and found else None
+
+    @property
+    def processing(self) -> dict[str, Any]:
+        """What was done to the weights, as TransformerLens' own analyses say it."""
+        done = [name for name, is_so in vars(self.basis).items() if is_so]
+        compatible = bool(getattr(self.model, "compatibility_mode", False))
+        return {"compatibility_mode": compatible, "weight_basis": "+".join(done) or "raw_huggingface"}
 
     def hook_points(self, at: Any) -> list[str]:
         """Residual-stream hook points by name: one, several, or ``"resid_pre"`` and its like for all layers.

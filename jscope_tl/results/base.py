@@ -63,6 +63,9 @@ class Provenance:
         seed: of the random numbers, where there are any.
         versions: of the packages.
         prepended: the BOS token that was put before a prompt given as text; None where nothing was, or ids were given.
+        model_revision: the commit of the model's weights on the hub, where the model knows it.
+        transformer_lens_version, processing, hook_convention: by the names and in the form in which TransformerLens' own analyses keep them:
+            whether a bridge is in compatibility mode and in which basis the weights are, and the hook point with ``{layer}`` for the layer.
     """
 
     model_name: str
@@ -75,6 +78,10 @@ class Provenance:
     seed: int | None
     versions: dict[str, str]
     prepended: str | None = field(default=None, metadata=LATER)
+    model_revision: str | None = field(default=None, metadata=LATER)
+    transformer_lens_version: str | None = field(default=None, metadata=LATER)
+    processing: dict[str, Any] | None = field(default=None, metadata=LATER)
+    hook_convention: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
