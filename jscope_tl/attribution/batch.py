@@ -93,8 +93,8 @@ def attribute_batch(
     def results() -> Iterator[Attribution]:
         given = progress_bar(progress, "prompts", "prompt", prompts)
         for batch in _batches(setup, given, min(size, MOST_PROMPTS), position, prepend_bos):
-            together = len(batch) > 1 and _run_together(setup) and several_tokens(setup) is None
-            found = _together(setup, batch) if together else (_alone(setup, prompt) for prompt in batch)
+            together = len(batch) > 1 and can_run_together(setup)
+            found = explain_together(batch) if together else map(_alone, batch)
             for result, prompt in zip(found, batch, strict=True):
                 yield of_prompt(result, prompt.given)
 
@@ -102,24 +102,25 @@ def attribute_batch(
 
 
 @dataclass(frozen=True)
-class _Numbered:
-    """A prompt and its place in the order."""
+class Numbered:
+    """A prompt, its place in the order, and what is asked of it; set-ups of one batch differ in the target alone."""
 
     n: int
     given: Any
     tokens: Int[Tensor, "pos"]
     position: int
+    setup: Setup
 
 
 def _batches(
     setup: Setup, prompts: Iterable[Any], size: int, position: Any, prepend_bos: bool | None
-) -> Iterator[list[_Numbered]]:
+) -> Iterator[list[Numbered]]:
     numbered = enumerate(prompts)
     while taken := list(islice(numbered, size)):
         batch = []
         for n, prompt in taken:
             with _named(n):
-                batch.append(_Numbered(n, prompt, *setup.prompt(prompt, prepend_bos, position)))
+                batch.append(Numbered(n, prompt, *setup.prompt(prompt, prepend_bos, position), setup))
         yield batch
 
 
@@ -132,35 +133,38 @@ def _named(n: int) -> Iterator[None]:
         raise InputError(f"Prompt {n}: {error}") from error
 
 
-def _alone(setup: Setup, prompt: _Numbered) -> Attribution:
+def _alone(prompt: Numbered) -> Attribution:
     with _named(prompt.n):
-        return explain_target(setup, prompt.tokens, prompt.position)
+        return explain_target(prompt.setup, prompt.tokens, prompt.position)
 
 
-def _run_together(setup: Setup) -> bool:
-    """Hooks may count on one prompt; scopes that are not additive ask for rows as they go."""
+def can_run_together(setup: Setup) -> bool:
+    """Whether prompts share passes: hooks may count on one prompt; scopes that are not additive ask for rows as they go."""
     view, origin = setup.view, setup.path.origin
     hooked = view.is_hooked(setup.settings.fwd_hooks) or view.unembedding_is_hooked([])
     own_origin = isinstance(origin, Tensor) and origin.ndim == 2
     beside = any(view.reads_beside(name) for name in setup.settings.at)
-    return setup.scope.additive and isinstance(setup.path, Point) and not (own_origin or hooked or beside)
+    apart = own_origin or hooked or beside or not isinstance(setup.path, Point)
+    return setup.scope.additive and not apart and several_tokens(setup) is None
 
 
-def _together(setup: Setup, batch: list[_Numbered]) -> list[Attribution]:
-    warnings = [setup.warnings(prompt.tokens) for prompt in batch]
+def explain_together(batch: Sequence[Numbered]) -> list[Attribution]:
+    """Prompts that `can_run_together`, in one forward and one backward pass."""
+    setup = batch[0].setup
+    warnings = [prompt.setup.warnings(prompt.tokens) for prompt in batch]
     with setup.run_together([prompt.tokens for prompt in batch], [prompt.position for prompt in batch]) as forward:
         rows = []
         for i, prompt in enumerate(batch):
             with _named(prompt.n):
-                setup.scope.target_id(forward.state(i))
-                rows.append(setup.scope.rows(forward.state(i)))
+                prompt.setup.scope.target_id(forward.state(i))
+                rows.append(prompt.setup.scope.rows(forward.state(i)))
         backward = setup.backward(forward)
         scores, passes = _scores(setup, forward, backward, rows), forward.passes.each(len(batch))
         found = []
         for i, (prompt, score) in enumerate(zip(batch, scores, strict=True)):
             with _named(prompt.n):
-                doubts = [*warnings[i], *backward.notes]
-                found.append(attribution(setup, forward, setup.in_units(score), doubts, i, passes))
+                doubts, own = [*warnings[i], *backward.notes], prompt.setup
+                found.append(attribution(own, forward, own.in_units(score), doubts, i, passes))
         return found
 
 

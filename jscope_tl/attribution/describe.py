@@ -172,7 +172,8 @@ def prediction(state: State, view: ModelView, target: int, k: int = 10) -> Predi
     best = log_probs.topk(min(k, len(log_probs))).indices.tolist()
     tokens = predicted(state, view, [*best, target])
     rank = int((log_probs > log_probs[target]).sum()) + 1
-    return Prediction(top=tuple(tokens[:-1]), target=tokens[-1], target_rank=rank)
+    entropy = float(torch.special.entr(log_probs.exp()).sum())
+    return Prediction(top=tuple(tokens[:-1]), target=tokens[-1], target_rank=rank, entropy=entropy)
 
 
 @cache

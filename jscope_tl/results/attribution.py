@@ -22,11 +22,15 @@ MOST_ROWS = 24
 
 @dataclass(frozen=True)
 class Prediction:
-    """The next-token distribution at the explained position: most probable tokens first, and the target's place in it."""
+    """The next-token distribution at the explained position: most probable tokens first, and the target's place in it.
+
+    Its ``entropy`` is in nats; None in files of versions that did not keep it.
+    """
 
     top: tuple[PredictedToken, ...]
     target: PredictedToken
     target_rank: int
+    entropy: float | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Refuse what is no distribution."""
