@@ -1,0 +1,116 @@
+"""From a line to what is asked of the model, and from the answer to a row."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from math import isfinite
+from typing import Any
+
+from jscope_tl.attribution.batch import Numbered
+from jscope_tl.attribution.describe import of_prompt
+from jscope_tl.attribution.setup import Setup
+from jscope_tl.corpus.prompts import Line
+from jscope_tl.corpus.schema import ROW
+from jscope_tl.errors import InputError
+from jscope_tl.model.chats import is_chat
+from jscope_tl.model.prompts import to_position
+from jscope_tl.model.text import tokenized
+from jscope_tl.results.attribution import Attribution
+from jscope_tl.scopes.base import FunctionScope, Scope
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every line that does not say otherwise.
+
+    Attributes:
+        setup: scope and settings.
+        position: whose next-token prediction is explained.
+        prepend_bos, template: how texts and chats become ids.
+    """
+
+    setup: Setup
+    position: int
+    prepend_bos: bool | None = None
+    template: str | None = None
+
+    def of(self, line: Line) -> Numbered:
+        """The line as ids, with a scope of its target.
+
+        Raises:
+            InputError: it cannot be explained.
+        """
+        if line.error is not None:
+            raise InputError(line.error)
+        view = self.setup.view
+        if is_chat(line.prompt):
+            tokens = tokenized(view, line.prompt, template=self.template).tokens
+        else:
+            tokens, _ = self.setup.prompt(line.prompt, self.prepend_bos if isinstance(line.prompt, str) else None, -1)
+        position = to_position(self.position if line.position is None else line.position, len(tokens))
+        given = asked_of(self.setup.scope, line)
+        setup = replace(self.setup, scope=with_options(self.setup.scope, given)) if given else self.setup
+        return Numbered(line.n, line.prompt, tokens, position, setup)
+
+
+def asked_of(scope: Scope, line: Line) -> dict[str, Any]:
+    """What a line asks of a scope that takes it; temperature, for one, has no target."""
+    given = {key: value for key in ("target", "baseline") if (value := getattr(line, key)) is not None}
+    return {key: value for key, value in given.items() if key in options_of(scope)}
+
+
+def options_of(scope: Scope) -> set[str]:
+    """The names of a scope's options."""
+    own = {f.name for f in fields(scope)} if is_dataclass(scope) else set()
+    return set(scope.options) if isinstance(scope, FunctionScope) else own
+
+
+def with_options(scope: Any, given: Mapping[str, Any]) -> Scope:
+    """The same scope of another target."""
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return replace(scope, given={**scope.given, **own}) if isinstance(scope, FunctionScope) else replace(scope, **own)
+
+
+def explained(line: Line, result: Attribution, scope: Scope) -> dict[str, Any]:
+    """The row of a result."""
+    result, target = of_prompt(result, line.prompt), result.prediction.target
+    return {
+        "id": line.id,
+        "position": result.position,
+        "tokens": result.tokens.tolist(),
+        "str_tokens": result.str_tokens,
+        "scores": result.scores.numpy(),
+        "stderr": None if result.stderr is None else result.stderr.numpy(),
+        "off_scale": list(result.off_scale),
+        "target": target.token,
+        "target_str": target.str_token,
+        "probability": target.probability,
+        "rank": result.prediction.target_rank - 1,
+        "entropy": result.prediction.entropy,
+        "n_forward": result.provenance.n_forward,
+        "n_backward": result.provenance.n_backward,
+        "warnings": result.warnings,
+        "error": None,
+        "carried": carried(line, scope),
+    }
+
+
+def failed(line: Line, error: str, scope: Scope) -> dict[str, Any]:
+    """The row of a prompt that could not be explained."""
+    return {**dict.fromkeys(ROW.names), "id": line.id, "error": error, "carried": carried(line, scope)}
+
+
+def carried(line: Line, scope: Scope) -> str | None:
+    """What the line held that was not asked, as JSON."""
+    unasked = {key: value for key in ("target", "baseline") if (value := getattr(line, key)) is not None}
+    left = {key: value for key, value in unasked.items() if key not in options_of(scope)} | {**(line.carried or {})}
+    return json.dumps(_strict(left), ensure_ascii=False, default=lambda value: repr(value)[:200]) if left else None
+
+
+def _strict(value: Any) -> Any:
+    """Numbers that JSON has no words for are null, as every reader understands."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value

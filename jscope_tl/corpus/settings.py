@@ -1,0 +1,129 @@
+"""What determines the numbers of a run, in ``run.json``: compared when a run is resumed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jscope_tl.attribution.setup import Setup
+from jscope_tl.corpus.prompts import Prompts
+from jscope_tl.corpus.schema import PARTS, SETTINGS
+from jscope_tl.errors import InputError
+from jscope_tl.results.files import plain
+
+COMPARED = (
+    "weights", "dtype", "model_class", "revision", "basis", "hooked", "scope", "options", "unit", "at", "position", "prepend_bos", "chat_template",
+    "versions",
+)  # fmt: skip
+"""Not the device, the size of batches and parts, and the memory, which change no number beyond rounding; nor the model's name, which
+may be a path that differs between machines: the weights say which model it is."""
+SAMPLED = 64
+"""Numbers of each parameter that go into a fingerprint."""
+
+
+def settings_of(setup: Setup, prompts: Prompts, position: Any, prepend_bos: Any, template: Any) -> dict[str, Any]:
+    """Everything that determines the numbers, as JSON has it."""
+    view = setup.view
+    found = {
+        "model": view.name,
+        "model_class": type(view.model).__name__,
+        "revision": _revision(view.model),
+        "weights": fingerprint(view.model),
+        "dtype": str(view.W_U.dtype).removeprefix("torch."),
+        "device": str(view.W_U.device),
+        "basis": view.basis,
+        "hooked": view.is_hooked(setup.settings.fwd_hooks),
+        "scope": setup.label,
+        "options": setup.options(),
+        "unit": setup.unit,
+        "at": setup.at,
+        "position": position,
+        "prepend_bos": prepend_bos,
+        "chat_template": template,
+        "versions": {name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")},
+        "prompts": {"name": prompts.name, "first": list(prompts.first)},
+    }
+    return json.loads(json.dumps(plain(found), default=repr))
+
+
+def need_same(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a run, which must be one of these settings.
+
+    Raises:
+        InputError: it is one of others; every difference is named.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        if next(folder.glob(PARTS), None) is not None:
+            raise InputError(
+                f"{str(folder)!r} holds parts of a run but no {SETTINGS}; nothing is known of their numbers. Give another folder."
+            )
+        return False
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        told = before["prompts"]["first"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise InputError(f"{str(path)!r} is damaged ({error!r}); give another folder.") from error
+    different = [*differences(before, settings), *_other_prompts(told, settings["prompts"]["first"])]
+    if different:
+        raise InputError(
+            f"{str(folder)!r} holds a run of other settings, {'; '.join(different)} (that run against this one). Give another folder, or "
+            "the settings of that run to resume it."
+        )
+    return True
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What determines the numbers and is not the same, in words."""
+    found = []
+    for key in COMPARED:
+        one, other = before.get(key), now.get(key)
+        if one == other:
+            continue
+        if key == "weights":
+            found.append(f"model: {before.get('model')!r} with weights {one} against {now.get('model')!r} with {other}")
+        elif isinstance(one, dict) and isinstance(other, dict):
+            names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+            found += [f"{key}.{name}: {one.get(name)!r} against {other.get(name)!r}" for name in names]
+        else:
+            found.append(f"{key}: {one!r} against {other!r}")
+    return found
+
+
+def _other_prompts(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Prompts may be added at the end; the first ones tell others from them."""
+    n = next((n for n, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
+    return [] if n is None else [f"prompts: the one at place {n} (counted from 0) is another"]
+
+
+def fingerprint(model: Any) -> str:
+    """A digest of a few numbers of every parameter, which tells models apart that have the same name."""
+    found = sha256()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            found.update(f"{name} {tuple(parameter.shape)}".encode())
+            if not parameter.is_meta and parameter.numel():
+                flat = parameter.detach().reshape(-1)
+                places = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()
+                found.update(flat[places.to(flat.device)].double().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _revision(model: Any) -> str | None:
+    """The commit of a checkpoint from the hub, where the model knows it."""
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    return getattr(config, "_commit_hash", None)
+
+
+def _version(package: str) -> str:
+    """Without what a build adds, such as the version of CUDA."""
+    try:
+        return version(package).partition("+")[0]
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
+
+
