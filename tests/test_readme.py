@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import jscope_tl as js
-from jscope_tl.cli.command import parser
+from jscope_tl.cli.command import main, parser
 
 pytestmark = pytest.mark.newest_line
 
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "examples" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def page(name: str) -> str:
@@ -138,3 +139,21 @@ def test_hits_on_known_causes_are_those_of_the_table(pocket: Any) -> None:
     for method in cheap:
         hits = [found.mean(method, task=task).mean for task in tasks]
         assert hits == pytest.approx(claimed[method], abs=0.03)
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    """They are listed, as the guide's pages lie elsewhere."""
+    listed = re.findall(r'"(jscope_tl[\w.]*)"', PYPROJECT.partition("packages = [")[2].partition("]")[0])
+    found = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("jscope_tl/**/__init__.py")
+    }
+    assert sorted(listed) == sorted({*found, "jscope_tl.guide"})
+
+
+def test_the_guide_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guide"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {path.stem for path in PAGES[1:]}
+    assert main(["guide", "text"]) == 0
+    assert capsys.readouterr().out.rstrip() == page("text.md").rstrip()
+    assert main(["guide", "texts"]) == 2
+    assert "Did you mean 'text'" in capsys.readouterr().err

@@ -133,5 +133,4 @@ def test_provenance_knows_revision_and_folding(kind: str) -> None:
         inner.config._commit_hash = "0123abc"
     found = js.attribute(folded, TOKENS, "entropy").provenance
     assert found.processing["weight_basis"].startswith("ln_folded")
-    assert found.processing["compatibility_mode"] == (kind == "bridge")
     assert found.model_revision == ("0123abc" if inner is not None else None)

@@ -77,14 +77,13 @@ def about(
 ) -> dict[str, Any]:
     """The fields of a `Result` that do not depend on its scores."""
     view, at = setup.view, setup.at
-    where = at if isinstance(at, str) else ", ".join(setup.settings.at)
     versions = {name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")}
     provenance = Provenance(
         model_name=view.name,
         model_class=type(view.model).__name__,
         dtype=str(x.dtype).removeprefix("torch."),
         device=str(x.device),
-        hook_point=where,
+        hook_point=at if isinstance(at, str) else ", ".join(setup.settings.at),
         n_forward=passes.n_forward,
         n_backward=passes.n_backward,
         seed=seed,
@@ -92,7 +91,7 @@ def about(
         model_revision=view.revision,
         transformer_lens_version=versions["transformer_lens"],
         processing=view.processing,
-        hook_convention=", ".join(dict.fromkeys(re.sub(r"\d+", "{layer}", name) for name in where.split(", "))),
+        hook_convention=", ".join(dict.fromkeys(re.sub(r"\d+", "{layer}", name) for name in setup.settings.at)),
     )
     return {
         "tokens": tokens.cpu(),

@@ -1,0 +1,50 @@
+"""The command ``jscope guide``: the pages of the guide, without a network."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from jscope_tl.cli.options import Parser
+from jscope_tl.errors import InputError, nearest
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    p = Parser(prog="jscope guide", description="Print a page of the guide; without a topic the list of pages.")
+    p.add_argument("topic", nargs="?", help="name of a page, such as scopes or text")
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the list of pages, or one of them: rendered in a terminal, as it is elsewhere."""
+    topic = parser().parse_args(argv).topic
+    pages = guide_pages()
+    if topic is None:
+        width = max(map(len, pages))
+        print("\n".join(f"{name:{width}}  {_title(page)}" for name, page in sorted(pages.items())))
+        return 0
+    name = topic.removesuffix(".md")
+    if name not in pages:
+        raise InputError(f"The guide has no page {topic!r}.{nearest(name, pages)} Pages: {', '.join(sorted(pages))}.")
+    text = pages[name].read_text(encoding="utf-8")
+    Console().print(Markdown(text)) if sys.stdout.isatty() else print(text)
+    return 0
+
+
+def guide_pages() -> dict[str, Traversable]:
+    """The pages by name: of the installed package, or of the repository that it is used from."""
+    installed = files("jscope_tl") / "guide"
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "examples" / "guide"
+    if not folder.is_dir():
+        raise InputError("The guide is not installed; it is the folder examples/guide of the repository.")
+    return {page.name.removesuffix(".md"): page for page in folder.iterdir() if page.name.endswith(".md")}
+
+
+def _title(page: Traversable) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
