@@ -268,8 +268,11 @@ def make_axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
     """The user's axes, or those of a new figure, which pyplot does not keep: notebooks would show it twice."""
     from matplotlib import pyplot as plt
 
+    from jscope_tl.views.notebook_figure import NotebookFigure
+
     if ax is None:
-        figure, axes = plt.subplots(n, 1, figsize=size, layout="constrained", squeeze=False, sharex=True)
+        shape = {"figsize": size, "layout": "constrained", "FigureClass": NotebookFigure}
+        figure, axes = plt.subplots(n, 1, squeeze=False, sharex=True, **shape)
         plt.close(figure)
         return list(axes[:, 0])
     given = list(ax) if isinstance(ax, Iterable) else [ax]

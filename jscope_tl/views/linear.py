@@ -21,11 +21,11 @@ def linearity(result: Linearity) -> "Figure":
         >>> len(js.views.linearity(found).axes)
         2
     """
-    from matplotlib.figure import Figure
+    from jscope_tl.views.notebook_figure import NotebookFigure
 
     if not isinstance(result, Linearity):
         raise InputError(f"This view takes what js.diagnostics.linearity returns; got a {type(result).__name__}.")
-    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    figure = NotebookFigure(figsize=(8.5, 3.4), layout="constrained")
     changes, errors = figure.subplots(1, 2)
     parts = {"its own direction": slice(0, 1), "random directions": slice(1, None)}
     for colour, (name, part) in zip(("C0", "0.5"), parts.items(), strict=True):

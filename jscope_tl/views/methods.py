@@ -29,14 +29,14 @@ def faithfulness(result: Faithfulness) -> "Figure":
         >>> len(js.views.faithfulness(found["known_cause"]).axes)
         4
     """
-    from matplotlib.figure import Figure
+    from jscope_tl.views.notebook_figure import NotebookFigure
 
     if not isinstance(result, Faithfulness):
         raise InputError(f"This view takes what js.faithfulness measures; got a {type(result).__name__}.")
     quoted = result.columns[0]
     order = sorted(result.methods, key=lambda method: (quoted.better or 1) * result.mean(method).mean)
     size = (3.2 * len(result.columns) + 1.8, 0.24 * len(order) + 1.3)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = NotebookFigure(figsize=size, layout="constrained")
     for axis, column in zip(figure.subplots(1, len(result.columns), squeeze=False)[0], result.columns, strict=True):
         _draw(axis, result, order, column)
         axis.set_yticks(range(len(order)), order if column is quoted else [], fontsize="small", parse_math=False)
