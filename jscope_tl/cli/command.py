@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.influence import influence_pattern
-from jscope_tl.cli import app, faithfulness, guide, heads, text
+from jscope_tl.cli import app, corpus, faithfulness, guide, heads, text
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
 from jscope_tl.errors import InputError
@@ -28,6 +28,7 @@ EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line o
 3 the model could not be loaded; 130 interrupted
 
 jscope app: explore a model in the browser (see jscope app --help)
+jscope corpus PROMPTS --out RUN: explain thousands of prompts (see jscope corpus --help)
 jscope heads PROMPT: which heads, or edges, MLPs and neurons, carry what a scope explains (see jscope heads --help)
 jscope faithfulness --prompts FILE: how faithful each method is (see jscope faithfulness --help)
 jscope guide [TOPIC]: the pages of the guide"""
@@ -60,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    others = {"app": app.run, "faithfulness": faithfulness.run, "guide": guide.run, "heads": heads.run}
-    if given and given[0] in others:
-        command = partial(others[given[0]], given[1:])
+    commands = {"app": app, "corpus": corpus, "faithfulness": faithfulness, "guide": guide, "heads": heads}
+    if given and given[0] in commands:
+        command = partial(commands[given[0]].run, given[1:])
     else:
         command = partial(_one_prompt, parser().parse_args(given))
     for stream in (sys.stdout, sys.stderr):

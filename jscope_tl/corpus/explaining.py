@@ -6,7 +6,7 @@ from typing import Any
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.paths import Path
-from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.attribution.setup import set_up
 from jscope_tl.attribution.span import several_tokens
 from jscope_tl.corpus.batching import Budget, Explaining
 from jscope_tl.corpus.dataset import CorpusRun, open_run
@@ -38,7 +38,7 @@ def run_corpus(
     column: str | None = None,
     shard: str | tuple[int, int] | None = None,
     position: int = -1,
-    at: str = "hook_embed",
+    at: str | Sequence[str] = "hook_embed",
     prepend_bos: bool | None = None,
     chat_template: str | None = None,
     reduction: str | Reduction | None = None,
@@ -130,7 +130,7 @@ def _write(
             if shard.has(line.n):
                 if line.id not in done:
                     yield line
-                else:
+                elif not bar.disable:
                     bar.initial += 1  # of no weight in the time that is left
                     bar.update(1)
 

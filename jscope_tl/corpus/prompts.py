@@ -13,10 +13,11 @@ from jscope_tl.corpus.formats import READERS, Unreadable, named_file
 from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.model.chats import is_chat
 
-PROMPT = ("prompt", "text", "messages", "tokens")
+PROMPT = ("prompt", "messages", "tokens")
 """Columns that hold a prompt; a line has one of them."""
-ASKED = ("target", "baseline", "position")
-KNOWN = ("id", *PROMPT, *ASKED)
+TEXT = "text"
+"""A column that does where there is none of these."""
+KNOWN = ("id", *PROMPT, "target", "baseline", "position")
 NEEDED = 'a column "prompt" (or "text"), "messages" (a chat) or "tokens" (ids)'
 N_COMPARED = 16
 """Lines by which a run that is resumed knows its prompts."""
@@ -74,6 +75,8 @@ def read_prompts(given: Any, column: str | None = None) -> Prompts:
     Raises:
         InputError: there are none, they have no prompts, an id stands there twice, or the file is none of these.
     """
+    if isinstance(given, Prompts):
+        return given
     if isinstance(given, str | Path):
         path = named_file(given)
         return _checked(lambda: READERS[path.suffix.lower()](path), repr(str(path)), column)
@@ -94,7 +97,8 @@ def _checked(read: Callable[[], Iterator[tuple[int, Any]]], name: str, column: s
         return _unique((to_line(n, item, column) for n, item in read()), name)
 
     need_columns(next(read(), (0, None))[1], name, column)
-    first, total = [], 0
+    first: list[str] = []
+    total = 0
     for line in lines():
         total += 1
         if len(first) < N_COMPARED:
@@ -143,7 +147,7 @@ def need_columns(item: Any, name: str, column: str | None) -> None:
         if column is not None and item is not None and not isinstance(item, Unreadable):
             raise InputError(f"There are no columns in {name}, and so no column {column!r}; leave column out.")
         return
-    wanted = PROMPT if column is None else (column,)
+    wanted = (*PROMPT, TEXT) if column is None else (column,)
     if not any(key in item for key in wanted):
         need = NEEDED if column is None else f"the column {column!r}"
         near = next((found for key in wanted if (found := nearest(key, map(str, item)))), "")
@@ -160,9 +164,12 @@ def to_line(n: int, item: Any, column: str | None = None) -> Line:
     if not isinstance(item, Mapping):
         return Line(n, str(n), _plain(item))
     known = {key: item[key] for key in KNOWN if item.get(key) is not None}
-    if column is not None:
-        known = {key: value for key, value in known.items() if key not in PROMPT} | {"prompt": item.get(column)}
-    left = {str(key): value for key, value in item.items() if key not in known and key != column and value is not None}
+    held_by = column or (TEXT if not any(key in known for key in PROMPT) else None)
+    if held_by is not None:
+        known = {key: value for key, value in known.items() if key not in PROMPT}
+    left = {str(key): value for key, value in item.items() if key not in (*known, held_by) and value is not None}
+    if held_by is not None:
+        known["prompt"] = item.get(held_by)
     try:
         name = _id(known["id"], n) if "id" in known else str(n)
     except InputError as error:
@@ -185,15 +192,17 @@ def _prompt(known: Mapping[str, Any]) -> Any:
     given = [key for key in PROMPT if known.get(key) is not None]
     if len(given) != 1:
         held = f"has {' and '.join(given)}" if given else "has none of them"
-        raise InputError(f"A line has one of {', '.join(PROMPT)}; this one {held}.")
+        raise InputError(f"A line has one of {', '.join(PROMPT)} (or {TEXT}); this one {held}.")
     key, value = given[0], _plain(known[given[0]])
     if key in ("messages", "tokens") and isinstance(value, str):  # a table of texts
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{key} is a JSON list; got {value[:80]!r} ({error}).") from error
-    if key in ("prompt", "text") and not isinstance(value, str):
-        raise InputError(f"A prompt is a text; got {str(value)[:80]!r}. Ids go into a column tokens, a chat into messages.")
+    if key == "prompt" and not isinstance(value, str):
+        raise InputError(
+            f"A prompt is a text; got {str(value)[:80]!r}. Ids go into a column tokens, a chat into messages."
+        )
     if key == "messages" and not is_chat(value):
         raise InputError(
             f"messages is a chat, [{{'role': 'user', 'content': 'some text'}}, ...]; got {str(value)[:80]!r}."

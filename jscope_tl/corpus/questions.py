@@ -61,8 +61,9 @@ def asked_of(scope: Scope, line: Line) -> dict[str, Any]:
 
 def options_of(scope: Scope) -> set[str]:
     """The names of a scope's options."""
-    own = {f.name for f in fields(scope)} if is_dataclass(scope) else set()
-    return set(scope.options) if isinstance(scope, FunctionScope) else own
+    if isinstance(scope, FunctionScope):
+        return set(scope.options)
+    return {f.name for f in fields(scope)} if is_dataclass(scope) else set()
 
 
 def with_options(scope: Any, given: Mapping[str, Any]) -> Scope:

@@ -16,7 +16,7 @@ from jscope_tl.errors import InputError
 from jscope_tl.results.files import plain
 
 COMPARED = (
-    "weights", "dtype", "model_class", "revision", "basis", "hooked", "scope", "options", "unit", "at", "position", "prepend_bos", "chat_template",
+    "weights", "dtype", "model_class", "revision", "basis", "hooked", "scope", "gradient", "options", "unit", "at", "position", "prepend_bos", "chat_template",
     "versions",
 )  # fmt: skip
 """Not the device, the size of batches and parts, and the memory, which change no number beyond rounding; nor the model's name, which
@@ -37,7 +37,8 @@ def settings_of(setup: Setup, prompts: Prompts, position: Any, prepend_bos: Any,
         "device": str(view.W_U.device),
         "basis": view.basis,
         "hooked": view.is_hooked(setup.settings.fwd_hooks),
-        "scope": setup.label,
+        "scope": setup.scope.label,
+        "gradient": setup.settings.rules.name,
         "options": setup.options(),
         "unit": setup.unit,
         "at": setup.at,
@@ -125,5 +126,3 @@ def _version(package: str) -> str:
         return version(package).partition("+")[0]
     except PackageNotFoundError:  # run from a source tree
         return "unknown"
-
-

@@ -1,0 +1,118 @@
+"""The command ``jscope corpus``: what it writes and says, its exit codes, and how it ends when it is told to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jscope_tl as js
+from jscope_tl.cli import corpus
+from jscope_tl.cli.command import main
+
+pytestmark = pytest.mark.newest_line
+
+PROMPTS = [prompt.text for prompt in js.pocket_prompts("agreement", 12)]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "p.jsonl"
+    lines = [{"id": f"p{i}", "prompt": prompt, "target": " is", "n": i} for i, prompt in enumerate(PROMPTS)]
+    path.write_text("\n".join(map(json.dumps, [*lines, {"id": "bad", "prompt": ""}])))
+    return str(path)
+
+
+def test_writes_a_run_and_says_what_is_in_it(
+    pocket: Any, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    how = ["--scope", "contrastive", "--baseline", " are", "--position", "-2", "--gradient", "attnlrp", "--quiet"]
+    assert main(["corpus", prompts, "--out", out, *how]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{js.corpus.open(out).headline()}\n"
+    assert "13 prompts, 1 with an error; contrastive scope of jscope-pocket" in printed.out
+    assert printed.err == ""
+    for i in (0, 7):
+        result = js.attribute(
+            pocket, PROMPTS[i], "contrastive", target=" is", baseline=" are", position=-2, gradient="attnlrp"
+        )
+        row = js.corpus.open(out).row(f"p{i}")
+        np.testing.assert_allclose(row.scores, result.scores.numpy(), rtol=1e-3, atol=1e-5)
+        assert row.carried == {"n": i}
+
+
+def test_shards_land_in_one_folder_and_are_summarised(
+    prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    for i in (1, 0):
+        assert main(["corpus", prompts, "--out", out, "--shard", f"{i}/2", "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("13 prompts")
+    assert main(["corpus", "summary", out, "--by", "distance"]) == 0
+    assert "distance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "the following arguments are required: --out"),
+        (["--scope", "fishr", "--out", "{out}"], "Did you mean 'fisher'"),
+        (["--shard", "2/2", "--out", "{out}"], "which of how many"),
+        (["--column", "promt", "--out", "{out}"], "Did you mean 'prompt'"),
+        (["--option", "rank", "--out", "{out}"], "NAME=VALUE"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    given = [option.format(out=tmp_path / "run") for option in options]
+    try:
+        code = main(["corpus", prompts, *given])
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_writes_what_is_complete_and_says_how_to_go_on(
+    prompts: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    code = (
+        "import time\nfrom jscope_tl.corpus import batching\nreal = batching.explain_together\n"
+        "def slow(batch):\n    time.sleep(0.3)\n    return real(batch)\nbatching.explain_together = slow\n"
+        "from jscope_tl.cli.command import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "corpus", prompts, "--out", str(out), "--batch-tokens", "20"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(js.__file__).parents[1])
+    end = time.monotonic() + 60
+    while not (out / "run.json").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(1)
+    os.kill(child.pid, number)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == corpus.INTERRUPTED
+    assert (
+        said.splitlines()[-1]
+        == f"jscope: interrupted; what was explained is in {out}, and the same command goes on after it"
+    )
+    assert 0 < len(js.corpus.open(out)) < len(PROMPTS)
+    assert main(["corpus", prompts, "--out", str(out), "--quiet"]) == 0
+    assert len(js.corpus.open(out)) == len(PROMPTS) + 1
+
+
+def test_a_request_to_end_is_handled_inside_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), corpus.ended_as_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
