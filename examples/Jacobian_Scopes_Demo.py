@@ -73,6 +73,13 @@ js.views.attention(pattern, cache, layers=[best.layer])
 # NBVAL_IGNORE_OUTPUT
 layers = [f"blocks.{layer}.hook_resid_pre" for layer in range(0, 30, 6)]
 both = js.patching.compare(
-    model, prompt, prompt.replace("Mary", "Anna"), "contrastive", target=" Mary", baseline=" John", at=layers, progress=False
+    model,
+    prompt,
+    prompt.replace("Mary", "Anna"),
+    "contrastive",
+    target=" Mary",
+    baseline=" John",
+    at=layers,
+    progress=False,
 )
 both

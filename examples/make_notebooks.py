@@ -14,7 +14,10 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parent
 SCRIPTS = sorted(
-    path for folder in (EXAMPLES, EXAMPLES / "case_studies") for path in folder.glob("*.py") if path.read_text(encoding="utf-8").startswith("# %%")
+    path
+    for folder in (EXAMPLES, EXAMPLES / "case_studies")
+    for path in folder.glob("*.py")
+    if path.read_text(encoding="utf-8").startswith("# %%")
 )
 """Scripts whose cells are marked."""
 REAL = {"start_here", "Jacobian_Scopes_Demo"}
@@ -63,7 +66,9 @@ def main() -> None:
     """Write the notebooks beside their scripts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="of scripts, without .py; all without them")
-    parser.add_argument("--real", type=Path, help="a HuggingFace folder of SmolLM2-135M-Instruct, for where there is no hub")
+    parser.add_argument(
+        "--real", type=Path, help="a HuggingFace folder of SmolLM2-135M-Instruct, for where there is no hub"
+    )
     given = parser.parse_args()
     for script in SCRIPTS:
         if not given.names or script.stem in given.names:

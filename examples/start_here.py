@@ -50,7 +50,7 @@ js.explain(model, prompt, " Mary", " John")
 
 # %%
 ablation = js.patching.ablate(model, prompt, "log_prob", target=" Mary", progress=False)
-{text: round(float(kl), 2) for text, kl in zip(ablation.scope.str_tokens, ablation.kl)}
+{text: round(float(kl), 2) for text, kl in zip(ablation.scope.str_tokens, ablation.kl, strict=True)}
 
 # %% [markdown]
 # Without *Mary* the prediction is another one; without the last *to* the sentence is. Leave-one-out measures both. Patching asks more precisely: what if the
@@ -59,7 +59,9 @@ ablation = js.patching.ablate(model, prompt, "log_prob", target=" Mary", progres
 # %%
 other = prompt.replace("Mary", "Anna")
 layers = [f"blocks.{layer}.hook_resid_pre" for layer in range(0, 30, 4)]
-both = js.patching.compare(model, prompt, other, "contrastive", target=" Mary", baseline=" John", at=layers, progress=False)
+both = js.patching.compare(
+    model, prompt, other, "contrastive", target=" Mary", baseline=" John", at=layers, progress=False
+)
 js.views.comparison(both)
 
 # %% [markdown]
@@ -80,5 +82,7 @@ heads
 # same page with the model behind it; `js.app(model)` does so in a notebook.
 
 # %%
-page = js.report([result, js.attribute(model, prompt, "random_direction")], Path(tempfile.mkdtemp()) / "mary.html", title="Why Mary?")
+page = js.report(
+    [result, js.attribute(model, prompt, "random_direction")], Path(tempfile.mkdtemp()) / "mary.html", title="Why Mary?"
+)
 page.name

@@ -1,6 +1,6 @@
 """`components`: the mean effect of each component over many prompts, the table that a circuit search starts from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,20 +13,26 @@ from jscope_tl.components.effects import ComponentEffects, strongest
 from jscope_tl.components.prediction import components as of_one_prompt
 from jscope_tl.corpus.component_means import AXES, ComponentMeans
 from jscope_tl.corpus.means import Means
+from jscope_tl.corpus.prompts import Line, read_prompts
+from jscope_tl.corpus.questions import asked_of, with_options
 from jscope_tl.corpus.resampling import Resampled
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.errors import InputError, count, nearest
+from jscope_tl.model.chats import is_chat
+from jscope_tl.model.text import tokenized
+from jscope_tl.model.view import ModelView
+from jscope_tl.scopes.base import Scope
+from jscope_tl.scopes.registry import scope_entry
 
 NAMED = 20
 """Prompts that failed, which are named."""
-OWN = ("target", "baseline", "position", "source", "prepend_bos")
-"""What each prompt may bring along."""
-KNOWN = ("id", "prompt", *OWN)
+CORRUPTED = "corrupted"
+"""The column of a prompt's own source."""
 
 
 def components(
     model: Any,
-    prompts: Iterable[Any],
+    prompts: Any,
     scope: Any = "fisher",
     *,
     of: str = "heads",
@@ -40,9 +46,9 @@ def components(
 
     Args:
         model: as everywhere.
-        prompts: texts, lists of ids or tensors; or mappings with ``prompt`` and, each where that prompt has its own, ``id``, ``target``,
-            ``baseline``, ``position``, ``source`` (another prompt of as many tokens, whose activations are put in place) and
-            ``prepend_bos``. A generator is read one by one.
+        prompts: whatever `jscope_tl.corpus.run` takes: a file, a data set, or an iterable of texts, lists of ids, chats and mappings, with
+            ``id``, ``target``, ``baseline`` and ``position`` of each prompt where it has its own. A column ``corrupted`` holds the other prompt
+            of as many tokens whose activations are put in place, as ``source`` in `jscope_tl.patching.components`.
         scope: what is explained.
         of: ``"heads"``, ``"attn"``, ``"mlps"`` or ``"neurons"``, which are the same in every prompt.
         most: in how large a share of prompts each component is among so many strongest.
@@ -65,45 +71,41 @@ def components(
         >>> tuple(means.mean.shape), means.n
         ((4, 4), 4)
     """
-    _check(of, prompts, how)
+    _check(of, how)
     found = _Found(count("most", most, 1), count("bootstrap_seed", bootstrap_seed, 0))
-    n_measured = count("measure", measure, 0)
-    for number, given in enumerate(progress_bar(progress, "prompts", "prompt", prompts)):
+    n_measured, view, lines = count("measure", measure, 0), ModelView(model), read_prompts(prompts)
+    for line in progress_bar(progress, "prompts", "prompt", lines.lines(), total=lines.total):
         try:
-            name, prompt, own = _one(number, given)
+            prompt, asked, own = _asked(view, line, scope)
+            effects = of_one_prompt(model, prompt, asked, of=of, progress=False, **{**how, **own})
+            found.add(line.id, effects.measure(n_measured, progress=False) if n_measured else effects)
         except InputError as error:
-            found.failure(str(number), error)
-            continue
-        try:
-            effects = of_one_prompt(model, prompt, scope, of=of, progress=False, **{**how, **own})
-            found.add(name, effects.measure(n_measured, progress=False) if n_measured else effects)
-        except InputError as error:
-            found.failure(name, error)
+            found.failure(line.id, error)
     return found.means(of)
 
 
-def _check(of: Any, prompts: Any, how: Mapping[str, Any]) -> None:
+def _check(of: Any, how: Mapping[str, Any]) -> None:
     if of not in AXES:
         raise InputError(
             f"Means over prompts are of {', '.join(AXES)}, which are the same in every prompt; got {of!r}.{nearest(str(of), AXES)}"
         )
     if how.get("positions", "all") != "all":
         raise InputError("positions='each' has no means over prompts, whose positions differ; leave it out.")
-    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
-        raise InputError(f"prompts are several prompts; for one, use js.patching.components. Got {prompts!r}.")
 
 
-def _one(number: int, given: Any) -> tuple[str, Any, dict[str, Any]]:
-    """The name of a prompt, itself, and what it brings along."""
-    if not isinstance(given, Mapping):
-        return str(number), given, {}
-    if "prompt" not in given:
-        raise InputError(f"A prompt as a mapping has the key 'prompt'; this one has {', '.join(map(str, given))}.")
-    unknown = [key for key in given if key not in KNOWN]
-    if unknown:
-        raise InputError(f"A prompt has no {unknown[0]!r}.{nearest(str(unknown[0]), KNOWN)} Known: {', '.join(KNOWN)}.")
-    own = {key: given[key] for key in OWN if given.get(key) is not None}
-    return str(given.get("id", number)), given["prompt"], own
+def _asked(view: ModelView, line: Line, scope: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """A prompt, the scope that it is explained by, and what is asked of it alone."""
+    if line.error is not None:
+        raise InputError(line.error)
+    prompt = tokenized(view, line.prompt).tokens if is_chat(line.prompt) else line.prompt
+    carried = line.carried or {}
+    own = {"position": line.position, "source": carried.get(CORRUPTED)}
+    if isinstance(scope, Scope):
+        scope = with_options(scope, asked_of(scope, line))
+    elif isinstance(scope, str):
+        taken = scope_entry(scope).options
+        own |= {key: getattr(line, key) for key in ("target", "baseline") if key in taken}
+    return prompt, scope, {key: value for key, value in own.items() if value is not None}
 
 
 @dataclass

@@ -10,6 +10,7 @@ from jscope_tl.corpus.dataset import CorpusRun
 from jscope_tl.corpus.row import Row
 from jscope_tl.corpus.summary import Summary
 from jscope_tl.corpus.two_runs import RunAgreement
+from jscope_tl.results.text import shortened
 from jscope_tl.views.corpus_html import agreement_html, row_html, summary_html
 from jscope_tl.views.html import table
 from jscope_tl.views.page import write_page
@@ -64,4 +65,6 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _said(value: Any) -> str:
-    return ", ".join(f"{k} {_said(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(inner)}" for name, inner in value.items())
+    return shortened(str(value), 120)

@@ -271,8 +271,9 @@ def make_axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
     from jscope_tl.views.notebook_figure import NotebookFigure
 
     if ax is None:
-        shape = {"figsize": size, "layout": "constrained", "FigureClass": NotebookFigure}
-        figure, axes = plt.subplots(n, 1, squeeze=False, sharex=True, **shape)
+        figure, axes = plt.subplots(
+            n, 1, figsize=size, layout="constrained", squeeze=False, sharex=True, FigureClass=NotebookFigure
+        )
         plt.close(figure)
         return list(axes[:, 0])
     given = list(ax) if isinstance(ax, Iterable) else [ax]

@@ -1,6 +1,8 @@
 """Mean effects of components: against `js.patching.components` prompt by prompt."""
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,8 +115,8 @@ def test_the_strongest_are_measured(pocket: Any) -> None:
 @pytest.mark.newest_line
 def test_prompts_with_their_own(pocket: Any) -> None:
     own = [
-        {"id": "a", "prompt": PROMPTS[1], "source": PROMPTS[2], "target": " are"},
-        {"prompt": PROMPTS[2], "source": PROMPTS[1], "target": " is", "position": -2},
+        {"id": "a", "prompt": PROMPTS[1], "corrupted": PROMPTS[2], "target": " are"},
+        {"prompt": PROMPTS[2], "corrupted": PROMPTS[1], "source": "a book", "target": " is", "position": -2},
     ]
     found = js.corpus.components(pocket, own, "log_prob")
     each = [
@@ -126,30 +128,40 @@ def test_prompts_with_their_own(pocket: Any) -> None:
 
 @pytest.mark.newest_line
 def test_prompts_that_fail_are_named(pocket: Any) -> None:
-    bad = [
-        "",
-        {"id": "x", "prompt": PROMPTS[0], "target": "no such token"},
-        {"text": "y"},
-        {"prompt": "z", "tarket": " a"},
-    ]
+    bad = ["", {"id": "x", "prompt": PROMPTS[0], "target": "no such token"}, {"text": "y", "position": "z"}]
     found = js.corpus.components(pocket, (p for p in [PROMPTS[0], *bad, PROMPTS[1]]), "log_prob")
-    assert (found.n, found.n_failed) == (2, 4)
-    assert list(found.failed) == ["1", "x", "3", "4"]
-    assert "has the key 'prompt'" in found.failed["3"]
-    assert "no 'tarket'. Did you mean 'target'" in found.failed["4"]
-    assert "failed: 4" in repr(found)
+    assert (found.n, found.n_failed) == (2, 3)
+    assert list(found.failed) == ["1", "x", "3"]
+    assert "failed: 3" in repr(found)
     kept = js.corpus.components(pocket, PROMPTS[:2], "log_prob")
     assert torch.allclose(found.mean, kept.mean, atol=1e-6)
+
+
+@pytest.mark.newest_line
+def test_files_and_scopes_as_of_a_run(pocket: Any, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"id": "a", "prompt": PROMPTS[0], "target": " is", "task": "x"},
+        {"id": "b", "prompt": PROMPTS[1], "target": " are"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    own = torch.stack(
+        [js.patching.components(pocket, row["prompt"], "log_prob", target=row["target"]).values for row in rows]
+    ).mean(0)
+    for scope in ("log_prob", js.LogProbScope(target=" was")):
+        assert torch.allclose(js.corpus.components(pocket, path, scope).mean, own, rtol=1e-4, atol=1e-6)
+    without = torch.stack([js.patching.components(pocket, row["prompt"], "fisher").values for row in rows]).mean(0)
+    assert torch.allclose(js.corpus.components(pocket, rows, "fisher").mean, without, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.newest_line
 @pytest.mark.parametrize(
     ("prompts", "how", "says"),
     [
-        ([], {}, "there are none"),
+        ([], {}, "no prompts"),
         (["", ""], {}, "all 2 failed, the first because"),
-        ("the keys", {}, "several prompts"),
-        (3, {}, "several prompts"),
+        ("the keys", {}, "the keys"),
+        (3, {}, "got int"),
         (PROMPTS, {"of": "edges"}, "got 'edges'"),
         (PROMPTS, {"of": "head"}, "Did you mean 'heads'"),
         (PROMPTS, {"positions": "each"}, "positions='each'"),
