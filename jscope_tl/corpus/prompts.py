@@ -199,11 +199,7 @@ def _prompt(known: Mapping[str, Any]) -> Any:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{key} is a JSON list; got {value[:80]!r} ({error}).") from error
-<<<<<<< HEAD
     if key == "prompt" and not isinstance(value, str):
-=======
-    if key in ("prompt", "text") and not isinstance(value, str):
->>>>>>> 8d6ab20 (Mean effects take the prompts that a corpus run takes)
         raise InputError(
             f"A prompt is a text; got {str(value)[:80]!r}. Ids go into a column tokens, a chat into messages."
         )
