@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import jscope_tl as js
+from jscope_tl.cli import corpus_summary
 from jscope_tl.cli.command import main, parser
 
 pytestmark = pytest.mark.newest_line
@@ -57,6 +58,13 @@ def test_python_blocks_of_the_guide_run(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
+def test_questions_in_sql_run() -> None:
+    """Without DuckDB, which the extra `dev` has, they are not tried."""
+    pytest.importorskip("duckdb")
+    names: dict[str, Any] = {}
+    assert examples_run(GUIDE / "corpora.md", "python(?: duckdb)?", names) > examples_run(GUIDE / "corpora.md")
+
+
 def test_it_is_read_in_two_minutes() -> None:
     assert README.count("\n") <= 150
 
@@ -100,7 +108,9 @@ def test_commands_are_understood(path: Path) -> None:
 
 def understood(words: list[str]) -> None:
     own = {"app": "app", "corpus": "corpus", "faithfulness": "faithfulness", "heads": "heads"}
-    if words[0] in own:
+    if words[:2] == ["corpus", "summary"]:
+        corpus_summary.parser().parse_args(words[2:])
+    elif words[0] in own:
         module = importlib.import_module(f"jscope_tl.cli.{own[words[0]]}")
         module.parser().parse_args(words[1:])
     else:
