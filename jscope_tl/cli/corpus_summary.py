@@ -19,7 +19,7 @@ from jscope_tl.corpus.two_runs import RunAgreement, agreement
 from jscope_tl.errors import InputError, count
 from jscope_tl.results.files import check_target
 from jscope_tl.results.text import visible
-from jscope_tl.views.corpus_page import corpus_page
+from jscope_tl.views.corpus_report import corpus_page
 
 BY: dict[str, Callable[..., Summary]] = {
     "distance": by_distance, "position": by_position, "token": by_token, "target": by_target,

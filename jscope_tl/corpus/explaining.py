@@ -84,10 +84,10 @@ def run_corpus(
         >>> import tempfile
         >>> import jscope_tl as js
         >>> model, folder = js.load_pocket_model(), tempfile.mkdtemp()
-        >>> prompts = ["the keys near the door", {"id": "b", "prompt": "the key near the doors", "position": 2}]
+        >>> prompts = ["the keys near the door", {"id": "b", "prompt": "the key near the doors", "position": 3}]
         >>> run = js.corpus.run(model, prompts, folder, "temperature")
         >>> [(row.id, row.target_str) for row in run]
-        [('0', ' are'), ('b', ' to')]
+        [('0', ' are'), ('b', ' the')]
     """
     setup = set_up(
         model, scope, options, at=at, reduction=reduction, path=path, gradient=gradient, frozen=frozen, chunk_size=chunk_size,

@@ -13,7 +13,7 @@ from jscope_tl.views.component_map import heads
 from jscope_tl.views.component_means import mean_effects
 from jscope_tl.views.context_strip import context
 from jscope_tl.views.corpus_figures import agreement, summary
-from jscope_tl.views.corpus_page import corpus_page
+from jscope_tl.views.corpus_report import corpus_page
 from jscope_tl.views.figures import prediction, series
 from jscope_tl.views.flow_graph import flow
 from jscope_tl.views.linear import linearity
