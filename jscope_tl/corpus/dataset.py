@@ -60,8 +60,8 @@ class CorpusRun(Shown):
 
     @property
     def scope(self) -> str:
-        """What was asked of each prompt."""
-        return str(self.settings.get("scope", ""))
+        """What was asked of each prompt: the scope, and what is not the paper's about its settings."""
+        return str(self.settings.get("label") or self.settings.get("scope", ""))
 
     @property
     def model(self) -> str:

@@ -108,8 +108,8 @@ def by_class(run: CorpusRun, classes: Any, *, chance: str = EVEN, off_scale: boo
         >>> import jscope_tl as js
         >>> model, prompts = js.load_pocket_model(), [prompt.text for prompt in js.pocket_prompts("agreement", 8)]
         >>> run = js.corpus.run(model, prompts, tempfile.mkdtemp(), "temperature", progress=False)
-        >>> {row.name for row in js.corpus.by_class(run, {"the": "article", "a": "article"}).rows}
-        {'article', 'other'}
+        >>> sorted(row.name for row in js.corpus.by_class(run, {"the": "article", "a": "article"}).rows)
+        ['article', 'other']
     """
     class_of, counts = _class_function(classes), Counts(run, off_scale, chance)
     numbers: dict[str, int] = {}

@@ -243,8 +243,8 @@ def _names(a: CorpusRun, b: CorpusRun, names: Sequence[str] | None) -> tuple[str
         if isinstance(names, str) or len(names) != 2:
             raise InputError(f"names are two, one of each run; got {names!r}.")
         return str(names[0]), str(names[1])
-    unlike = [key for key in ("scope", "model") if str(a.settings.get(key)) != str(b.settings.get(key))]
-    found = [" of ".join(str(run.settings.get(key)) for key in unlike) for run in (a, b)]
+    unlike = [key for key in ("scope", "model") if getattr(a, key) != getattr(b, key)]
+    found = [" of ".join(getattr(run, key) for key in unlike) for run in (a, b)]
     return (found[0], found[1]) if unlike else (a.folder.name, b.folder.name)
 
 
