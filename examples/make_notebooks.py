@@ -13,11 +13,13 @@ import nbformat
 from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parent
+LONG = {"train_pocket_model"}
+"""It trains for an hour."""
 SCRIPTS = sorted(
     path
     for folder in (EXAMPLES, EXAMPLES / "case_studies")
     for path in folder.glob("*.py")
-    if path.read_text(encoding="utf-8").startswith("# %%")
+    if path.read_text(encoding="utf-8").startswith("# %%") and path.stem not in LONG
 )
 """Scripts whose cells are marked."""
 REAL = {"start_here", "Jacobian_Scopes_Demo"}
