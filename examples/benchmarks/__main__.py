@@ -6,6 +6,7 @@
 `python examples/benchmarks causes MODEL ...` says which methods put a validated cause on top.
 `python examples/benchmarks claims MODEL ...` takes the paper's own prompts by its scopes and by `js.explain`.
 `python examples/benchmarks components MODEL GROUND_TRUTH` holds predicted effects of heads, MLPs and edges against measured ones.
+`python examples/benchmarks corpora MODEL` takes prompts per second, memory, shards and Ray of a corpus run.
 `python examples/benchmarks explorer MODEL ...` takes the times of the explorer's page in a browser.
 """
 
@@ -21,6 +22,7 @@ import architecture_table
 import causes
 import claims
 import components
+import corpora
 import costs
 import engine
 import explorer
@@ -145,7 +147,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     commands = {
-        "architectures": architecture_table, "causes": causes, "claims": claims, "components": components, "costs": costs, "explorer": explorer,
+        "architectures": architecture_table, "causes": causes, "claims": claims, "components": components, "corpora": corpora, "costs": costs,
+        "explorer": explorer,
     }  # fmt: skip
     if (name := "".join(sys.argv[1:2])) in commands:
         commands[name].main(sys.argv[2:])

@@ -8,6 +8,7 @@ from jscope_tl.corpus.component_means import ComponentMeans, MeanEffect
 from jscope_tl.corpus.dataset import CorpusRun
 from jscope_tl.corpus.dataset import open_run as open
 from jscope_tl.corpus.explaining import run_corpus as run
+from jscope_tl.corpus.on_ray import Ray
 from jscope_tl.corpus.row import Row
 from jscope_tl.corpus.sources import by_target
 from jscope_tl.corpus.summaries import by_class, by_distance, by_position, by_token
@@ -15,6 +16,6 @@ from jscope_tl.corpus.summary import Summary, SummaryRow
 from jscope_tl.corpus.two_runs import RunAgreement, agreement
 
 __all__ = [
-    "ComponentMeans", "CorpusRun", "MeanEffect", "Row", "RunAgreement", "Summary", "SummaryRow", "agreement", "by_class", "by_distance",
+    "ComponentMeans", "CorpusRun", "MeanEffect", "Ray", "Row", "RunAgreement", "Summary", "SummaryRow", "agreement", "by_class", "by_distance",
     "by_position", "by_target", "by_token", "components", "open", "run",
 ]  # fmt: skip

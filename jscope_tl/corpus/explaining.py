@@ -6,21 +6,19 @@ from typing import Any
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.paths import Path
-from jscope_tl.attribution.setup import set_up
-from jscope_tl.attribution.span import several_tokens
 from jscope_tl.corpus.batching import Budget, Explaining
 from jscope_tl.corpus.dataset import CorpusRun, open_run
 from jscope_tl.corpus.folder import held
+from jscope_tl.corpus.on_ray import Ray, run_on_ray, to_engine
 from jscope_tl.corpus.parts import Parts, ids_done, next_number
 from jscope_tl.corpus.prompts import Line, Prompts, read_prompts
-from jscope_tl.corpus.questions import Question
+from jscope_tl.corpus.questions import Asked
 from jscope_tl.corpus.settings import settings_of
 from jscope_tl.corpus.shards import Shard, to_shard
 from jscope_tl.engine.inputs import Reduction
 from jscope_tl.engine.progress import progress_bar
 from jscope_tl.engine.rules import Rules
-from jscope_tl.errors import InputError, count
-from jscope_tl.model.prompts import to_position
+from jscope_tl.errors import count
 from jscope_tl.scopes.base import Scope
 
 PART_ROWS = 512
@@ -47,6 +45,7 @@ def run_corpus(
     frozen: str | Sequence[str] = (),
     batch_tokens: int | None = None,
     part_rows: int = PART_ROWS,
+    engine: str | Ray = "local",
     chunk_size: int | None = None,
     matmul_precision: str | None = None,
     progress: bool | None = None,
@@ -70,6 +69,8 @@ def run_corpus(
         chat_template: another than the tokenizer's: its name there, or its text.
         batch_tokens: of the prompts in one pass, padding included; by default what fits into memory, at most 1,024 on a CPU.
         part_rows: rows of a part; it is written earlier after a minute.
+        engine: ``"local"``, this process; or ``"ray"`` or `jscope_tl.corpus.Ray`, many machines. There ``model`` is a name, a folder or a
+            function that loads the model, which every worker calls.
         progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
         {shared}
 
@@ -89,32 +90,21 @@ def run_corpus(
         >>> [(row.id, row.target_str) for row in run]
         [('0', ' are'), ('b', ' the')]
     """
-    setup = set_up(
-        model, scope, options, at=at, reduction=reduction, path=path, gradient=gradient, frozen=frozen, chunk_size=chunk_size,
-        matmul_precision=matmul_precision, progress=False, per=None,
-    )  # fmt: skip
-    question, part = Question(setup, position, prepend_bos, chat_template), to_shard(shard)
-    _need_usable(question)
+    settings: dict[str, Any] = {"at": at, "reduction": reduction, "path": path, "gradient": gradient, "frozen": frozen}
+    settings |= {"chunk_size": chunk_size, "matmul_precision": matmul_precision}
+    asked = Asked(scope, options, settings, position, prepend_bos, chat_template)
+    part, cluster = to_shard(shard), to_engine(engine)
     count("part_rows", part_rows, 1)
     budget = Budget(None if batch_tokens is None else count("batch_tokens", batch_tokens, 1))
+    if cluster is not None:
+        given, where = read_prompts(prompts, column), File(folder).resolve()
+        run_on_ray(cluster, model, asked, given, where, part, budget.tokens, part_rows, progress)
+        return open_run(where)
+    question = asked.of(model)
     given, where = read_prompts(prompts, column), File(folder)
-    with held(where, part, settings_of(setup, given, position, prepend_bos, chat_template)):
+    with held(where, part, settings_of(question, given.known_by)):
         _write(Explaining(question, budget), given, where, part, part_rows, progress)
     return open_run(where)
-
-
-def _need_usable(question: Question) -> None:
-    """Refuse what would fail for every prompt."""
-    setup = question.setup
-    several_tokens(setup)  # refuses a target that is no token
-    to_position(question.position, setup.view.n_ctx)
-    if question.prepend_bos not in (None, True, False):
-        raise InputError(f"prepend_bos is True, False or None (the model's default); got {question.prepend_bos!r}.")
-    if not isinstance(setup.at, str) or (setup.entries is None and [setup.at] != list(setup.settings.at)):
-        raise InputError(
-            f"A row has one score for each token, and at={setup.at!r} asks for a layer map. Give one hook point; for maps there is "
-            "js.attribute_batch."
-        )
 
 
 def _write(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,7 +81,7 @@ def write(folder: Path, name: str, content: bytes) -> None:
     Raises:
         InputError: the disk is full.
     """
-    unfinished = folder / f".{name}.unfinished"
+    unfinished = folder / f".{name}.{uuid4().hex}.unfinished"  # its own: a process that was given up may still be at it
     try:
         with unfinished.open("wb") as file:
             file.write(content)

@@ -68,6 +68,11 @@ class Prompts:
     first: tuple[str, ...]
     name: str
 
+    @property
+    def known_by(self) -> dict[str, Any]:
+        """What a run that is resumed compares."""
+        return {"name": self.name, "first": list(self.first)}
+
 
 def read_prompts(given: Any, column: str | None = None) -> Prompts:
     """The prompts of a file (.txt, .jsonl, .parquet, .csv), a `datasets` object, or any iterable, checked as a whole where it can be read twice.

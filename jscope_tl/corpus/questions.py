@@ -8,7 +8,8 @@ from typing import Any
 
 from jscope_tl.attribution.batch import Numbered
 from jscope_tl.attribution.describe import of_prompt
-from jscope_tl.attribution.setup import Setup
+from jscope_tl.attribution.setup import Setup, set_up
+from jscope_tl.attribution.span import several_tokens
 from jscope_tl.corpus.prompts import Line
 from jscope_tl.corpus.schema import ROW
 from jscope_tl.errors import InputError
@@ -51,6 +52,36 @@ class Question:
         given = asked_of(self.setup.scope, line)
         setup = replace(self.setup, scope=with_options(self.setup.scope, given)) if given else self.setup
         return Numbered(line.n, line.prompt, tokens, position, setup)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked before there is a model: a scope, its options, and the keywords of `set_up`; it can be sent to other processes."""
+
+    scope: Any
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    position: Any
+    prepend_bos: Any
+    template: str | None
+
+    def of(self, model: Any) -> Question:
+        """The question to a model; what would fail for every prompt is refused.
+
+        Raises:
+            InputError: it cannot be asked.
+        """
+        setup = set_up(model, self.scope, dict(self.options), **self.settings, per=None, progress=False)
+        several_tokens(setup)  # refuses a target that is no token
+        to_position(self.position, setup.view.n_ctx)
+        if self.prepend_bos not in (None, True, False):
+            raise InputError(f"prepend_bos is True, False or None (the model's default); got {self.prepend_bos!r}.")
+        if not isinstance(setup.at, str) or (setup.entries is None and [setup.at] != list(setup.settings.at)):
+            raise InputError(
+                f"A row has one score for each token, and at={setup.at!r} asks for a layer map. Give one hook point; for maps there is "
+                "js.attribute_batch."
+            )
+        return Question(setup, self.position, self.prepend_bos, self.template)
 
 
 def asked_of(scope: Scope, line: Line) -> dict[str, Any]:

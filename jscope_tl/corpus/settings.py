@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from jscope_tl.attribution.setup import Setup
-from jscope_tl.corpus.prompts import Prompts
+from jscope_tl.corpus.questions import Question
 from jscope_tl.corpus.schema import PARTS, SETTINGS
 from jscope_tl.errors import InputError
 from jscope_tl.results.files import plain
@@ -25,9 +24,9 @@ SAMPLED = 64
 """Numbers of each parameter that go into a fingerprint."""
 
 
-def settings_of(setup: Setup, prompts: Prompts, position: Any, prepend_bos: Any, template: Any) -> dict[str, Any]:
+def settings_of(question: Question, prompts: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that determines the numbers, as JSON has it."""
-    view = setup.view
+    setup, view = question.setup, question.setup.view
     found = {
         "model": view.name,
         "model_class": type(view.model).__name__,
@@ -43,11 +42,11 @@ def settings_of(setup: Setup, prompts: Prompts, position: Any, prepend_bos: Any,
         "options": setup.options(),
         "unit": setup.unit,
         "at": setup.at,
-        "position": position,
-        "prepend_bos": prepend_bos,
-        "chat_template": template,
+        "position": question.position,
+        "prepend_bos": question.prepend_bos,
+        "chat_template": question.template,
         "versions": {name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")},
-        "prompts": {"name": prompts.name, "first": list(prompts.first)},
+        "prompts": prompts,
     }
     return json.loads(json.dumps(plain(found), default=repr))
 
