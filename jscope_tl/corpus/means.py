@@ -1,5 +1,7 @@
 """Means over prompts by category, in one pass: numbers of a category are kept, never those of a prompt."""
 
+from functools import cache
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import t as student
@@ -57,7 +59,7 @@ class Means:
         if n < 2:
             return Mean(mean, np.nan, np.nan, np.nan, n)
         error = float(np.sqrt(self._squares[quantity, category] / (n - 1) / n))
-        half = error * float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
+        half = error * _quantile(n - 1)
         return Mean(mean, error, mean - half, mean + half, n)
 
     def stderrs(self, quantity: int) -> Float[np.ndarray, "category"]:
@@ -70,3 +72,8 @@ class Means:
         if more:
             self.n, self.n_tokens = (np.pad(old, (0, more)) for old in (self.n, self.n_tokens))
             self.means, self._squares = (np.pad(old, ((0, 0), (0, more))) for old in (self.means, self._squares))
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    return float(student.ppf((1 + CONFIDENCE) / 2, freedom))
