@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,3 +61,16 @@ def test_a_notebook_is_made(tmp_path: Path) -> None:
     assert cells(notebook) == cells(jupytext.read(script))
     assert [cell.outputs[0].get("text", "") for cell in notebook.cells[1:2]] == ["2\n"]
     assert notebook.cells[2].outputs[0].data["text/plain"] == "'xxxxx'"
+
+
+@pytest.mark.slow
+def test_guide_and_docstrings_are_rendered(tmp_path: Path) -> None:
+    """Every page is there, and every link and picture inside leads somewhere."""
+    pytest.importorskip("pdoc")
+    subprocess.run([sys.executable, "-W", "ignore", EXAMPLES / "build_docs.py", tmp_path], check=True)
+    for page in (EXAMPLES / "guide").glob("*.md"):
+        assert (tmp_path / "guide" / f"{page.stem}.html").exists()
+    assert "Jacobian Scopes for TransformerLens" in (tmp_path / "jscope_tl.html").read_text(encoding="utf-8")
+    for path in tmp_path.rglob("*.html"):
+        for link in set(re.findall(r'(?:href|src)="(?![a-z]+:|#|\$)([^"#]+)', path.read_text(encoding="utf-8"))):
+            assert (path.parent / link).exists(), (path.name, link)
