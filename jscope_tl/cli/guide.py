@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def guide_pages() -> dict[str, Traversable]:
+def guide_pages() -> dict[str, Any]:
     """The pages by name: of the installed package, or of the repository that it is used from."""
     installed = files("jscope_tl") / "guide"
     folder = installed if installed.is_dir() else Path(__file__).parents[2] / "examples" / "guide"
@@ -46,5 +46,5 @@ def guide_pages() -> dict[str, Traversable]:
     return {page.name.removesuffix(".md"): page for page in folder.iterdir() if page.name.endswith(".md")}
 
 
-def _title(page: Traversable) -> str:
+def _title(page: Any) -> str:
     return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

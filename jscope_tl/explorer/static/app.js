@@ -281,12 +281,19 @@ async function start() {
   $("layer").max = about.n_layers;
   $("as-chat-label").hidden = !about.has_chat_template;
   const linked = location.hash.length > 1;
-  if (linked) try { state = { ...state, ...JSON.parse(decodeURIComponent(location.hash.slice(1))) }; } catch { /* a link that was cut */ }
+  if (linked) state = { ...state, ...fromLink(location.hash.slice(1)) };
   state.prompt ||= about.examples[0].prompt;
-  state.options ??= {};
   write();
   if (linked) await explain();
   if (!current) await predict();
+}
+
+// What a link holds, as far as it has the types of what a page puts there; nothing of a link that was cut.
+function fromLink(text) {
+  const alike = { ...state, messages: [], tokens: [] }, kind = value => Array.isArray(value) ? "list" : value === null ? "null" : typeof value;
+  try {
+    return Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(text))).filter(([name, value]) => name in alike && kind(value) === kind(alike[name])));
+  } catch { return {}; }
 }
 
 function showFrozen() {
