@@ -56,7 +56,7 @@ def _errors(run: CorpusRun) -> list[str]:
     rows: list[Row] = list(islice(run.where(errors=True), SHOWN))
     listed = table(["id", "error"], [[row.id, row.error or ""] for row in rows])
     return [
-        f"<h2>Errors</h2><p>{run.n_errors} prompts have an error in place of scores; the first of them:</p>{listed}"
+        f"<h2>Errors</h2><p>Prompts with an error in place of scores: {run.n_errors}. The first of them:</p>{listed}"
     ]
 
 
