@@ -15,7 +15,7 @@ from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.text_attribution import TextAttribution
 from jscope_tl.views.page import write_page
 from jscope_tl.views.report import report_body
-from jscope_tl.views.together import as_list, unique
+from jscope_tl.views.together import as_list, legible, unique
 
 
 def report(
@@ -74,5 +74,5 @@ def frozen_results(results: list[Attribution]) -> dict[str, Any]:
     """What the page shows of results where it has no model to ask."""
     names = unique([f"{result.scope}{result.asked}" for result in results])
     models = ", ".join(dict.fromkeys(result.provenance.model_name for result in results))
-    named = [{**described(result), "name": name} for name, result in zip(names, results, strict=True)]
+    named = [{**described(legible(result)[0]), "name": name} for name, result in zip(names, results, strict=True)]
     return {"about": {"model": models, "scopes": [], "examples": []}, "results": named}

@@ -25,7 +25,8 @@ const tell = text => { $("map-said").textContent = text; };
 export function showLayers(found, choose) {
   const rows = found.hook_points.map(name => name.replace("blocks.", "layer ").replace(".hook_resid_pre", ""));
   const columns = found.str_tokens.slice(0, found.position + 1).map(visible);
-  const cells = found.scores.map((row, l) => columns.map((text, t) => ({
+  const scores = Array.isArray(found.scores[0][0]) ? found.scores.flat() : found.scores; // heads kept apart
+  const cells = scores.map((row, l) => columns.map((text, t) => ({
     value: row[t], off: found.off_scale.includes(t), says: `${JSON.stringify(text)} at ${t}, ${found.hook_points[l]}: ${short(row[t])} ${found.unit}`,
   })));
   $("map").replaceChildren(grid(rows, columns, cells, tell, choose));
