@@ -25,7 +25,12 @@ def runs(model: Any, given: Any) -> dict[str, Any]:
     given = checked(given, FIELDS)
     if not given.get("folder", "").strip():
         raise InputError("folder is missing: that of a run, which jscope corpus wrote.")
-    run = open_run(given["folder"].strip())
+    try:
+        run = open_run(given["folder"].strip())
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise InputError(
+            f"The folder cannot be opened: {error.strerror}. Give that of a run, which jscope corpus wrote."
+        ) from error
     if given.get("contains") or given.get("target"):
         run = run.where(contains=given.get("contains"), target=given.get("target"))
     first = max(0, given.get("first", 0))

@@ -40,11 +40,19 @@ def messages(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= 1000 and all(isinstance(item, dict) for item in value)
 
 
+RESERVED = ("model", "prompt", "scope", "progress", "continuation", "position", "at", "spans", "by")
+"""Parameters of the entry points that no scope has as an option: requests give them beside ``options``, or not at all."""
+
+
 def options(value: Any) -> bool:
     """Options of a scope: names and simple values, or lists of those."""
-    return isinstance(value, dict) and all(
-        isinstance(item, SIMPLE) or (isinstance(item, list) and all(isinstance(one, SIMPLE) for one in item))
-        for item in value.values()
+    return (
+        isinstance(value, dict)
+        and value.keys().isdisjoint(RESERVED)
+        and all(
+            isinstance(item, SIMPLE) or (isinstance(item, list) and all(isinstance(one, SIMPLE) for one in item))
+            for item in value.values()
+        )
     )
 
 
@@ -56,7 +64,7 @@ PROMPT: dict[str, tuple[Check, str]] = {
 }
 SETTINGS: dict[str, tuple[Check, str]] = {
     "scope": (text, "the name of a scope"),
-    "options": (options, "an object of options of the scope"),
+    "options": (options, f"an object of options of the scope, none of them named {', '.join(RESERVED)}"),
     "position": (number, "a whole number"),
     "at": (texts, "a hook point's name, or a list of them"),
     "per": (text, "'layer' or 'head'"),

@@ -67,6 +67,7 @@ class Worker:
             raise Busy
         job = Job()
         self._jobs[name or f"#{id(job)}"] = job
+        self._jobs.move_to_end(name or f"#{id(job)}")  # a name that is used again is as young as its call
         while len(self._jobs) > REMEMBERED:
             self._jobs.popitem(last=False)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, job, call)
