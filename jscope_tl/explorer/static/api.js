@@ -20,7 +20,7 @@ const running = new Set();
 
 // A call that can be cancelled; `tell` is called with how far it is.
 export async function job(path, given, tell) {
-  const name = `${path}-${crypto.randomUUID()}`;
+  const name = `${path}-${crypto.getRandomValues(new Uint32Array(4)).join("-")}`; // randomUUID is for this machine and HTTPS alone
   const poll = setInterval(async () => {
     const at = await ask(`progress?job=${name}`).catch(() => null);
     if (at?.state === "running" && at.total) tell(`${at.what}: ${at.done} of ${at.total}`);

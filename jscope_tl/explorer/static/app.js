@@ -55,14 +55,15 @@ async function busy(what, call) {
 
 async function explain() {
   read();
-  location.hash = encodeURIComponent(literal(state));
+  const link = encodeURIComponent(literal(state));
+  location.hash = link;
   const asking = request(), [found, control] = await busy("explaining", async tell => [
     await job("explain", asking, tell),
     $("control").checked ? await job("control", { ...where(), at: at(state.layer) }, tell) : null,
   ]) ?? [];
   if (!found) return;
   seconds[asking.scope] = found.seconds;
-  current = { ...found, name: nameOf(found), asked: asking };
+  current = { ...found, name: nameOf(found), asked: asking, link };
   if (control) current.control = { ...control, off_scale: found.off_scale, name: "random direction (control)" };
   chosen = null;
   $("token").hidden = true;
@@ -87,7 +88,7 @@ function show() {
   $("columns").replaceChildren(...(layered ? [] : $("aligned").checked ? [aligned(results, log)] : columns(results, log, choose, removal)));
   $("scale").textContent = layered ? "" : `${scaleOf([current], log).says}; each column has its own; BOS and a first token that is an attention sink are left out of it; outlined: the explained position.`;
   $("warnings").replaceChildren(...current.warnings.map(text => make("p", { textContent: text })));
-  $("permalink").href = `${location.search}#${encodeURIComponent(literal(state))}`;
+  $("permalink").href = `${location.search}#${current.link ?? ""}`;
   showSeries(current);
   if (layered) showLayers(current);
   bars(current.prediction.top, current.position, current.str_tokens);
@@ -96,6 +97,8 @@ function show() {
 const removal = one => !frozen && kept.includes(one) && (() => { kept = kept.filter(other => other !== one); show(); });
 
 function choose(result, i, button, focused = false) {
+  const same = chosen?.result === result && chosen.i === i;
+  if (!focused || !same) $("measured").replaceChildren();
   chosen = { result, i };
   for (const other of document.querySelectorAll(".tokens [aria-pressed=true]")) other.setAttribute("aria-pressed", "false");
   button.setAttribute("aria-pressed", "true");
@@ -103,7 +106,6 @@ function choose(result, i, button, focused = false) {
   $("token-heading").textContent = `Token ${quoted(result.str_tokens[i])}`;
   $("token-said").textContent = said(result, i);
   $("cause").textContent = causeOf(result);
-  if (!focused) $("measured").replaceChildren();
 }
 
 // The known cause of an example, and where the map has it.
@@ -120,7 +122,7 @@ async function ablate() {
   const found = await busy("measuring", tell => job("ablate", {
     tokens: result.tokens, position: result.position, token: i, replacement: $("replacement").value || "zero", target: result.prediction.target.str_token,
   }, tell));
-  if (!found) return;
+  if (!found || chosen?.result !== result || chosen.i !== i) return; // another token was chosen meanwhile
   const listed = top => top.map(t => `${quoted(t.str_token)} ${percent(t.probability)}`).join(", ");
   const predicted = found.predicted_kl == null ? "" : `; Fisher information predicts ${short(found.predicted_kl)} to second order, which holds for small changes`;
   $("measured").replaceChildren(
@@ -261,7 +263,8 @@ async function runs(first = 0) {
   const found = await busy("opening the run", tell => job("runs", asking, tell));
   if (!found) return;
   showRuns(found, row => {
-    Object.assign(state, { prompt: row.str_tokens.join(""), tokens: row.tokens, messages: null, position: row.position, ...found.how, target: "", options: {} });
+    const prompt = row.str_tokens.join("");
+    Object.assign(state, { gradient: "plain", layer: 0, prompt, tokens: row.tokens, messages: null, position: row.position, ...found.how, target: "", baseline: "", options: {} });
     if (takes("target")) state.target = row.target_str;
     write();
     explain();
@@ -327,7 +330,9 @@ $("cancel").addEventListener("click", cancelAll);
 $("examples").addEventListener("change", event => {
   const one = about.examples[event.target.value];
   if (!one) return;
-  Object.assign(state, { prompt: one.prompt, messages: null, target: one.target ?? "", baseline: one.baseline ?? "", scope: one.baseline ? "contrastive" : state.scope });
+  read();
+  const scope = one.baseline ? "contrastive" : state.scope === "contrastive" ? "log_prob" : state.scope;
+  Object.assign(state, { prompt: one.prompt, messages: null, target: one.target ?? "", baseline: one.baseline ?? "", scope });
   write();
   typed();
 });
@@ -339,7 +344,13 @@ for (const name of ["log", "aligned"]) $(name).addEventListener("change", show);
 $("dark").addEventListener("change", () => document.documentElement.classList.toggle("dark", $("dark").checked));
 $("compare-add").addEventListener("click", () => { if (!kept.includes(current)) kept = [...kept, current].slice(-3); show(); });
 for (const [id, action] of Object.entries({ ablate, continue: answer, layers, heads, edges })) $(id).addEventListener("click", action);
-$("explain-here").addEventListener("click", () => { state.position = chosen.i; explain(); });
+$("explain-here").addEventListener("click", () => { // a column may be of another prompt than the page's
+  const { prompt = chosen.result.str_tokens.join(""), messages = null, tokens = null } = chosen.result.asked ?? current.asked;
+  read();
+  Object.assign(state, { prompt, messages, tokens, position: chosen.i });
+  write();
+  explain();
+});
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button.dataset.copy));
 for (const button of document.querySelectorAll("[data-save]")) button.addEventListener("click", () => Promise.resolve(SAVES[button.dataset.save]()).catch(error => { $("error").textContent = error.message; }));
 start().catch(error => { $("error").textContent = error.message; });

@@ -11,7 +11,7 @@ export function save(name, content, type) {
 }
 
 // As `Attribution` saves it: what the page adds is left out.
-export function attributionOf({ control, asked, name, off_scale, series, seconds, ...saved }) {
+export function attributionOf({ control, asked, name, off_scale, series, seconds, link, ...saved }) {
   return JSON.stringify(saved, null, 1);
 }
 

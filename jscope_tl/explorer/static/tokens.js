@@ -61,7 +61,7 @@ export function draw(result, scale, choose) {
 
 // Spearman's correlation of the scores of two results of one prompt, tokens off the scale left out.
 export function correlation(a, b) {
-  const kept = a.scores.map((_, i) => i).filter(i => i <= a.position && !a.off_scale.includes(i) && !b.off_scale.includes(i));
+  const kept = a.scores.map((_, i) => i).filter(i => i <= Math.min(a.position, b.position) && !a.off_scale.includes(i) && !b.off_scale.includes(i));
   const ranks = r => { const v = kept.map(i => r.scores[i]); return v.map(x => v.filter(y => y < x).length + (v.filter(y => y === x).length - 1) / 2); };
   const [x, y] = [ranks(a), ranks(b)], mean = v => v.reduce((s, t) => s + t, 0) / v.length, [mx, my] = [mean(x), mean(y)];
   const sum = f => kept.reduce((s, _, i) => s + f(i), 0);
