@@ -1,5 +1,7 @@
 """Runs of many prompts, as the page shows them: rows, each of which is explained by a click."""
 
+import json
+import re
 from itertools import islice
 from typing import Any
 
@@ -11,6 +13,10 @@ from jscope_tl.model.view import ModelView
 
 SHOWN = 50
 """Rows at once."""
+WITHOUT = ("reduction", "path", "frozen")
+"""Settings of a run that the page has no field for."""
+ASIDE = (*WITHOUT, "target", "baseline", "gradient", "resolved")
+"""What is no option of the scope, or has a field of its own."""
 FIELDS = {
     "folder": (text, "the folder of a run"),
     "contains": (text, "a part of a prompt's text"),
@@ -66,9 +72,37 @@ def _says(run: CorpusRun, model: Any, first: int, n: int) -> str:
         if run.model == name
         else f" It is of {run.model}; a click explains the row with {name}, whose tokens may be others."
     )
-    return f"{run.headline()}; rows {first + 1} to {first + n}.{other}" if n else f"{run.headline()}; no rows."
+    return (
+        f"{run.headline()}; rows {first + 1} to {first + n}.{other}{_unlike(run)}"
+        if n
+        else f"{run.headline()}; no rows."
+    )
 
 
 def _how(run: CorpusRun) -> dict[str, Any]:
-    """Scope and rules of the run, by the names that they have in the page."""
-    return {name: run.settings[name] for name in ("scope", "gradient") if isinstance(run.settings.get(name), str)}
+    """Scope, rules, options and layer of the run, by the names that they have in the page."""
+    told, given = run.settings, run.settings.get("options")
+    options = {name: value for name, value in (given if isinstance(given, dict) else {}).items() if value is not None}
+    baseline = options.get("baseline")
+    return {
+        **{name: told[name] for name in ("scope", "gradient") if isinstance(told.get(name), str)},
+        "options": {name: json.dumps(value) for name, value in options.items() if name not in ASIDE},
+        "baseline": baseline if isinstance(baseline, str) else "",
+        "layer": _layer(told.get("at")) or 0,
+    }
+
+
+def _layer(at: Any) -> int | None:
+    """The place of a hook point on the page's slider; None where it has none."""
+    if at in (None, "hook_embed"):
+        return 0
+    after = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", str(at))
+    return int(after[1]) + 1 if after else None
+
+
+def _unlike(run: CorpusRun) -> str:
+    """What the page cannot do as the run did it."""
+    options = run.settings.get("options")
+    left = [f"{name} {options[name]!r}" for name in WITHOUT if options.get(name)] if isinstance(options, dict) else []
+    left += [] if _layer(run.settings.get("at")) is not None else [f"at {run.settings.get('at')!r}"]
+    return f" A click explains a row without the run's {', '.join(left)}." if left else ""

@@ -27,7 +27,7 @@ ABLATE = {
     "position": SETTINGS["position"],
     "token": (number, "the position of the token that is taken away"),
     "replacement": (text, "'zero', 'mean', or a token"),
-    "target": SETTINGS["scope"],
+    "target": (lambda value: text(value) or number(value), "a token: its text or its id"),
     "job": SETTINGS["job"],
 }
 COMPONENTS = {**PROMPT, **{name: SETTINGS[name] for name in ("scope", "options", "position", "gradient", "job")}}

@@ -10,6 +10,7 @@ from typing import Any
 from jscope_tl.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ANY = ("0.0.0.0", "::")
 
 
 def serve(model: Any, host: str = "127.0.0.1", port: int = 8765, opened: bool = True) -> None:
@@ -55,6 +56,7 @@ def configured(model: Any, listening: socket.socket, host: str, ancestors: str =
 
     port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
     names = {*LOOPBACK[:2], host} if host in LOOPBACK else {host, socket.gethostname(), *LOOPBACK[:2]}
+    names |= {"*"} if host in ANY else set()
     hosts = frozenset(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names)
     shown = f"[{host}]" if ":" in host else host
     asgi = app(model, token, hosts, ancestors)

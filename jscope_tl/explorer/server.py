@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.applications import Starlette
@@ -124,10 +125,10 @@ def _kept(views: OrderedDict[str, str], page: str) -> str:
 
 
 def _refused(token: str, hosts: frozenset[str], request: Request) -> Response | None:
-    if request.headers.get("host", "") not in hosts:
+    if not _is_own(request.headers.get("host", ""), hosts):
         return _refusal(403, "This server answers under its own address alone (the Host header is another).")
     origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] not in hosts:
+    if origin is not None and not _is_own(origin.partition("://")[2], hosts):
         return _refusal(403, "This server answers its own page alone (the Origin header is another).")
     asked = request.url.path
     if asked.startswith("/api/") and not secrets.compare_digest(
@@ -137,6 +138,20 @@ def _refused(token: str, hosts: frozenset[str], request: Request) -> Response | 
             403, "The token of this launch is missing or another; open the address that jscope app printed."
         )
     return None
+
+
+def _is_own(address: str, hosts: frozenset[str]) -> bool:
+    """Whether it is one of ours; where all addresses of the machine are listened at, whichever number: rebinding needs a name."""
+    number, _, port = address.rpartition(":")
+    return address in hosts or (f"*:{port}" in hosts and _is_number(number.strip("[]")))
+
+
+def _is_number(address: str) -> bool:
+    try:
+        ip_address(address)
+    except ValueError:
+        return False
+    return True
 
 
 async def _answered(request: Request, following: Next) -> Response:

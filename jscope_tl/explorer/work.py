@@ -63,7 +63,7 @@ class Worker:
         """
         if name and self._jobs.get(name, Job("done")).state in ("waiting", "running"):
             raise InputError(f"There is a job {name!r} already; give each its own name.")
-        if sum(job.state == "waiting" for job in self._jobs.values()) >= MOST_WAITING:
+        if sum(job.state == "waiting" and not job.cancelled for job in self._jobs.values()) >= MOST_WAITING:
             raise Busy
         job = Job()
         self._jobs[name or f"#{id(job)}"] = job

@@ -90,8 +90,25 @@ def test_a_link_gives_the_same_numbers_in_another_tab(page: Any, explorer: Launc
     other.get_by_test_id("token").first.wait_for()
     assert scores(other) == found
     assert other.get_by_test_id("prompt").input_value() == PROMPT
-    wrong = {"prompt": 5, "messages": "x", "tokens": {"a": 1}, "options": [], "layer": "first", "position": None, "target": {}, "more": 1}
-    cuts = ("{", "null", "x" * 50, '{"scope": "nothing"}', json.dumps(wrong), '{"messages": [3, null]}', '{"tokens": ["a"]}')
+    wrong = {
+        "prompt": 5,
+        "messages": "x",
+        "tokens": {"a": 1},
+        "options": [],
+        "layer": "first",
+        "position": None,
+        "target": {},
+        "more": 1,
+    }
+    cuts = (
+        "{",
+        "null",
+        "x" * 50,
+        '{"scope": "nothing"}',
+        json.dumps(wrong),
+        '{"messages": [3, null]}',
+        '{"tokens": ["a"]}',
+    )
     for cut in (f"#{quote(text)}" for text in cuts):
         other.goto("about:blank")
         other.goto(explorer.url + cut)

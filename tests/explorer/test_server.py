@@ -233,3 +233,18 @@ def test_a_port_that_is_taken(explorer: Launched, capsys: pytest.CaptureFixture[
     assert f"Nothing can listen at 127.0.0.1:{port}" in capsys.readouterr().err
     assert main(["app", "--no-open", "--port", "70000"]) == 2
     assert "--port is a number from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_addresses_of_the_machine() -> None:
+    """Under whichever number it is reached; a name, which another site can point here, is refused."""
+    with launched("--host", "0.0.0.0") as server:
+        port = server.base.rpartition(":")[2]
+        for host, status in (
+            (f"192.168.1.5:{port}", 200),
+            (f"[fe80::1]:{port}", 200),
+            (f"evil.example:{port}", 403),
+            ("192.168.1.5:1", 403),
+        ):
+            assert server.ask("/healthz", Host=host)[0] == status, host
+            assert server.ask("/healthz", Host=f"127.0.0.1:{port}", Origin=f"http://{host}")[0] == status, host

@@ -120,7 +120,7 @@ function causeOf(result) {
 async function ablate() {
   const { result, i } = chosen;
   const found = await busy("measuring", tell => job("ablate", {
-    tokens: result.tokens, position: result.position, token: i, replacement: $("replacement").value || "zero", target: result.prediction.target.str_token,
+    tokens: result.tokens, position: result.position, token: i, replacement: $("replacement").value || "zero", target: result.prediction.target.token,
   }, tell));
   if (!found || chosen?.result !== result || chosen.i !== i) return; // another token was chosen meanwhile
   const listed = top => top.map(t => `${quoted(t.str_token)} ${percent(t.probability)}`).join(", ");
@@ -240,7 +240,8 @@ function copied(what) {
   if (what === "python") return `js.attribute(model, ${literal(prompt ?? current.tokens)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${python(v)}`).join("")})`;
   if (messages || tokens) throw new Error("There is no command for a chat or a row of a run; copy it as Python.");
   const shell = text => `'${String(text).replaceAll("'", "'\\''")}'`;
-  return `jscope ${shell(prompt)} --scope ${scope} --model ${shell(about.model)}${more.map(([k, v]) => ` --${k.replaceAll("_", "-")} ${shell(v)}`).join("")}`;
+  const said = `--scope ${scope} --model ${shell(about.model)}${more.map(([k, v]) => ` --${k.replaceAll("_", "-")} ${shell(v)}`).join("")}`;
+  return prompt.startsWith("-") ? `jscope ${said} -- ${shell(prompt)}` : `jscope ${shell(prompt)} ${said}`;
 }
 
 const python = value => value === null ? "None" : value === true ? "True" : value === false ? "False" : literal(value);
@@ -264,7 +265,7 @@ async function runs(first = 0) {
   if (!found) return;
   showRuns(found, row => {
     const prompt = row.str_tokens.join("");
-    Object.assign(state, { gradient: "plain", layer: 0, prompt, tokens: row.tokens, messages: null, position: row.position, ...found.how, target: "", baseline: "", options: {} });
+    Object.assign(state, { gradient: "plain", prompt, tokens: row.tokens, messages: null, position: row.position, target: "", ...found.how });
     if (takes("target")) state.target = row.target_str;
     write();
     explain();
@@ -295,7 +296,10 @@ async function start() {
 function fromLink(text) {
   const alike = { ...state, messages: [], tokens: [] }, kind = value => Array.isArray(value) ? "list" : value === null ? "null" : typeof value;
   try {
-    return Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(text))).filter(([name, value]) => name in alike && kind(value) === kind(alike[name])));
+    const found = Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(text))).filter(([name, value]) => name in alike && kind(value) === kind(alike[name])));
+    if (found.messages && !found.messages.every(one => typeof one?.content === "string")) delete found.messages;
+    if (found.tokens && !(found.tokens.length && found.tokens.every(Number.isInteger))) delete found.tokens;
+    return found;
   } catch { return {}; }
 }
 

@@ -5,7 +5,12 @@ import { correlation, draw, said, scaleOf, visible } from "./tokens.js";
 
 const sameTokens = (a, b) => a.str_tokens.join("\0") === b.str_tokens.join("\0");
 const scored = (one, i) => short(one.scores[i]) + (one.stderr ? ` ± ${short(one.stderr[i])}` : "");
-const agreement = (first, one) => one === first || !sameTokens(first, one) ? "" : `rank correlation with the first column ${correlation(first, one).toFixed(2)}`;
+function agreement(first, one) {
+  if (one === first || !sameTokens(first, one)) return "";
+  const found = correlation(first, one);
+  return `rank correlation with the first column ${Number.isNaN(found) ? "not known" : found.toFixed(2)}`;
+}
+
 
 export function columns(results, log, choose, remove) {
   const [first] = results;

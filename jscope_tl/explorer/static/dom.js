@@ -3,7 +3,7 @@
 export const $ = id => document.getElementById(id);
 export const make = (tag, properties = {}, ...children) => { const e = Object.assign(document.createElement(tag), properties); e.append(...children); return e; };
 export const percent = p => p >= 0.9995 && p < 1 ? ">99.9%" : p > 0 && p < 0.0005 ? "<0.1%" : `${(100 * p).toFixed(1)}%`;
-export const short = x => Number(x.toPrecision(4)).toString();
+export const short = x => x === null || x === undefined ? "not known" : Number(x.toPrecision(4)).toString();
 
 const LIGHT = [255, 240, 224], DARK = [191, 84, 0], FALLS = [84, 39, 136];
 export const colour = (share, falls = false) => `rgb(${LIGHT.map((l, k) => Math.round(l + ((falls ? FALLS : DARK)[k] - l) * share))})`;

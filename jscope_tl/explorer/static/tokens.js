@@ -15,9 +15,9 @@ export function scaleOf(results, log) {
   return { at, says: `colour: ${log ? "logarithmic" : "linear"} from ${short(low)} to the highest score, ${short(high)}` };
 }
 
+// Among the tokens that are not left out of the scale, as lists have them.
 export function rankOf(result, i) {
-  const seen = result.scores.slice(0, result.position + 1);
-  return 1 + seen.filter(s => s > seen[i]).length;
+  return 1 + result.scores.filter((s, t) => t <= result.position && !result.off_scale.includes(t) && s > result.scores[i]).length;
 }
 
 export function said(result, i) {
