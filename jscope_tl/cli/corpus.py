@@ -5,16 +5,19 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from jscope_tl.cli import corpus_summary
 from jscope_tl.cli.models import load
-from jscope_tl.cli.options import Parser, scope_options
+from jscope_tl.cli.options import Parser, scope_options, was_given
 from jscope_tl.corpus.explaining import PART_ROWS, run_corpus
+from jscope_tl.corpus.on_ray import Ray
 from jscope_tl.corpus.prompts import read_prompts
 from jscope_tl.corpus.shards import to_shard
+from jscope_tl.errors import InputError
 from jscope_tl.scopes.registry import get_scope
 
 INTERRUPTED = 130
@@ -61,6 +64,15 @@ def parser() -> argparse.ArgumentParser:
                    help=f"rows of a part, which is written as a whole (default: {PART_ROWS}, or those of a minute)")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
+    p.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="this process, or a Ray cluster (default: local)"
+    )
+    p.add_argument("--address", help="of the cluster, or auto (default: this machine's, or a new one on it)")
+    p.add_argument(
+        "--workers", type=int, metavar="N", help="processes of the cluster (default: as many as it has room for)"
+    )
+    p.add_argument("--num-gpus", type=float, default=0, metavar="N", help="of each worker (default: 0)")
+    p.add_argument("--num-cpus", type=float, default=1, metavar="N", help="of each worker (default: 1)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 
@@ -88,8 +100,11 @@ def run(argv: Sequence[str]) -> int:
     scope = get_scope(options.scope)(**scope_options(options))
     to_shard(options.shard)  # refused before a model is loaded
     prompts = read_prompts(options.prompts, options.column)
-    model = load(options.model, options.device, options.dtype)
-    how: dict[str, Any] = {name: getattr(options, name) for name in SAME_NAME}
+    engine = _engine(options)
+    device = "cuda" if options.num_gpus and not was_given(options, "device") else options.device
+    model: Any = partial(load, options.model, device, options.dtype)
+    model = model() if engine == "local" else model
+    how: dict[str, Any] = {name: getattr(options, name) for name in SAME_NAME} | {"engine": engine}
     try:
         with ended_as_interrupted():
             found = run_corpus(model, prompts, options.out, scope, **how, progress=not options.quiet)
@@ -98,6 +113,16 @@ def run(argv: Sequence[str]) -> int:
         return INTERRUPTED
     print(found.headline())
     return 0
+
+
+def _engine(options: argparse.Namespace) -> str | Ray:
+    """Where prompts are explained."""
+    if options.engine == "ray":
+        return Ray(options.address, options.workers, options.num_gpus, options.num_cpus)
+    asked = [name for name in ("address", "workers", "num_gpus", "num_cpus") if was_given(options, name)]
+    if asked:
+        raise InputError(f"--{asked[0].replace('_', '-')} is of a Ray cluster; add --engine ray, or leave it out.")
+    return "local"
 
 
 def _resumed(folder: str) -> str:

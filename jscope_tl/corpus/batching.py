@@ -19,7 +19,7 @@ from jscope_tl.results.attribution import Attribution
 
 READ_AHEAD = 256
 """Lines among which prompts of like length are looked for."""
-CPU_TOKENS = 1024
+CPU_TOKENS = 512
 """Of a batch on a CPU, where more are not faster."""
 SHARE = 0.5
 """Of the memory that is free."""

@@ -67,7 +67,7 @@ def run_corpus(
         shard: ``"2/8"`` or ``(2, 8)``: every eighth line, from the third on, by a process of its own; all write into one folder.
         at: the residual-stream hook point whose activation ``x`` the scores refer to, or ``"pattern"``.
         chat_template: another than the tokenizer's: its name there, or its text.
-        batch_tokens: of the prompts in one pass, padding included; by default what fits into memory, at most 1,024 on a CPU.
+        batch_tokens: of the prompts in one pass, padding included; by default what fits into memory, at most 512 on a CPU.
         part_rows: rows of a part; it is written earlier after a minute.
         engine: ``"local"``, this process; or ``"ray"`` or `jscope_tl.corpus.Ray`, many machines. There ``model`` is a name, a folder or a
             function that loads the model, which every worker calls.
