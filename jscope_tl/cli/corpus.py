@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workers", type=int, metavar="N", help="processes of the cluster (default: as many as it has room for)"
     )
-    p.add_argument("--num-gpus", type=float, default=0, metavar="N", help="of each worker (default: 0)")
-    p.add_argument("--num-cpus", type=float, default=1, metavar="N", help="of each worker (default: 1)")
+    p.add_argument("--num-gpus", type=float, default=0.0, metavar="N", help="of each worker (default: 0)")
+    p.add_argument("--num-cpus", type=float, default=1.0, metavar="N", help="of each worker (default: 1)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
 

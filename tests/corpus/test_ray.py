@@ -88,7 +88,7 @@ def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyte
 def test_what_is_no_engine_is_refused(pocket: Any, tmp_path: Path) -> None:
     with pytest.raises(js.InputError, match="engine is 'local', 'ray'"):
         js.corpus.run(pocket, PROMPTS, tmp_path, engine="slurm")
-    for how in ({"workers": 0}, {"num_gpus": -1}, {"num_cpus": 0}):
+    for how in ({"workers": 0}, {"num_gpus": -1.0}, {"num_cpus": 0.0}):
         with pytest.raises(js.InputError):
             on_ray.Ray(**how)  # type: ignore[arg-type]
 
