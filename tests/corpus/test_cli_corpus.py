@@ -37,7 +37,7 @@ def test_writes_a_run_and_says_what_is_in_it(
     assert main(["corpus", prompts, "--out", out, *how]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{js.corpus.open(out).headline()}\n"
-    assert "13 prompts, 1 with an error; contrastive scope of jscope-pocket" in printed.out
+    assert "13 prompts, 1 with an error; contrastive, gradient attnlrp scope of jscope-pocket" in printed.out
     assert printed.err == ""
     for i in (0, 7):
         result = js.attribute(
