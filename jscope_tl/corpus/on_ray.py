@@ -111,6 +111,7 @@ def _explained(ray: Any, cluster: Ray, items: list[dict[str, Any]], work: Mappin
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker, fn_constructor_kwargs=dict(work), batch_size=1, batch_format="numpy", concurrency=min(room, len(items)), **cluster.of_each
     )  # fmt: skip
+    rows.context.enable_progress_bars = False  # of this data set alone; there is one of ours
     for batch in rows.iter_batches(batch_size=1, prefetch_batches=0):
         yield int(batch["n"].sum())
 
