@@ -24,8 +24,8 @@ def build(out: Path) -> None:
             pdoc.pdoc("guide", "jscope_tl", output_directory=out)
         finally:
             sys.path.remove(folder)
-    left_out = shutil.ignore_patterns("guide", "benchmarks", "__pycache__", "*.ipynb")
-    shutil.copytree(ROOT / "examples", out, ignore=left_out, dirs_exist_ok=True)  # pictures and scripts that pages name
+    left_out = shutil.ignore_patterns("guide", "benchmarks", "__pycache__")
+    shutil.copytree(ROOT / "examples", out, ignore=left_out, dirs_exist_ok=True)  # what pages name
 
 
 def _write(module: Path, page: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def test_told_to_end_it_writes_what_is_complete_and_says_how_to_go_on(
         "from jscope_tl.cli.command import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "corpus", prompts, "--out", str(out), "--batch-tokens", "20"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(js.__file__).parents[1])
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background of a shell hears none
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=Path(js.__file__).parents[1], preexec_fn=heard
+    )
     end = time.monotonic() + 60
     while not (out / "run.json").exists() and time.monotonic() < end:
         time.sleep(0.02)
