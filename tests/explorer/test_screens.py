@@ -187,8 +187,11 @@ def test_rows_of_a_run(page: Any, pocket: Any, tmp_path: Path) -> None:
 
 def test_copied_as_python_and_as_a_command(page: Any, pocket: Any, capsys: pytest.CaptureFixture[str]) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_test_id("target").fill(" conservative")
-    found = explained(page, scope="semantic")
+    page.get_by_test_id("scope").select_option("fisher")
+    page.locator("#more-options summary").click()
+    for name, value in (("method", "low_rank"), ("rank", "3")):
+        page.locator(f"#options input[name={name}]").fill(value)
+    found = explained(page, scope="fisher")
     texts = []
     for kind in ("python", "command"):
         page.locator(f"[data-copy={kind}]").click()

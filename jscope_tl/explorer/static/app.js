@@ -2,10 +2,12 @@
 
 import { showAnswer, showRow } from "./answer.js";
 import { ask, cancelAll, frozen, job } from "./api.js";
+import { bars } from "./bars.js";
 import { addMessage, messagesOf, writeMessages } from "./chat.js";
 import { aligned, columns } from "./compare.js";
-import { $, arrows, make, percent, short } from "./dom.js";
+import { $, make, percent, short } from "./dom.js";
 import { attributionOf, frozenPage, picture, save } from "./export.js";
+import { copied, fromLink } from "./links.js";
 import { showFrame, showHeads, showLayers } from "./maps.js";
 import { showRuns } from "./runs.js";
 import { showSeries } from "./series.js";
@@ -91,7 +93,7 @@ function show() {
   $("permalink").href = `${location.search}#${current.link ?? ""}`;
   showSeries(current);
   if (layered) showLayers(current);
-  bars(current.prediction.top, current.position, current.str_tokens);
+  nextTokens({ ...current, top: current.prediction.top });
 }
 
 const removal = one => !frozen && kept.includes(one) && (() => { kept = kept.filter(other => other !== one); show(); });
@@ -167,22 +169,10 @@ async function edges() {
   if (found) showFrame(found.view, found.says);
 }
 
-function bars(top, position, texts) {
-  $("next-where").textContent = texts.length ? `after position ${position} (${quoted(texts[position])})` : "";
-  $("next").replaceChildren(...top.map(t => {
-    const pick = make(frozen ? "span" : "button", { className: "pick" }, make("span", { textContent: visible(t.str_token) }),
-      make("meter", { min: 0, max: 1, value: t.probability }), make("span", { textContent: percent(t.probability) }));
-    Object.assign(pick.dataset, { testid: "next-token", token: t.token });
-    pick.querySelector("meter").setAttribute("aria-hidden", "true");
-    if (frozen) return make("li", {}, pick);
-    pick.type = "button";
-    pick.title = "explain this token";
-    pick.addEventListener("click", () => { $("target").value = t.str_token; if (!takes("target", $("scope").value)) $("scope").value = "log_prob"; describe(); explain(); });
-    const against = make("button", { type: "button", textContent: "against", onclick: () => { $("baseline").value = t.str_token; $("scope").value = "contrastive"; describe(); explain(); } });
-    against.setAttribute("aria-label", `explain the target against ${visible(t.str_token)}`);
-    return make("li", {}, pick, against);
-  }));
-  arrows($("next"), [...$("next").children].map(row => [...row.querySelectorAll("button")]));
+function nextTokens({ top, position, str_tokens }) {
+  if (frozen) return bars(top, position, str_tokens);
+  const ask = (field, scope) => text => { $(field).value = text; $("scope").value = scope(); describe(); explain(); };
+  bars(top, position, str_tokens, ask("target", () => takes("target", $("scope").value) ? $("scope").value : "log_prob"), ask("baseline", () => "contrastive"));
 }
 
 let typing;
@@ -200,7 +190,7 @@ async function predict() {
   const found = await ask("predict", { ...promptOf(), position: state.position }).catch(error => { count.textContent = error.message; });
   if (!found || asking !== literal(promptOf())) return;
   count.textContent = `${found.tokens.length} tokens`;
-  bars(found.top, found.position, found.str_tokens);
+  nextTokens(found);
 }
 
 function read() {
@@ -234,21 +224,9 @@ function describe() {
   $("options").replaceChildren(...own.map(name => make("label", {}, `${name} `, make("input", { name, size: 8, placeholder: "default", value: state.options[name] ?? "" }))));
 }
 
-function copied(what) {
-  const { prompt, messages, tokens, scope, options: given, position, at: place, gradient } = current.asked;
-  const more = [...Object.entries(given), ...(position === -1 ? [] : [["position", position]]), ...(place === "hook_embed" ? [] : [["at", place]]), ...(gradient === "plain" ? [] : [["gradient", gradient]])];
-  if (what === "python") return `js.attribute(model, ${literal(prompt ?? current.tokens)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${python(v)}`).join("")})`;
-  if (messages || tokens) throw new Error("There is no command for a chat or a row of a run; copy it as Python.");
-  const shell = text => `'${String(text).replaceAll("'", "'\\''")}'`;
-  const said = `--scope ${scope} --model ${shell(about.model)}${more.map(([k, v]) => ` --${k.replaceAll("_", "-")} ${shell(v)}`).join("")}`;
-  return prompt.startsWith("-") ? `jscope ${said} -- ${shell(prompt)}` : `jscope ${shell(prompt)} ${said}`;
-}
-
-const python = value => value === null ? "None" : value === true ? "True" : value === false ? "False" : literal(value);
-
 async function copy(what) {
   try {
-    await navigator.clipboard.writeText(copied(what));
+    await navigator.clipboard.writeText(copied(what, current, about.model));
     $("status").textContent = "copied";
   } catch (error) { $("error").textContent = error.message; }
 }
@@ -285,22 +263,11 @@ async function start() {
   $("layer").max = about.n_layers;
   $("as-chat-label").hidden = !about.has_chat_template;
   const linked = location.hash.length > 1;
-  if (linked) state = { ...state, ...fromLink(location.hash.slice(1)) };
+  if (linked) state = { ...state, ...fromLink(location.hash.slice(1), state) };
   state.prompt ||= about.examples[0].prompt;
   write();
   if (linked) await explain();
   if (!current) await predict();
-}
-
-// What a link holds, as far as it has the types of what a page puts there; nothing of a link that was cut.
-function fromLink(text) {
-  const alike = { ...state, messages: [], tokens: [] }, kind = value => Array.isArray(value) ? "list" : value === null ? "null" : typeof value;
-  try {
-    const found = Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(text))).filter(([name, value]) => name in alike && kind(value) === kind(alike[name])));
-    if (found.messages && !found.messages.every(one => typeof one?.content === "string")) delete found.messages;
-    if (found.tokens && !(found.tokens.length && found.tokens.every(Number.isInteger))) delete found.tokens;
-    return found;
-  } catch { return {}; }
 }
 
 function showFrozen() {

@@ -1,0 +1,28 @@
+// What says once more what is shown: a link, a line of Python, a command.
+
+const literal = JSON.stringify;
+const FLAGS = ["target", "baseline", "position", "at", "gradient"];
+
+// What a link holds, as far as it has the types of what a page puts there; nothing of a link that was cut.
+export function fromLink(text, state) {
+  const alike = { ...state, messages: [], tokens: [] }, kind = value => Array.isArray(value) ? "list" : value === null ? "null" : typeof value;
+  try {
+    const found = Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(text))).filter(([name, value]) => name in alike && kind(value) === kind(alike[name])));
+    if (found.messages && !found.messages.every(one => typeof one?.content === "string")) delete found.messages;
+    if (found.tokens && !(found.tokens.length && found.tokens.every(Number.isInteger))) delete found.tokens;
+    return found;
+  } catch { return {}; }
+}
+
+const python = value => value === null ? "None" : value === true ? "True" : value === false ? "False" : literal(value);
+const shell = text => `'${String(text).replaceAll("'", "'\\''")}'`;
+const flag = (name, value) => FLAGS.includes(name) ? `--${name} ${shell(value)}` : `-o ${shell(`${name}=${value}`)}`;
+
+export function copied(what, result, model) {
+  const { prompt, messages, tokens, scope, options: given, position, at: place, gradient } = result.asked;
+  const more = [...Object.entries(given), ...(position === -1 ? [] : [["position", position]]), ...(place === "hook_embed" ? [] : [["at", place]]), ...(gradient === "plain" ? [] : [["gradient", gradient]])];
+  if (what === "python") return `js.attribute(model, ${literal(prompt ?? result.tokens)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${python(v)}`).join("")})`;
+  if (messages || tokens) throw new Error("There is no command for a chat or a row of a run; copy it as Python.");
+  const said = [`--scope ${scope}`, `--model ${shell(model)}`, ...more.map(pair => flag(...pair))].join(" ");
+  return prompt.startsWith("-") ? `jscope ${said} -- ${shell(prompt)}` : `jscope ${shell(prompt)} ${said}`;
+}
