@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from jscope_tl.errors import InputError
+from jscope_tl.explorer.answers import predict
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
@@ -28,6 +29,8 @@ def serve(model: Any, host: str = "127.0.0.1", port: int = 8765, opened: bool = 
 
     listening = listen(host, port)
     config, address = configured(model, listening, host)
+    with suppress(InputError):  # the first call takes longer: not the first visitor's
+        predict(model, {"prompt": "the"})
 
     class Server(uvicorn.Server):
         """Says when it is ready."""
