@@ -373,3 +373,27 @@ def test_options_of_the_wrong_type_cost_one_line() -> None:
     said = done.stderr.splitlines()
     assert len(said) == len(options)
     assert all(line.startswith("jscope: ") for line in said)
+
+
+def test_explain_beside_the_scopes(capsys: pytest.CaptureFixture[str], pocket: Any, tmp_path: Path) -> None:
+    """`js.explain` is asked as a scope is; options that it settles itself are refused by name."""
+    page = tmp_path / "page.html"
+    asked = ["--scope", "explain", "--target", " liberal", "--baseline", " conservative", "--json", "--html", str(page)]
+    assert main([PROMPT, *asked]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["scores"] == pytest.approx(
+        js.explain(pocket, PROMPT, " liberal", " conservative").scores.tolist(), rel=1e-4
+    )
+    assert page.stat().st_size > 10_000
+    assert main([PROMPT, "--scope", "explain", "--gradient", "relp", "--per", "head"]) == 2
+    assert "--scope explain takes no --per, --gradient" in capsys.readouterr().err
+    assert main([PROMPT, "--scope", "explain", "-o", "rank=3"]) == 2
+    with pytest.raises(js.InputError, match="js.explain"):
+        js.attribute(pocket, PROMPT, "explain")
+
+
+def test_heads_of_a_target_need_a_scope_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heads", PROMPT, "--target", " liberal"]) == 2
+    assert "--target needs --scope log_prob" in capsys.readouterr().err
+    assert main(["heads", PROMPT, "--target", " liberal", "--baseline", " conservative"]) == 2
+    assert "--baseline needs --scope contrastive" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jscope_tl.attribution.attribute import attribute
+from jscope_tl.attribution.explain import explain
 from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.cli import app, corpus, faithfulness, guide, heads, text
 from jscope_tl.cli.models import load
@@ -33,6 +34,16 @@ jscope heads PROMPT: which heads, or edges, MLPs and neurons, carry what a scope
 jscope faithfulness --prompts FILE: how faithful each method is (see jscope faithfulness --help)
 jscope guide [TOPIC]: the pages of the guide"""
 
+NOT_OF_EXPLAIN: dict[str, Any] = {
+    "at": "hook_embed",
+    "per": None,
+    "reduction": None,
+    "path": None,
+    "gradient": "plain",
+    "frozen": [],
+    "attention": False,
+}
+"""Options that `js.explain` settles itself, with what they are where they are not given."""
 LONGEST = 1000
 """Letters of a message, which may repeat what was given."""
 
@@ -110,6 +121,11 @@ def _list_scopes() -> int:
     for name in available_scopes():
         entry = scope_entry(name)
         table.add_row(*(Text(cell) for cell in (name, ", ".join(entry.options), entry.summary)))
+    table.add_row(
+        "explain",
+        "target, baseline",
+        "Which tokens caused the prediction: gradient x attention under AttnLRP's rules (js.explain; no scope).",
+    )
     Console().print(table)
     return 0
 
@@ -118,12 +134,31 @@ def _explain(options: argparse.Namespace) -> int:
     need_usable(options, "jscope")
     if options.attention and options.html is None:
         raise InputError("--attention goes into the page that --html FILE writes; give both.")
+    if options.scope == "explain":
+        return _show(options, _cause(options))
     scope = get_scope(options.scope)(**scope_options(options))
     model = load(options.model, options.device, options.dtype)
     result = attribute(model, options.prompt, scope, position=options.position, per=options.per, **_how(options))
+    return _show(options, result, partial(_write_report, model, result, scope, options))
+
+
+def _cause(options: argparse.Namespace) -> Any:
+    """What `js.explain` says, which is no scope: only the options that it has."""
+    unlike = [name for name, default in NOT_OF_EXPLAIN.items() if getattr(options, name) not in (default, [], False)]
+    if unlike:
+        said = ", ".join(f"--{name}" for name in unlike)
+        raise InputError(f"--scope explain takes no {said}; leave it out, or take a scope (jscope --list-scopes).")
+    given = scope_options(options)
+    if further := given.keys() - {"target", "baseline", "n"}:
+        raise InputError(f"--scope explain has no option {sorted(further)[0]!r}; it has target, baseline and n.")
+    model = load(options.model, options.device, options.dtype)
+    return explain(model, options.prompt, position=options.position, **given)
+
+
+def _show(options: argparse.Namespace, result: Any, write: Callable[[], None] | None = None) -> int:
     # Files before the text: whoever reads the text may close the pipe.
     if options.html is not None:
-        _write_report(model, result, scope, options)
+        report(result, options.html) if write is None else write()
     if options.save is not None:
         result.save(options.save)
     if options.json:

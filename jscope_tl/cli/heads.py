@@ -57,6 +57,11 @@ def run(argv: Sequence[str]) -> int:
         raise InputError(f"--of is one of {', '.join(OF)}; got {options.of!r}.{why}")
     if options.measure is not None and options.measure < 1:
         raise InputError(f"--measure is how many of the strongest changes to run, 1 or more; got {options.measure}.")
+    if options.scope == "fisher" and (options.target or options.baseline):
+        wanted = "--baseline needs --scope contrastive" if options.baseline else "--target needs --scope log_prob"
+        raise InputError(
+            f"jscope heads explains the whole prediction (--scope fisher) unless asked otherwise; {wanted}."
+        )
     scope = get_scope(options.scope)(**scope_options(options))
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     model = load(options.model, options.device, options.dtype)

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from jscope_tl.attribution.attribute import attribute
+from jscope_tl.attribution.explain import explain as cause
 from jscope_tl.attribution.text import attribute_text
 from jscope_tl.errors import InputError
 from jscope_tl.explorer.examples import examples
@@ -24,6 +25,14 @@ from jscope_tl.scopes.directions import RandomDirectionScope
 from jscope_tl.scopes.registry import available_scopes, scope_entry
 from jscope_tl.views.figures import series_of
 
+EXPLAIN = {
+    "name": "explain",
+    "question": "Which tokens caused it: gradient x attention under AttnLRP's rules, against what the model might have said instead.",
+    "options": ["target", "baseline"],
+    "unit": "share of the map (unsigned, does not add up)",
+    "price": "up to ten backward rows",
+}
+"""What stands beside the scopes and is none."""
 CANDIDATES = 20
 """Next tokens that are shown."""
 
@@ -38,7 +47,7 @@ def about(model: Any) -> dict[str, Any]:
         "n_ctx": view.n_ctx,
         "basis": plain(view.basis),
         "has_chat_template": bool(getattr(view.tokenizer, "chat_template", None)),
-        "scopes": [_scope(name) for name in available_scopes() if name != "spectral"],
+        "scopes": [EXPLAIN, *(_scope(name) for name in available_scopes() if name != "spectral")],
         "examples": plain(examples("pocket" in view.name)),
         "gradients": ["plain", "attnlrp", "relp", "gim"],
     }
@@ -100,7 +109,12 @@ def explain(model: Any, given: Any) -> dict[str, Any]:
     how = {name: given[name] for name in ("at", "per", "reduction", "path", "gradient", "frozen") if name in given}
     how = {"position": given.get("position", -1), "progress": False, **how, **given.get("options", {})}
     started = time.perf_counter()
-    result = attribute(model, ids, given.get("scope", "semantic"), **how)
+    if given.get("scope") == "explain":
+        result = cause(
+            model, ids, **{name: how[name] for name in ("position", "progress", "target", "baseline") if name in how}
+        )
+    else:
+        result = attribute(model, ids, given.get("scope", "semantic"), **how)
     return {**described(result), "seconds": time.perf_counter() - started}
 
 

@@ -10,7 +10,21 @@ from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).parent / "static"
-MODULES = ("dom", "api", "tokens", "answer", "bars", "chat", "compare", "export", "links", "maps", "runs", "series", "app")
+MODULES = (
+    "dom",
+    "api",
+    "tokens",
+    "answer",
+    "bars",
+    "chat",
+    "compare",
+    "export",
+    "links",
+    "maps",
+    "runs",
+    "series",
+    "app",
+)
 """Each after those that it imports from."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src {connect}"
 DATA = '<meta name="jscope-data">'

@@ -103,9 +103,8 @@ def available_scopes() -> list[str]:
 def scope_entry(name: Any) -> Entry:
     """The registered scope of that name, or an error with the nearest one."""
     if not isinstance(name, str) or name not in _ENTRIES:
-        raise InputError(
-            f"There is no scope {name!r}.{nearest(name, _ENTRIES)} Known: {', '.join(available_scopes())}."
-        )
+        near = " js.explain(model, prompt) is a function of its own." if name == "explain" else nearest(name, _ENTRIES)
+        raise InputError(f"There is no scope {name!r}.{near} Known: {', '.join(available_scopes())}.")
     return _ENTRIES[name]
 
 

@@ -209,6 +209,22 @@ def test_copied_as_python_and_as_a_command(page: Any, pocket: Any, capsys: pytes
     assert json.loads(capsys.readouterr().out)["scores"] == pytest.approx(list(found.values()), rel=1e-4, abs=1e-7)
 
 
+def test_causes_stand_beside_the_scopes(page: Any, pocket: Any) -> None:
+    page.get_by_test_id("scope").select_option("explain")
+    page.get_by_test_id("target").fill(" liberal")
+    page.get_by_test_id("baseline").fill(" conservative")
+    found = explained(page, scope="explain")
+    expected = js.explain(pocket, PROMPT, " liberal", " conservative")
+    assert list(found.values()) == pytest.approx(expected.scores.tolist(), rel=1e-3, abs=1e-7)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-copy=python]").click()
+    page.get_by_test_id("status").filter(has_text="copied").wait_for()
+    copied = eval(page.evaluate("navigator.clipboard.readText()"), {"js": js, "model": pocket})
+    assert copied.scores.tolist() == pytest.approx(expected.scores.tolist())
+    page.get_by_test_id("heads").click()
+    page.locator("#map-said", has_text="measured").wait_for()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_accessible(chromium: Any, explorer: Launched, dark: bool) -> None:
     """axe-core finds nothing serious on any screen."""

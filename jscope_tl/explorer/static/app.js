@@ -155,9 +155,12 @@ async function layers() {
   showLayers(found, layer => { $("layer").value = layer; describe(); });
 }
 
+// `explain` is no scope; what it explains is a contrast, or a log-probability.
+const ofComponents = () => ({ scope: state.scope !== "explain" ? state.scope : state.baseline ? "contrastive" : "log_prob", options: options() });
+
 async function heads() {
   read();
-  const found = await busy("predicting all heads", tell => job("heads", { ...where(), scope: state.scope, options: options() }, tell));
+  const found = await busy("predicting all heads, measuring the strongest", tell => job("heads", { ...where(), ...ofComponents(), measure: 8 }, tell));
   if (!found) return;
   mapped = { heads: found };
   showHeads(found);
@@ -165,7 +168,7 @@ async function heads() {
 
 async function edges() {
   read();
-  const found = await busy("predicting all edges", tell => job("edges", { ...where(), scope: state.scope, options: options() }, tell));
+  const found = await busy("predicting all edges", tell => job("edges", { ...where(), ...ofComponents() }, tell));
   if (found) showFrame(found.view, found.says);
 }
 

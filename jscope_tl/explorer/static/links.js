@@ -21,6 +21,7 @@ const flag = (name, value) => FLAGS.includes(name) ? `--${name} ${shell(value)}`
 export function copied(what, result, model) {
   const { prompt, messages, tokens, scope, options: given, position, at: place, gradient } = result.asked;
   const more = [...Object.entries(given), ...(position === -1 ? [] : [["position", position]]), ...(place === "hook_embed" ? [] : [["at", place]]), ...(gradient === "plain" ? [] : [["gradient", gradient]])];
+  if (what === "python" && scope === "explain") return `js.explain(model, ${literal(prompt ?? result.tokens)}${Object.entries(given).map(([k, v]) => `, ${k}=${python(v)}`).join("")}${position === -1 ? "" : `, position=${position}`})`;
   if (what === "python") return `js.attribute(model, ${literal(prompt ?? result.tokens)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${python(v)}`).join("")})`;
   if (messages || tokens) throw new Error("There is no command for a chat or a row of a run; copy it as Python.");
   const said = [`--scope ${scope}`, `--model ${shell(model)}`, ...more.map(pair => flag(...pair))].join(" ");

@@ -38,7 +38,7 @@ export function showHeads(found) {
     value, says: `${found.hook_points[l]} head ${h}: ${short(value)} ${found.unit}${found.measured?.[l][h] != null ? ", measured" : found.refined[l][h] ? ", refined" : ", predicted"}`,
   })));
   $("map").replaceChildren(grid(found.values.map((_, l) => `layer ${l}`), found.values[0].map((_, h) => String(h)), cells, tell));
-  tell(`What taking each head away would do. Strongest: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)}`).join(", ")} ${found.unit}.`);
+  tell(`What taking each head away does (predicted, for the strongest measured), in ${found.unit}: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)} ${one.how}`).join(", ")}. Predictions can be off tenfold.`);
 }
 
 // A view of circuitsvis is a page of its own, which can reach neither this one nor the server.
