@@ -40,7 +40,7 @@ def messages(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= 1000 and all(isinstance(item, dict) for item in value)
 
 
-RESERVED = ("model", "prompt", "scope", "progress", "continuation", "position", "at", "spans", "by")
+RESERVED = ("model", "prompt", "scope", "progress", "continuation", "position", "at", "spans", "by", "of")
 """Parameters of the entry points that no scope has as an option: requests give them beside ``options``, or not at all."""
 
 

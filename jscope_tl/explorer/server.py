@@ -58,7 +58,7 @@ def app(model: Any, token: str, hosts: frozenset[str], ancestors: str = "'self'"
     async def answer(question: Callable[[Any, Any], Any], request: Request) -> Response:
         given = await _body(request)
         job = given.get("job") if isinstance(given, dict) else None
-        found = await worker.run(job if isinstance(job, str) else "", partial(question, model, given))
+        found = await worker.run(job if isinstance(job, str) else "", partial(question, model, given), _gone(request))
         if "page" in found:
             found = {**found, "view": _kept(views, found.pop("page"))}
         return Response(to_json(found), media_type="application/json")
@@ -166,6 +166,12 @@ async def _answered(request: Request, following: Next) -> Response:
     except Exception as error:  # the server survives whatever a model does
         log.exception("a call failed")
         return _refusal(500, f"Something went wrong: {type(error).__name__}: {str(error)[:300]}")
+
+
+async def _gone(request: Request) -> None:
+    """Returns when whoever asked has gone; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(request: Request) -> Any:

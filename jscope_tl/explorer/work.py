@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +54,21 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jscope")
         self._jobs: OrderedDict[str, Job] = OrderedDict()
 
-    async def run(self, name: str, call: Callable[[], Any]) -> Any:
-        """What the call returns.
+    async def run(self, name: str, call: Callable[[], Any], gone: Awaitable[Any]) -> Any:
+        """What the call returns; it is ended when ``gone``, which is awaited meanwhile, says that nobody waits for it any more.
 
         Raises:
             Cancelled, Busy, InputError: it was ended, too many wait, or one of that name is there.
             Exception: whatever the call raises.
         """
+        job = self._waiting(name)
+        leaving = asyncio.ensure_future(_ended(job, gone))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, job, call)
+        finally:
+            leaving.cancel()
+
+    def _waiting(self, name: str) -> Job:
         if name and self._jobs.get(name, Job("done")).state in ("waiting", "running"):
             raise InputError(f"There is a job {name!r} already; give each its own name.")
         if sum(job.state == "waiting" and not job.cancelled for job in self._jobs.values()) >= MOST_WAITING:
@@ -70,7 +78,7 @@ class Worker:
         self._jobs.move_to_end(name or f"#{id(job)}")  # a name that is used again is as young as its call
         while len(self._jobs) > REMEMBERED:
             self._jobs.popitem(last=False)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, job, call)
+        return job
 
     @staticmethod
     def _call(job: Job, call: Callable[[], Any]) -> Any:
@@ -105,3 +113,8 @@ class Worker:
         for job in self._jobs.values():
             job.cancelled = True
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+async def _ended(job: Job, gone: Awaitable[Any]) -> None:
+    await gone
+    job.cancelled = True

@@ -10,8 +10,8 @@ def explained(page: Any, prompt: str = PROMPT, scope: str = "log_prob") -> dict[
     page.get_by_test_id("prompt").fill(prompt)
     page.get_by_test_id("scope").select_option(scope)
     page.get_by_test_id("explain").click()
+    page.locator("[data-testid=cancel]:disabled").wait_for()  # what was there before may be of the same scope
     page.locator("#headline", has_text=scope).wait_for()
-    page.get_by_test_id("status").filter(has_text="").wait_for(state="attached")
     return scores(page)
 
 

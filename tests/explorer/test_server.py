@@ -1,5 +1,6 @@
 """The explorer's JSON interface: the same numbers as the entry points, refusals in a sentence, nobody but its own page."""
 
+import http.client
 import json
 import random
 import signal
@@ -92,6 +93,7 @@ def test_what_else_is_answered(explorer: Launched, pocket: Any) -> None:
         ("explain", {"prompt": TEXTS, "options": {"rank": {}}}, "options is an object"),
         ("explain", {"prompt": TEXTS, "options": {"scope": "fisher"}}, "none of them named"),
         ("answer", {"prompt": TEXTS, "options": {"model": 1}}, "none of them named"),
+        ("heads", {"prompt": TEXTS, "options": {"of": "heads"}}, "none of them named"),
         ("runs", {"folder": "x" * 5000}, "cannot be opened"),
         ("explain", {"tokens": [10**6]}, "out of range"),
         ("explain", {"messages": [{"role": "user", "content": "x"}]}, "no chat template"),
@@ -183,6 +185,24 @@ def test_a_waiting_call_is_cancelled(explorer: Launched) -> None:
     for thread in threads:
         thread.join(60)
     assert found == {"one": 409, "two": 409}
+
+
+def test_a_call_that_nobody_waits_for_ends(explorer: Launched) -> None:
+    """A page that was closed or loaded again keeps nobody waiting."""
+    host, _, port = explorer.base.removeprefix("http://").partition(":")
+    prompt, how = " ".join([TEXTS] * 12), {"method": "sampled", "probes": 100_000}
+    long = {"prompt": prompt, "scope": "fisher", "options": how, "job": "left alone"}
+    body = json.dumps(long)
+    connection = http.client.HTTPConnection(host, int(port))
+    connection.request("POST", "/api/explain", body, {"x-jscope-token": explorer.token})
+    for _ in range(600):
+        status, at, _ = explorer.ask("/api/progress?job=left%20alone")
+        if status == 200 and at["state"] == "running":
+            break
+        time.sleep(0.05)
+    connection.close()
+    assert explorer.ask("/api/predict", {"prompt": TEXTS})[0] == 200
+    assert explorer.ask("/api/progress?job=left%20alone")[1]["state"] == "cancelled"
 
 
 def anything(rng: random.Random, depth: int = 0) -> Any:
