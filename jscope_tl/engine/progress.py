@@ -69,7 +69,7 @@ def _watching() -> Any:
                 yield item
                 self.update(1)
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: int | float | None = 1) -> bool | None:
             self.n += n or 0
             _tell(self.desc, int(self.n), None if self.total is None else int(self.total))
             return None

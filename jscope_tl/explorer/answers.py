@@ -19,6 +19,7 @@ from jscope_tl.model.prompts import prompt_texts, to_position, to_str_tokens, to
 from jscope_tl.model.running import Passes, ends_at, undisturbed
 from jscope_tl.model.text import tokenized
 from jscope_tl.model.view import ModelView
+from jscope_tl.pocket.load import NAME
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.files import listed, plain
 from jscope_tl.scopes.directions import RandomDirectionScope
@@ -48,7 +49,7 @@ def about(model: Any) -> dict[str, Any]:
         "basis": plain(view.basis),
         "has_chat_template": bool(getattr(view.tokenizer, "chat_template", None)),
         "scopes": [EXPLAIN, *(_scope(name) for name in available_scopes() if name != "spectral")],
-        "examples": plain(examples("pocket" in view.name)),
+        "examples": plain(examples(view.name == NAME)),
         "gradients": ["plain", "attnlrp", "relp", "gim"],
     }
 

@@ -3,6 +3,7 @@
 import json
 import re
 from itertools import islice
+from os.path import expanduser
 from typing import Any
 
 from jscope_tl.corpus.dataset import CorpusRun, open_run
@@ -32,7 +33,7 @@ def runs(model: Any, given: Any) -> dict[str, Any]:
     if not given.get("folder", "").strip():
         raise InputError("folder is missing: that of a run, which jscope corpus wrote.")
     try:
-        run = open_run(given["folder"].strip())
+        run = open_run(expanduser(given["folder"].strip()))
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise InputError(
             f"The folder cannot be opened: {error.strerror}. Give that of a run, which jscope corpus wrote."
@@ -46,6 +47,7 @@ def runs(model: Any, given: Any) -> dict[str, Any]:
         "how": _how(run),
         "says": _says(run, model, first, len(rows)),
         "first": first,
+        "shown": SHOWN,
         "more": first + len(rows) < len(run),
     }
 

@@ -29,7 +29,7 @@ MOST_BYTES = 400_000
 MOST_VIEWS = 8
 """Views of circuitsvis that are kept; older ones are forgotten."""
 POLICY = "Content-Security-Policy"
-VIEW_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts; frame-ancestors 'self'"
+VIEW_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts; frame-ancestors {ancestors}"
 """A view is a page with scripts of its own, which can reach nothing."""
 HEADERS = {
     POLICY: "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors {ancestors}",
@@ -67,7 +67,7 @@ def app(model: Any, token: str, hosts: frozenset[str], ancestors: str = "'self'"
         page = views.get(request.path_params["name"])
         if page is None:
             return _refusal(404, "This view is forgotten; ask for it again.")
-        return Response(page, media_type="text/html", headers={POLICY: VIEW_POLICY})
+        return Response(page, media_type="text/html", headers={POLICY: VIEW_POLICY.format(ancestors=ancestors)})
 
     async def cancel(request: Request) -> Response:
         return JSONResponse({"cancelled": worker.cancel(_job(await _body(request)))})

@@ -61,6 +61,12 @@ def test_shown_in_a_notebook(explorer: js.Explorer, pocket: Any, chromium: Any, 
         page = context.new_page()
         page.goto(address)
         page.frames[1].wait_for_url(lambda url: url.startswith(explorer.url))
+        frame = page.frames[1]
+        frame.get_by_test_id("token").first.wait_for()
+        frame.get_by_test_id("edges").click()
+        frame.frame_locator("iframe.view").locator("canvas").first.wait_for()  # a page of localhost holds it as well
+        frame.locator("[data-copy=python]").click()
+        frame.get_by_test_id("status").filter(has_text="copied").wait_for()
         explorer.close()
         page.goto(address)
         frame = page.frames[1]

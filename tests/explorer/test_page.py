@@ -56,6 +56,19 @@ def test_by_keyboard_alone(page: Any) -> None:
     assert page.evaluate("document.activeElement.dataset.pos") == "1"
     page.keyboard.press("Enter")
     assert page.locator("#token-said").inner_text().startswith("tom, position 1, ")
+    bar = page.get_by_test_id("next-token").nth(1)
+    bar.focus()
+    token = bar.get_attribute("data-token")
+    page.keyboard.press("Enter")
+    page.locator("#headline", has_text='of " conservative"').wait_for()
+    assert page.evaluate("document.activeElement.dataset.token") == token  # redrawn, and still there
+    page.get_by_test_id("layers").focus()
+    page.keyboard.press("Enter")
+    page.locator(".map td[title]").first.wait_for()
+    page.locator(".map td[title]").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.locator("#layer").input_value() == "1"
 
 
 def test_what_is_claimed_can_be_tested(page: Any, explorer: Launched) -> None:
@@ -129,6 +142,10 @@ def test_an_answer_is_clicked(page: Any, pocket: Any) -> None:
     tokens.nth(0).click()
     tokens.nth(1).click(modifiers=["Shift"])
     page.locator("#answer-said", has_text='" liberal ."').wait_for()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#answer-said").inner_text().startswith('" liberal": ')
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#answer-said").inner_text().startswith('" .": ')
 
 
 def test_layers_and_heads(page: Any) -> None:

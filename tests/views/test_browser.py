@@ -182,6 +182,10 @@ def test_report_asks_nobody(pocket: Any, result: js.Attribution, browse: Any, tm
     assert page.locator("#series rect.influence").count() == 5
     page.locator("#results button").nth(3).click()
     assert page.locator(".map td[title]").count() == 4 * 17
+    assert page.locator(".map td[title]").first.is_visible()
+    assert not page.locator("[data-save=png]").is_visible()  # of tokens, which a map has none of
+    page.locator("#results button").nth(0).click()
+    assert page.locator("#map").inner_text() == ""
     assert opened.errors == []
     assert opened.foreign == []
 

@@ -1,7 +1,7 @@
 // The answer: its tokens, and what each of them, or a span, comes from.
 
 import { $, arrows, colour, make, percent, short } from "./dom.js";
-import { visible } from "./tokens.js";
+import { ofWhat, visible } from "./tokens.js";
 
 let first = null, pressed = null;
 
@@ -16,13 +16,14 @@ export function showAnswer(found, explainSpan) {
       first = i;
       showRow(found, i, buttons);
     });
-    button.addEventListener("focus", () => { if (!first) showRow(found, i, buttons); });
+    button.addEventListener("focus", () => showRow(found, i, buttons));
     button.addEventListener("pointerdown", event => { if (!event.shiftKey) pressed = i; });
     button.addEventListener("pointerup", () => { if (pressed !== null && pressed !== i) explainSpan?.(Math.min(pressed, i), Math.max(pressed, i) + 1, found.tokens.slice(start)); pressed = null; });
     return button;
   });
   $("answer-tokens").replaceChildren(...buttons);
   arrows($("answer-tokens"), [buttons]);
+  $("answer-of").textContent = `${ofWhat(found, start)}:`;
   $("answer-template").textContent = found.template;
   $("continued").hidden = false;
   first = null;

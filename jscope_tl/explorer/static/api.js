@@ -5,15 +5,16 @@ const held = document.getElementById("frozen");
 
 export const frozen = held && JSON.parse(held.textContent);
 
-async function answered(path, given) {
+async function answered(path, given, signal) {
   const how = given === undefined ? {} : { method: "POST", body: JSON.stringify(given) };
-  const response = await fetch(`api/${path}`, { ...how, headers: { "x-jscope-token": token, "content-type": "application/json" } });
+  const response = await fetch(`api/${path}`, { ...how, signal, headers: { "x-jscope-token": token, "content-type": "application/json" } })
+    .catch(() => { throw new Error("The server does not answer. Is jscope app still running?"); });
   if (response.ok) return response;
   const found = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
   throw Object.assign(new Error(found.error), { status: response.status });
 }
 
-export const ask = async (path, given) => (await answered(path, given)).json();
+export const ask = async (path, given, signal) => (await answered(path, given, signal)).json();
 export const fetchText = async path => (await answered(path)).text();
 
 const running = new Set();

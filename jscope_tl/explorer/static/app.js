@@ -6,18 +6,19 @@ import { bars } from "./bars.js";
 import { addMessage, messagesOf, writeMessages } from "./chat.js";
 import { aligned, columns } from "./compare.js";
 import { $, make, percent, short } from "./dom.js";
-import { attributionOf, frozenPage, picture, save } from "./export.js";
+import { attributionOf, frozenPage, picture, save, toClipboard } from "./export.js";
 import { copied, fromLink } from "./links.js";
-import { showFrame, showHeads, showLayers } from "./maps.js";
+import { clearMap, showFrame, showHeads, showLayers } from "./maps.js";
 import { showRuns } from "./runs.js";
 import { showSeries } from "./series.js";
-import { rankOf, said, scaleOf, visible } from "./tokens.js";
+import { rankOf, said, scaleOf, tail, visible } from "./tokens.js";
 
 const FIELDS = ["prompt", "scope", "target", "baseline", "gradient"];
 const literal = JSON.stringify;
 const quoted = text => literal(visible(text));
 
-let about, state = { prompt: "", messages: null, tokens: null, scope: "log_prob", target: "", baseline: "", gradient: "plain", layer: 0, position: -1, options: {} };
+const fresh = () => ({ prompt: "", messages: null, tokens: null, scope: "log_prob", target: "", baseline: "", gradient: "plain", layer: 0, position: -1, options: {} });
+let about, state = fresh(), linked = "", predicting = null;
 let current = null, kept = [], chosen = null, asked = 0, answered = null, mapped = null;
 const seconds = {};
 
@@ -57,7 +58,7 @@ async function busy(what, call) {
 
 async function explain() {
   read();
-  const link = encodeURIComponent(literal(state));
+  const link = linked = encodeURIComponent(literal(state));
   location.hash = link;
   const asking = request(), [found, control] = await busy("explaining", async tell => [
     await job("explain", asking, tell),
@@ -65,18 +66,21 @@ async function explain() {
   ]) ?? [];
   if (!found) return;
   seconds[asking.scope] = found.seconds;
-  current = { ...found, name: nameOf(found), asked: asking, link };
+  current = { ...found, name: nameOf(found, asking), asked: asking, link };
   if (control) current.control = { ...control, off_scale: found.off_scale, name: "random direction (control)" };
   chosen = null;
+  const focused = $("token").contains(document.activeElement);
   $("token").hidden = true;
   show();
+  if (focused) $("columns").querySelector(".explained").focus();
 }
 
-// Rules and reductions are named behind the scope.
-function nameOf(r) {
+// Rules and reductions are named behind the scope, and so are its options.
+function nameOf(r, { options: given }) {
   const [scope, ...rules] = r.scope.split(", ");
+  const own = Object.entries(given).filter(([name]) => !["target", "baseline"].includes(name));
   const target = r.options.target === undefined ? "" : ` of ${quoted(r.prediction.target.str_token)}`;
-  return [`${scope}${target}${r.baseline ? ` against ${quoted(r.baseline)}` : ""}`, ...rules].join(", ");
+  return [`${scope}${target}${r.baseline ? ` against ${quoted(r.baseline)}` : ""}`, ...rules, ...own.map(([name, value]) => `${name} ${value}`)].join(", ");
 }
 
 const shown = () => [current, ...kept.filter(one => one !== current), ...(current.control ? [current.control] : [])];
@@ -85,6 +89,7 @@ function show() {
   const { provenance: p } = current, results = shown(), log = $("log").checked, layered = current.hook_points.length > 0;
   const took = current.seconds === undefined ? "" : ` in ${current.seconds.toFixed(2)} s`;
   $("result").hidden = false;
+  document.querySelector("[data-save=png]").hidden = layered; // tokens in one colour are not what it shows
   $("headline").textContent = `${current.name}, at position ${current.position} (${quoted(current.str_tokens[current.position])}), ${p.hook_point}, in ${current.unit}; ` +
     `${p.n_forward} forward, ${p.n_backward} backward passes${took}. The scores are sizes, not shares: they do not add up.`;
   $("columns").replaceChildren(...(layered ? [] : $("aligned").checked ? [aligned(results, log)] : columns(results, log, choose, removal)));
@@ -96,7 +101,7 @@ function show() {
   nextTokens({ ...current, top: current.prediction.top });
 }
 
-const removal = one => !frozen && kept.includes(one) && (() => { kept = kept.filter(other => other !== one); show(); });
+const removal = one => !frozen && kept.includes(one) && (() => { kept = kept.filter(other => other !== one); show(); $("compare-add").focus(); });
 
 function choose(result, i, button, focused = false) {
   const same = chosen?.result === result && chosen.i === i;
@@ -136,7 +141,8 @@ async function ablate() {
 async function answer() {
   read();
   const scope = takes("target") && state.scope !== "semantic" ? "log_prob" : state.scope;
-  const given = { ...promptOf(), scope, gradient: state.gradient, at: at(state.layer), by: "word" }, own = $("answer").value;
+  const { target, baseline, ...more } = scope === state.scope ? options() : {};
+  const given = { ...promptOf(), scope, options: more, gradient: state.gradient, at: at(state.layer), by: "word" }, own = $("answer").value;
   const found = await busy("continuing", tell => job("answer", own ? { ...given, continuation: own } : { ...given, max_new_tokens: Number($("more").value) }, tell));
   if (!found) return;
   answered = found;
@@ -190,7 +196,9 @@ async function predict() {
   read();
   const asking = literal(promptOf()), count = $(state.messages ? "chat-count" : "count");
   if (!state.messages && !state.prompt && !state.tokens) { count.textContent = "0 tokens"; $("next").replaceChildren(); return; }
-  const found = await ask("predict", { ...promptOf(), position: state.position }).catch(error => { count.textContent = error.message; });
+  predicting?.abort(); // whoever types has no use for what was asked before
+  const { signal } = predicting = new AbortController();
+  const found = await ask("predict", { ...promptOf(), position: state.position }, signal).catch(error => { if (!signal.aborted) count.textContent = error.message; });
   if (!found || asking !== literal(promptOf())) return;
   count.textContent = `${found.tokens.length} tokens`;
   nextTokens(found);
@@ -225,11 +233,12 @@ function describe() {
   const own = scope?.options.filter(name => !["target", "baseline"].includes(name)) ?? [];
   $("more-options").hidden = !own.length;
   $("options").replaceChildren(...own.map(name => make("label", {}, `${name} `, make("input", { name, size: 8, placeholder: "default", value: state.options[name] ?? "" }))));
+  if (own.some(name => (state.options[name] ?? "") !== "")) $("more-options").open = true;
 }
 
 async function copy(what) {
   try {
-    await navigator.clipboard.writeText(copied(what, current, about.model));
+    await toClipboard(copied(what, current));
     $("status").textContent = "copied";
   } catch (error) { $("error").textContent = error.message; }
 }
@@ -240,8 +249,10 @@ const SAVES = {
   html: async () => save("attribution.html", await frozenPage({ about, results: shown().filter(one => one !== current.control), answer: answered, ...mapped }), "text/html"),
 };
 
-async function runs(first = 0) {
-  const asking = { folder: $("run-folder").value, contains: $("run-contains").value || null, target: $("run-target").value || null, first };
+const filtered = () => ({ folder: $("run-folder").value, contains: $("run-contains").value || null, target: $("run-target").value || null });
+
+async function runs(of = filtered(), first = 0) {
+  const asking = { ...of, first };
   const found = await busy("opening the run", tell => job("runs", asking, tell));
   if (!found) return;
   showRuns(found, row => {
@@ -251,7 +262,7 @@ async function runs(first = 0) {
     write();
     explain();
     $("prompt").scrollIntoView();
-  }, by => runs(first + 50 * by));
+  }, by => runs(of, found.first + by * found.shown));
 }
 
 async function start() {
@@ -265,12 +276,19 @@ async function start() {
   $("examples").append(...about.examples.map((one, i) => make("option", { value: i, textContent: one.prompt })));
   $("layer").max = about.n_layers;
   $("as-chat-label").hidden = !about.has_chat_template;
-  const linked = location.hash.length > 1;
-  if (linked) state = { ...state, ...fromLink(location.hash.slice(1), state) };
+  state.prompt = about.examples[0].prompt;
+  if (location.hash.length > 1) await followed();
+  else write();
+  if (!current) await predict();
+}
+
+// What a link says, also one that is pasted, gone back to, or opened in this page.
+async function followed() {
+  linked = location.hash.slice(1);
+  state = { ...fresh(), ...fromLink(linked, fresh()) };
   state.prompt ||= about.examples[0].prompt;
   write();
-  if (linked) await explain();
-  if (!current) await predict();
+  await explain();
 }
 
 function showFrozen() {
@@ -280,23 +298,24 @@ function showFrozen() {
     kept = frozen.results.filter(one => one !== result && !one.hook_points.length && one.str_tokens.join("\0") === result.str_tokens.join("\0")).slice(0, 3);
     for (const other of $("results").children) other.setAttribute("aria-pressed", String(other === button));
     $("token").hidden = true;
+    clearMap();
     show();
+    if (frozen.layers && !result.hook_points.length) showLayers(frozen.layers);
+    if (frozen.heads) showHeads(frozen.heads);
+    $("layers-section").hidden = !$("map").children.length;
   };
   const buttons = frozen.results.map(result => {
-    const text = visible(result.str_tokens.join("").trim());
-    const button = make("button", { type: "button", textContent: `${result.name} · ${text.length > 50 ? `…${text.slice(-50)}` : text}`, onclick: () => pick(result, button) });
+    const button = make("button", { type: "button", textContent: `${result.name} · ${tail(result.str_tokens.join("").trim(), 50)}`, onclick: () => pick(result, button) });
     return button;
   });
   $("results").replaceChildren(...buttons);
   $("results").hidden = buttons.length < 2;
   pick(frozen.results[0], buttons[0]);
   if (frozen.answer) showAnswer(frozen.answer);
-  if (frozen.layers) showLayers(frozen.layers);
-  if (frozen.heads) showHeads(frozen.heads);
-  $("layers-section").hidden = !$("map").children.length;
 }
 
 $("ask").addEventListener("submit", event => { event.preventDefault(); explain(); });
+addEventListener("hashchange", () => { if (about && !frozen && location.hash.length > 1 && location.hash.slice(1) !== linked) followed(); });
 $("runs-form").addEventListener("submit", event => { event.preventDefault(); runs(); });
 $("prompt").addEventListener("input", typed);
 $("prompt").addEventListener("keydown", event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); explain(); } });

@@ -6,6 +6,7 @@ import { visible } from "./tokens.js";
 // Without `explain` and `against`, which take a token's text, nothing can be clicked.
 export function bars(top, position, texts, explain, against) {
   $("next-where").textContent = texts.length ? `after position ${position} (${JSON.stringify(visible(texts[position]))})` : "";
+  const focused = $("next").contains(document.activeElement) && document.activeElement.closest("li").querySelector(".pick").dataset.token;
   $("next").replaceChildren(...top.map(t => {
     const pick = make(explain ? "button" : "span", { className: "pick" }, make("span", { textContent: visible(t.str_token) }),
       make("meter", { min: 0, max: 1, value: t.probability }), make("span", { textContent: percent(t.probability) }));
@@ -18,4 +19,5 @@ export function bars(top, position, texts, explain, against) {
     return make("li", {}, pick, beside);
   }));
   arrows($("next"), [...$("next").children].map(row => [...row.querySelectorAll("button")]));
+  if (focused) ($("next").querySelector(`button[data-token="${focused}"]`) ?? $("next").querySelector("button"))?.focus();
 }

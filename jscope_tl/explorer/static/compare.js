@@ -1,7 +1,7 @@
 // Results side by side: as columns, or as one table by position.
 
 import { colour, make, short } from "./dom.js";
-import { correlation, draw, said, scaleOf, visible } from "./tokens.js";
+import { correlation, draw, said, scaleOf, titled, visible } from "./tokens.js";
 
 const sameTokens = (a, b) => a.str_tokens.join("\0") === b.str_tokens.join("\0");
 const scored = (one, i) => short(one.scores[i]) + (one.stderr ? ` ± ${short(one.stderr[i])}` : "");
@@ -19,7 +19,7 @@ export function columns(results, log, choose, remove) {
     const rows = best.map(i => make("tr", {}, make("td", { textContent: JSON.stringify(visible(one.str_tokens[i])) }), make("td", { className: "n", textContent: i }), make("td", { className: "n", textContent: scored(one, i) })));
     const head = make("tr", {}, ...["token", "position", `score (${one.unit})`].map(textContent => make("th", { scope: "col", textContent })));
     const button = remove(one) ? [make("button", { type: "button", textContent: "Remove", onclick: remove(one) })] : [];
-    return make("section", { className: "column" }, make("h3", { textContent: one.name }), draw(one, scaleOf([one], log), choose), make("p", { className: "quiet", textContent: agreement(first, one) }),
+    return make("section", { className: "column" }, make("h3", { textContent: titled(one) }), draw(one, scaleOf([one], log), choose), make("p", { className: "quiet", textContent: agreement(first, one) }),
       make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)), ...button);
   });
 }
@@ -27,10 +27,10 @@ export function columns(results, log, choose, remove) {
 // Those of other prompts have no place in it.
 export function aligned(results, log) {
   const alike = results.filter(one => sameTokens(results[0], one)), scales = alike.map(one => scaleOf([one], log));
-  const head = make("tr", {}, ...["position", "token", ...alike.map(one => `${one.name} (${one.unit})`)].map(textContent => make("th", { scope: "col", textContent })));
+  const head = make("tr", {}, ...["position", "token", ...alike.map(one => `${titled(one)} (${one.unit})`)].map(textContent => make("th", { scope: "col", textContent })));
   const rows = results[0].str_tokens.slice(0, results[0].position + 1).map((text, i) => make("tr", {}, make("td", { className: "n", textContent: i }), make("td", { textContent: visible(text) }),
     ...alike.map((one, k) => {
-      const share = i <= one.position ? scales[k].at(one.scores[i]) : 0, cell = make("td", { className: "n", title: said(one, i), textContent: scored(one, i) });
+      const share = i <= one.position ? scales[k].at(one.scores[i]) : 0, cell = make("td", { className: "n", title: said(one, i), textContent: i <= one.position ? scored(one, i) : "" });
       Object.assign(cell.style, { backgroundColor: colour(share), color: share > 0.98 ? "#fff" : "#000" });
       return cell;
     })));

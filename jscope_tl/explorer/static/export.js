@@ -2,7 +2,7 @@
 
 import { fetchText } from "./api.js";
 import { colour, make } from "./dom.js";
-import { scaleOf, visible } from "./tokens.js";
+import { scaleOf, titled, visible } from "./tokens.js";
 
 export function save(name, content, type) {
   const link = make("a", { download: name, href: URL.createObjectURL(new Blob([content], { type })) });
@@ -13,6 +13,18 @@ export function save(name, content, type) {
 // As `Attribution` saves it: what the page adds is left out.
 export function attributionOf({ control, asked, name, off_scale, series, seconds, link, ...saved }) {
   return JSON.stringify(saved, null, 1);
+}
+
+// Clipboards are for this machine and HTTPS, and not for every frame: without one, as of old.
+export async function toClipboard(text) {
+  if (await navigator.clipboard?.writeText(text).then(() => true, () => false)) return;
+  const before = document.activeElement, held = make("textarea", { value: text });
+  document.body.append(held);
+  held.select();
+  const done = document.execCommand("copy");
+  held.remove();
+  before?.focus();
+  if (!done) throw new Error(`The browser lets this page copy nothing. Copy it from here: ${text}`);
 }
 
 export const frozenPage = async data => (await fetchText("shell")).replace('<meta name="jscope-data">', () => `<script type="application/json" id="frozen">${JSON.stringify(data).replaceAll("<", "\\u003c")}</script>`);
@@ -27,7 +39,7 @@ export function picture(results, log, model) {
     let y = MARGIN;
     const line = (said, font, ink) => { drawing.font = font; if (paint) { drawing.fillStyle = ink; drawing.fillText(said, MARGIN, y + 14, SHEET - 2 * MARGIN); } y += 24; };
     for (const one of results) {
-      line(`${one.name}, ${one.unit}`, "600 15px sans-serif", "#1f2328");
+      line(`${titled(one)}, ${one.unit}`, "600 15px sans-serif", "#1f2328");
       y = tokensOf(one, scaleOf([one], log), drawing, y, paint) + STEP + 10;
     }
     line(`${model}; ${scaleOf([results[0]], log).says}${results.length > 1 ? "; each on its own scale" : ""}`, "13px sans-serif", "#57606a");

@@ -1,6 +1,7 @@
 // What says once more what is shown: a link, a line of Python, a command.
 
 const literal = JSON.stringify;
+const PLAIN = { model: "jscope-pocket", device: "cpu", dtype: "float32" };
 const FLAGS = ["target", "baseline", "position", "at", "gradient"];
 
 // What a link holds, as far as it has the types of what a page puts there; nothing of a link that was cut.
@@ -16,14 +17,15 @@ export function fromLink(text, state) {
 
 const python = value => value === null ? "None" : value === true ? "True" : value === false ? "False" : literal(value);
 const shell = text => `'${String(text).replaceAll("'", "'\\''")}'`;
-const flag = (name, value) => FLAGS.includes(name) ? `--${name} ${shell(value)}` : `-o ${shell(`${name}=${value}`)}`;
+const flag = (name, value) => FLAGS.includes(name) ? `--${name}=${shell(value)}` : `-o ${shell(`${name}=${value}`)}`;
 
-export function copied(what, result, model) {
+export function copied(what, result) {
   const { prompt, messages, tokens, scope, options: given, position, at: place, gradient } = result.asked;
   const more = [...Object.entries(given), ...(position === -1 ? [] : [["position", position]]), ...(place === "hook_embed" ? [] : [["at", place]]), ...(gradient === "plain" ? [] : [["gradient", gradient]])];
   if (what === "python" && scope === "explain") return `js.explain(model, ${literal(prompt ?? result.tokens)}${Object.entries(given).map(([k, v]) => `, ${k}=${python(v)}`).join("")}${position === -1 ? "" : `, position=${position}`})`;
   if (what === "python") return `js.attribute(model, ${literal(prompt ?? result.tokens)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${python(v)}`).join("")})`;
   if (messages || tokens) throw new Error("There is no command for a chat or a row of a run; copy it as Python.");
-  const said = [`--scope ${scope}`, `--model ${shell(model)}`, ...more.map(pair => flag(...pair))].join(" ");
+  const { model_name: model, device, dtype } = result.provenance, loaded = Object.entries({ model, device, dtype }).filter(([name, value]) => value !== PLAIN[name]);
+  const said = [`--scope ${scope}`, ...loaded.map(([name, value]) => `--${name}=${shell(value)}`), ...more.map(pair => flag(...pair))].join(" ");
   return prompt.startsWith("-") ? `jscope ${said} -- ${shell(prompt)}` : `jscope ${shell(prompt)} ${said}`;
 }

@@ -1,7 +1,7 @@
 // Maps of layers: by position, and by head.
 
 import { $, arrows, colour, make, short } from "./dom.js";
-import { visible } from "./tokens.js";
+import { ofWhat, visible } from "./tokens.js";
 
 function grid(rows, columns, cells, tell, choose) {
   const top = Math.max(1e-30, ...cells.flat().filter(c => !c.off).map(c => Math.abs(c.value)));
@@ -12,6 +12,7 @@ function grid(rows, columns, cells, tell, choose) {
     td.style.backgroundColor = colour(Math.min(1, Math.abs(cell.value) / top), cell.value < 0);
     for (const kind of ["mouseenter", "focus"]) td.addEventListener(kind, () => tell(cell.says));
     td.addEventListener("click", () => choose?.(i, j));
+    td.addEventListener("keydown", event => { if (event.key === "Enter") choose?.(i, j); });
     return td;
   }));
   const body = elements.map((row, i) => make("tr", {}, make("th", { scope: "row", textContent: rows[i] }), ...row));
@@ -30,7 +31,8 @@ export function showLayers(found, choose) {
     value: row[t], off: found.off_scale.includes(t), says: `${JSON.stringify(text)} at ${t}, ${found.hook_points[l]}: ${short(row[t])} ${found.unit}`,
   })));
   $("map").replaceChildren(grid(rows, columns, cells, tell, choose));
-  tell("One scale for all layers; later layers are closer to the prediction. Hover, or use the arrow keys.");
+  $("map-of").textContent = ofWhat(found);
+  tell(`One scale for all layers; later layers are closer to the prediction. Hover, or use the arrow keys${choose ? "; a click or Enter takes the layer for the next explanation" : ""}.`);
 }
 
 export function showHeads(found) {
@@ -38,7 +40,14 @@ export function showHeads(found) {
     value, says: `${found.hook_points[l]} head ${h}: ${short(value)} ${found.unit}${found.measured?.[l][h] != null ? ", measured" : found.refined[l][h] ? ", refined" : ", predicted"}`,
   })));
   $("map").replaceChildren(grid(found.values.map((_, l) => `layer ${l}`), found.values[0].map((_, h) => String(h)), cells, tell));
+  $("map-of").textContent = ofWhat(found);
   tell(`What taking each head away does (predicted, for the strongest measured), in ${found.unit}: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)} ${one.how}`).join(", ")}. Predictions can be off tenfold.`);
+}
+
+export function clearMap() {
+  $("map").replaceChildren();
+  $("map-of").textContent = "";
+  tell("");
 }
 
 // A view of circuitsvis is a page of its own, which can reach neither this one nor the server.

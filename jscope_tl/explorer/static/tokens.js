@@ -20,7 +20,20 @@ export function rankOf(result, i) {
   return 1 + result.scores.filter((s, t) => t <= result.position && !result.off_scale.includes(t) && s > result.scores[i]).length;
 }
 
+// The end of a text.
+export const tail = (text, n) => { const letters = [...visible(text)]; return letters.length > n ? `…${letters.slice(-n).join("")}` : letters.join(""); };
+
+// What is explained: a measure, and after which words.
+export const ofWhat = (r, n = r.position + 1) => `${r.scope}, after ${JSON.stringify(tail(r.str_tokens.slice(0, n).join(""), 50))}`;
+
+// A result among others: its name, and where it is from as far as that is not the usual place.
+export function titled(r) {
+  const place = r.provenance.hook_point === "hook_embed" ? "" : `, ${r.provenance.hook_point}`;
+  return `${r.name}${place}${r.position === r.str_tokens.length - 1 ? "" : `, at position ${r.position}`}`;
+}
+
 export function said(result, i) {
+  if (i > result.position) return `${visible(result.str_tokens[i]).trim() || "blank"}, position ${i}, after the explained position ${result.position}: of no influence on it`;
   const [score, error] = [result.scores[i], result.stderr?.[i]];
   const kept = result.scores.filter((s, t) => !result.off_scale.includes(t));
   const share = score / Math.max(...kept, 1e-30);
