@@ -11,7 +11,7 @@ from torch import Tensor
 from jscope_tl.attribution.attribute import attribute
 from jscope_tl.attribution.explain import explain as cause
 from jscope_tl.attribution.text import attribute_text
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, nearest
 from jscope_tl.explorer.examples import examples
 from jscope_tl.explorer.requests import PROMPT, SETTINGS, TEXT, as_request, checked, prompt_of
 from jscope_tl.model.chats import is_chat
@@ -110,13 +110,17 @@ def explain(model: Any, given: Any) -> dict[str, Any]:
     how = {name: given[name] for name in ("at", "per", "reduction", "path", "gradient", "frozen") if name in given}
     how = {"position": given.get("position", -1), "progress": False, **how, **given.get("options", {})}
     started = time.perf_counter()
-    if given.get("scope") == "explain":
-        result = cause(
-            model, ids, **{name: how[name] for name in ("position", "progress", "target", "baseline") if name in how}
-        )
-    else:
-        result = attribute(model, ids, given.get("scope", "semantic"), **how)
+    scope = given.get("scope", "semantic")
+    result = _caused(model, ids, how) if scope == EXPLAIN["name"] else attribute(model, ids, scope, **how)
     return {**described(result), "seconds": time.perf_counter() - started}
+
+
+def _caused(model: Any, ids: Int[Tensor, "pos"], how: Mapping[str, Any]) -> Attribution:
+    taken = ("target", "baseline", "n", "position", "gradient", "progress")
+    for name in how:
+        if name not in taken:
+            raise InputError(f"explain takes no {name}.{nearest(name, taken)} It takes {', '.join(taken[:-1])}.")
+    return cause(model, ids, **how)
 
 
 def described(result: Attribution) -> dict[str, Any]:

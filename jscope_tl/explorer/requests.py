@@ -125,6 +125,9 @@ def as_request(given: Any) -> Any:
     at = given.get("hook_points") or given["provenance"].get("hook_point")
     scope = str(given.get("scope")).partition(",")[0]  # rules and reductions are named behind it
     asked = {name: given.get(name) for name in ("tokens", "position", "job")}
+    if scope == "explain":  # which has a hook point of its own
+        at = None
+        options.pop("choice", None)
     return {**asked, "scope": scope, **how, "at": at, "options": options}
 
 

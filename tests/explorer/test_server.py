@@ -58,6 +58,16 @@ def test_explanations_are_what_attribute_saves(explorer: Launched, pocket: Any, 
         assert found[name] == expected[name]
 
 
+def test_causes_are_what_explain_saves(explorer: Launched, pocket: Any) -> None:
+    """With all that it takes, and once more from what it gave."""
+    how = {"target": " are", "baseline": " is", "n": 2}
+    given = {"prompt": TEXTS, "scope": "explain", "options": how, "position": 5, "gradient": "relp"}
+    _, found, _ = explorer.ask("/api/explain", given)
+    expected = saved(js.explain(pocket, TEXTS, position=5, gradient="relp", **how))
+    torch.testing.assert_close(torch.tensor(found["scores"]), torch.tensor(expected["scores"]), rtol=1e-3, atol=1e-6)
+    assert without_cost(explorer.ask("/api/explain", found)[1]) == without_cost(found)
+
+
 def test_what_else_is_answered(explorer: Launched, pocket: Any) -> None:
     _, tokens, _ = explorer.ask("/api/tokens", {"prompt": TEXTS})
     assert tokens["tokens"] == pocket.to_tokens(TEXTS)[0].tolist()
@@ -100,6 +110,8 @@ def test_what_else_is_answered(explorer: Launched, pocket: Any) -> None:
         ("ablate", {"prompt": TEXTS}, "token is missing"),
         ("ablate", {"prompt": TEXTS, "token": 5, "position": 3}, "comes after"),
         ("answer", {"prompt": TEXTS, "continuation": "xyz", "spans": [[3, 1]]}, "span|merges"),
+        ("explain", {"prompt": TEXTS, "scope": "explain", "options": {"targte": " are"}}, "Did you mean 'target'"),
+        ("explain", {"prompt": TEXTS, "scope": "explain", "at": "blocks.2.hook_resid_post"}, "explain takes no at"),
         ("explain", [1], "A request is a JSON object"),
     ],
 )

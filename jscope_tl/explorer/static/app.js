@@ -27,7 +27,8 @@ const scopeOf = name => about.scopes.find(one => one.name === name);
 const takes = (option, scope = state.scope) => Boolean(scopeOf(scope)?.options.includes(option));
 const promptOf = () => state.tokens ? { tokens: state.tokens } : state.messages ? { messages: state.messages } : { prompt: state.prompt };
 const where = () => ({ ...promptOf(), position: state.position, gradient: state.gradient });
-const request = () => ({ ...where(), scope: state.scope, options: options(), at: at(state.layer) });
+const places = () => state.scope !== "explain"; // it has a hook point and rules of its own
+const request = () => ({ ...(places() ? { ...where(), at: at(state.layer) } : { ...promptOf(), position: state.position }), scope: state.scope, options: options() });
 
 function options() {
   const own = Object.entries(state.options).filter(([name, value]) => value !== "" && takes(name)).map(([name, value]) => [name, parsed(value)]);
@@ -62,7 +63,7 @@ async function explain() {
   location.hash = link;
   const asking = request(), [found, control] = await busy("explaining", async tell => [
     await job("explain", asking, tell),
-    $("control").checked ? await job("control", { ...where(), at: at(state.layer) }, tell) : null,
+    $("control").checked ? await job("control", { ...where(), at: places() ? at(state.layer) : "hook_embed" }, tell) : null,
   ]) ?? [];
   if (!found) return;
   seconds[asking.scope] = found.seconds;
@@ -155,7 +156,7 @@ async function answer() {
 
 async function layers() {
   read();
-  const found = await busy("every layer", tell => job("explain", { ...request(), at: "resid_pre" }, tell));
+  const found = await busy("every layer", tell => job("explain", { ...where(), ...ofComponents(), at: "resid_pre" }, tell));
   if (!found) return;
   mapped = { layers: found };
   showLayers(found, layer => { $("layer").value = layer; describe(); });
@@ -230,6 +231,7 @@ function describe() {
   $("where").textContent = at(Number($("layer").value));
   $("question").textContent = scope ? `${scope.question} Unit: ${scope.unit}. Price: one forward pass and ${scope.price}${took === undefined ? "" : `; last time ${took.toFixed(2)} s`}.` : "";
   for (const name of ["target", "baseline"]) $(name).disabled = !takes(name, scope?.name);
+  for (const name of ["layer", "gradient"]) $(name).disabled = scope?.name === "explain";
   const own = scope?.options.filter(name => !["target", "baseline"].includes(name)) ?? [];
   $("more-options").hidden = !own.length;
   $("options").replaceChildren(...own.map(name => make("label", {}, `${name} `, make("input", { name, size: 8, placeholder: "default", value: state.options[name] ?? "" }))));

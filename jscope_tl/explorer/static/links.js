@@ -20,7 +20,7 @@ const shell = text => `'${String(text).replaceAll("'", "'\\''")}'`;
 const flag = (name, value) => FLAGS.includes(name) ? `--${name}=${shell(value)}` : `-o ${shell(`${name}=${value}`)}`;
 
 export function copied(what, result) {
-  const { prompt, messages, tokens, scope, options: given, position, at: place, gradient } = result.asked;
+  const { prompt, messages, tokens, scope, options: given, position, at: place = "hook_embed", gradient = "plain" } = result.asked;
   const more = [...Object.entries(given), ...(position === -1 ? [] : [["position", position]]), ...(place === "hook_embed" ? [] : [["at", place]]), ...(gradient === "plain" ? [] : [["gradient", gradient]])];
   if (what === "python" && scope === "explain") return `js.explain(model, ${literal(prompt ?? result.tokens)}${Object.entries(given).map(([k, v]) => `, ${k}=${python(v)}`).join("")}${position === -1 ? "" : `, position=${position}`})`;
   if (what === "python") return `js.attribute(model, ${literal(prompt ?? result.tokens)}, ${literal(scope)}${more.map(([k, v]) => `, ${k}=${python(v)}`).join("")})`;
