@@ -148,11 +148,18 @@ def test_an_answer_is_clicked(page: Any, pocket: Any) -> None:
     assert page.locator("#answer-said").inner_text().startswith('" .": ')
 
 
-def test_layers_and_heads(page: Any) -> None:
+def test_layers_and_heads(page: Any, pocket: Any) -> None:
     explained(page)
     page.get_by_test_id("layers").click()
     page.locator(".map td[title]").first.wait_for()
     assert page.locator(".map td[title]").count() == 4 * 17
+    layers = js.attribute(pocket, PROMPT, "log_prob", at="resid_pre")
+    for row, scores in zip(
+        page.locator(".map tbody tr").all(), layers.scores[:, 1:], strict=True
+    ):  # BOS has no part in it
+        darkest = row.locator("td").nth(1 + int(scores.argmax())).evaluate("e => e.style.backgroundColor")
+        assert darkest == "rgb(191, 84, 0)"
+        assert row.locator("th").inner_text().endswith(f", to {float(scores.max()):.4g}")
     page.get_by_test_id("heads").click()
     page.locator("#map-said", has_text="taking each head away").wait_for()
     assert page.locator(".map td[title]").count() == 16

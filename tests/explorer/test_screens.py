@@ -223,7 +223,7 @@ def test_causes_stand_beside_the_scopes(page: Any, pocket: Any) -> None:
     page.locator("#map-said", has_text="measured").wait_for()
     assert page.locator("#layer").is_disabled()
     page.get_by_test_id("layers").click()
-    page.locator("#map-said", has_text="One scale").wait_for()
+    page.locator("#map-said", has_text="Each layer has its own scale").wait_for()
     assert page.locator("#map-of").inner_text().startswith("contrastive, after")
     assert page.locator(".map td[title]").count() == 4 * 17
 

@@ -3,13 +3,15 @@
 import { $, arrows, colour, make, short } from "./dom.js";
 import { ofWhat, visible } from "./tokens.js";
 
-function grid(rows, columns, cells, tell, choose) {
-  const top = Math.max(1e-30, ...cells.flat().filter(c => !c.off).map(c => Math.abs(c.value)));
+const topOf = cells => Math.max(1e-30, ...cells.filter(c => !c.off).map(c => Math.abs(c.value)));
+
+// `tops`: the end of each row's scale.
+function grid(rows, columns, cells, tops, tell, choose) {
   const head = make("tr", {}, make("td"), ...columns.map(name => make("th", { scope: "col" }, make("span", { textContent: name }))));
   const elements = cells.map((row, i) => row.map((cell, j) => {
     const td = make("td", { title: cell.says });
     td.setAttribute("aria-label", cell.says);
-    td.style.backgroundColor = colour(Math.min(1, Math.abs(cell.value) / top), cell.value < 0);
+    td.style.backgroundColor = colour(Math.min(1, Math.abs(cell.value) / tops[i]), cell.value < 0);
     for (const kind of ["mouseenter", "focus"]) td.addEventListener(kind, () => tell(cell.says));
     td.addEventListener("click", () => choose?.(i, j));
     td.addEventListener("keydown", event => { if (event.key === "Enter") choose?.(i, j); });
@@ -30,16 +32,17 @@ export function showLayers(found, choose) {
   const cells = scores.map((row, l) => columns.map((text, t) => ({
     value: row[t], off: found.off_scale.includes(t), says: `${JSON.stringify(text)} at ${t}, ${found.hook_points[l]}: ${short(row[t])} ${found.unit}`,
   })));
-  $("map").replaceChildren(grid(rows, columns, cells, tell, choose));
+  const shared = found.hook_points[0].includes("pattern"), tops = cells.map(row => topOf(shared ? cells.flat() : row));
+  $("map").replaceChildren(grid(rows.map((name, l) => shared ? name : `${name}, to ${short(tops[l])}`), columns, cells, tops, tell, choose));
   $("map-of").textContent = ofWhat(found);
-  tell(`One scale for all layers; later layers are closer to the prediction. Hover, or use the arrow keys${choose ? "; a click or Enter takes the layer for the next explanation" : ""}.`);
+  tell(`${shared ? "One scale for all layers" : "Each layer has its own scale, up to the score beside it: x grows from layer to layer"}. Hover, or use the arrow keys${choose ? "; a click or Enter takes the layer for the next explanation" : ""}.`);
 }
 
 export function showHeads(found) {
   const cells = found.values.map((row, l) => row.map((value, h) => ({
     value, says: `${found.hook_points[l]} head ${h}: ${short(value)} ${found.unit}${found.measured?.[l][h] != null ? ", measured" : found.refined[l][h] ? ", refined" : ", predicted"}`,
   })));
-  $("map").replaceChildren(grid(found.values.map((_, l) => `layer ${l}`), found.values[0].map((_, h) => String(h)), cells, tell));
+  $("map").replaceChildren(grid(found.values.map((_, l) => `layer ${l}`), found.values[0].map((_, h) => String(h)), cells, cells.map(() => topOf(cells.flat())), tell));
   $("map-of").textContent = ofWhat(found);
   tell(`What taking each head away does (predicted, for the strongest measured), in ${found.unit}: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)} ${one.how}`).join(", ")}. Predictions can be off tenfold.`);
 }
