@@ -154,12 +154,12 @@ def test_layers_and_heads(page: Any, pocket: Any) -> None:
     page.locator(".map td[title]").first.wait_for()
     assert page.locator(".map td[title]").count() == 4 * 17
     layers = js.attribute(pocket, PROMPT, "log_prob", at="resid_pre")
-    for row, scores in zip(
+    for row, of_layer in zip(
         page.locator(".map tbody tr").all(), layers.scores[:, 1:], strict=True
     ):  # BOS has no part in it
-        darkest = row.locator("td").nth(1 + int(scores.argmax())).evaluate("e => e.style.backgroundColor")
+        darkest = row.locator("td").nth(1 + int(of_layer.argmax())).evaluate("e => e.style.backgroundColor")
         assert darkest == "rgb(191, 84, 0)"
-        assert row.locator("th").inner_text().endswith(f", to {float(scores.max()):.4g}")
+        assert row.locator("th").inner_text().endswith(f", to {float(of_layer.max()):.4g}")
     page.get_by_test_id("heads").click()
     page.locator("#map-said", has_text="taking each head away").wait_for()
     assert page.locator(".map td[title]").count() == 16
