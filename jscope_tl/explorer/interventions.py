@@ -95,7 +95,7 @@ def edges(model: Any, given: Any) -> dict[str, Any]:
     best = effects.top(1)[0]
     return {
         "page": page(shown.title, shown._repr_html_()),
-        "says": f"Each head's attention pattern, and beside it what the prediction loses where the head does not look there. "
+        "says": f"Each head's attention pattern, and beside it what changes in the prediction where the head does not look there. "
         f"Strongest: {best.name}, {best.effect:.4g} {effects.unit}.",
     }
 

@@ -8,6 +8,7 @@ import string
 import threading
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import jscope_tl as js
 from jscope_tl.explorer.questions import QUESTIONS
 from jscope_tl.explorer.requests import PROMPT, SETTINGS, TEXT
 from jscope_tl.explorer.server import MOST_BYTES
+from jscope_tl.explorer.work import MOST_WAITING
 from jscope_tl.results.files import listed, plain
 from tests.explorer.launched import Launched, launched
 
@@ -78,6 +80,10 @@ def test_what_else_is_answered(explorer: Launched, pocket: Any) -> None:
     assert ablated["kl"] == pytest.approx(float(expected.kl[2]), rel=1e-4)
     assert ablated["log_prob"] == pytest.approx(float(expected.log_prob[2]), rel=1e-4)
     assert ablated["predicted_kl"] == pytest.approx(float(expected.scope.scores[2]), rel=1e-3)
+    _, replaced, _ = explorer.ask("/api/ablate", {"prompt": TEXTS, "token": 2, "replacement": " key"})
+    assert replaced["predicted_kl"] is None  # Fisher information knows of small changes and of setting to 0
+    other = js.patching.ablate(pocket, TEXTS, "fisher_input", method="exact", replacement=" key")
+    assert replaced["kl"] == pytest.approx(float(other.kl[2]), rel=1e-4)
     _, answer, _ = explorer.ask("/api/answer", {"prompt": TEXTS, "continuation": " are old", "by": "word"})
     text = js.attribute_text(pocket, TEXTS, " are old", by="word")
     torch.testing.assert_close(torch.tensor(answer["scores"]), text.scores, rtol=1e-4, atol=1e-6)
@@ -197,6 +203,33 @@ def test_a_waiting_call_is_cancelled(explorer: Launched) -> None:
     for thread in threads:
         thread.join(60)
     assert found == {"one": 409, "two": 409}
+
+
+def test_the_queue_has_an_end(explorer: Launched) -> None:
+    """One runs, `MOST_WAITING` wait; one more is refused, and comes in when they are gone."""
+    prompt, how = " ".join([TEXTS] * 12), {"method": "sampled", "probes": 100_000}
+    long = {"prompt": prompt, "scope": "fisher", "options": how}
+    names = [f"queued {n}" for n in range(MOST_WAITING + 1)]
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda name=name: found.append(explorer.ask("/api/explain", {**long, "job": name})[0]))
+        for name in names
+    ]
+    for name, thread in zip(names, threads, strict=True):
+        thread.start()
+        for _ in range(200):
+            if explorer.ask(f"/api/progress?job={quote(name)}")[0] == 200:
+                break
+            time.sleep(0.05)
+    status, refused, _ = explorer.ask("/api/tokens", {"prompt": TEXTS})
+    for name in names[::-1]:
+        explorer.ask("/api/cancel", {"job": name})
+    for thread in threads:
+        thread.join(60)
+    assert status == 429
+    assert "wait already" in refused["error"]
+    assert found == [409] * len(names)
+    assert explorer.ask("/api/tokens", {"prompt": TEXTS})[0] == 200
 
 
 def test_a_call_that_nobody_waits_for_ends(explorer: Launched) -> None:
