@@ -1,9 +1,7 @@
 """What the README says is so."""
 
 import doctest
-import importlib
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +10,7 @@ from typing import Any
 import pytest
 
 import jscope_tl as js
-from jscope_tl.cli import corpus_summary
-from jscope_tl.cli.command import main, parser
+from jscope_tl.cli.command import main
 
 pytestmark = pytest.mark.newest_line
 
@@ -78,7 +75,6 @@ def test_the_two_commands_are_the_first_two() -> None:
     assert run_it.startswith("pip install . && jscope ")
     assert test_it == 'pip install ".[dev]" && pytest -n auto\n'
     assert "readme_command 1" in (ROOT / ".ci" / "run").read_text()
-    parser().parse_args(re.findall(r'"[^"]*"|\S+', run_it.partition("jscope ")[2]))
 
 
 def test_every_scope_is_in_the_table() -> None:
@@ -94,27 +90,6 @@ def test_files_that_it_names_are_there(path: Path) -> None:
         assert (path.parent / name).exists(), name
     for name in re.findall(r"`((?:examples|jscope_tl)/[\w/.]+)`", text):
         assert (ROOT / name).exists(), name
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_commands_are_understood(path: Path) -> None:
-    """Every `jscope` line of a shell block has options that its command knows."""
-    for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.partition("&& ")[2] or line, comments=True)
-            if words[:1] == ["jscope"]:
-                understood(words[1:])
-
-
-def understood(words: list[str]) -> None:
-    own = {"app": "app", "corpus": "corpus", "faithfulness": "faithfulness", "heads": "heads"}
-    if words[:2] == ["corpus", "summary"]:
-        corpus_summary.parser().parse_args(words[2:])
-    elif words[0] in own:
-        module = importlib.import_module(f"jscope_tl.cli.{own[words[0]]}")
-        module.parser().parse_args(words[1:])
-    else:
-        parser().parse_args(words)
 
 
 def test_nothing_is_left_to_fill_in() -> None:
