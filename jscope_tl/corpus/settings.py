@@ -30,7 +30,7 @@ def settings_of(question: Question, prompts: Mapping[str, Any]) -> dict[str, Any
     found = {
         "model": view.name,
         "model_class": type(view.model).__name__,
-        "revision": _revision(view.model),
+        "revision": view.revision,
         "weights": fingerprint(view.model),
         "dtype": str(view.W_U.dtype).removeprefix("torch."),
         "device": str(view.W_U.device),
@@ -112,12 +112,6 @@ def fingerprint(model: Any) -> str:
                 places = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64).long()
                 found.update(flat[places.to(flat.device)].double().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _revision(model: Any) -> str | None:
-    """The commit of a checkpoint from the hub, where the model knows it."""
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    return getattr(config, "_commit_hash", None)
 
 
 def _version(package: str) -> str:

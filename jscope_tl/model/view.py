@@ -138,7 +138,7 @@ class ModelView:
 
     @property
     def revision(self) -> str | None:
-        """The commit of the weights on the hub, as HuggingFace's configuration remembers it."""
+        """The commit of the weights on the hub, where transformers keeps it in the configuration (4 does, 5.24 does not)."""
         found = getattr(getattr(self._inner, "config", None), "_commit_hash", None)
         return found if isinstance(found, str) and found else None
 

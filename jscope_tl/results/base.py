@@ -63,7 +63,7 @@ class Provenance:
         seed: of the random numbers, where there are any.
         versions: of the packages.
         prepended: the BOS token that was put before a prompt given as text; None where nothing was, or ids were given.
-        model_revision: the commit of the model's weights on the hub, where the model knows it.
+        model_revision: the commit of the model's weights on the hub, where transformers keeps it in the configuration (5.24 does not).
         transformer_lens_version, processing, hook_convention: by the names and in the form in which TransformerLens' own analyses keep them:
             whether a bridge is in compatibility mode and in which basis the weights are, and the hook point with ``{layer}`` for the layer.
     """
