@@ -27,11 +27,11 @@ CHANGED = 16
 INTRODUCTION = """# What a call costs
 
 Made by `python examples/benchmarks costs` on {name} with torch {torch}, one thread of a CPU, float32. The prompt is this package's
-source code. Seconds are CPU seconds; in brackets how many forward passes of the same length take as long. Memory is the largest above that of
-the loaded model. Passes are what the result states, forward + backward.
+source code. Each cell has the CPU seconds, the same time as a multiple of one forward pass in brackets, the peak memory above that of
+the loaded model, and the passes that the result states (forward + backward).
 
 *Layer map* is `at="resid_pre"`, *pattern* an influence pattern of the last 16 positions, *patching* `js.patching.compare` at three layers with
-one token exchanged 16 before the end, *report* a page of the semantic result. Fisher is stopped at {max_rows} rows.
+one token exchanged 16 before the end, *report* a page of the semantic result. Fisher stops at {max_rows} backward rows (vector-Jacobian products).
 """
 
 
