@@ -42,7 +42,7 @@ def pictures(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_pocket_model(name: str, tmp_path: Path) -> None:
-    said = run(str(FOLDER / f"{name}.py"), "--out", str(tmp_path / "pictures"), "--longest", "800", cwd=tmp_path)
+    said = run(str(FOLDER / f"{name}.py"), "--out", str(tmp_path / "pictures"), "--longest", "500", cwd=tmp_path)
     assert claims(said)
     for line in claims(said):
         assert line.startswith(("CLAIM holds: ", "CLAIM DOES NOT HOLD: "))

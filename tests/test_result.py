@@ -403,7 +403,7 @@ def test_a_byte_that_flips_is_seen(pocket: Any, tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", SAVED)
-@pytest.mark.parametrize("n", [12, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [12, pytest.param(24, marks=pytest.mark.slow)])
 def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n: int) -> None:
     """Anything may stand where something stood, under a checksum that is right: what is not refused can be used.
 
@@ -415,7 +415,7 @@ def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n:
     header, tensors = opened(path)
     fields = json.loads(header["fields"])
     found, drawn = one_of_each(places(fields), rng), set()
-    drawing = n == 40 and name not in ("comparison", "spectrum")
+    drawing = n == 24 and name not in ("comparison", "comparison of few", "spectrum")
     for place in rng.sample(found, min(len(found), n)):
         for put in rng.sample(WRONG, 4 if n == 12 else 8):
             text = json.dumps(replaced(fields, place, put))

@@ -411,7 +411,7 @@ def test_no_tokens_are_shown_where_they_are_noise(pocket: Any, tmp_path: Any) ->
 @pytest.mark.newest_line
 def test_on_a_real_vocabulary(smollm2: Any) -> None:
     """The Jacobian's leading directions say no more in tokens than random ones; those of Fisher are told by ten tokens."""
-    prompt = "When Mary and John went to the store, John gave a drink to"
+    prompt = "When Mary and John met, John greeted"
     jacobian, fisher = (js.spectrum(smollm2, prompt, of=of, k=1) for of in BOTH)
     n = len(jacobian.tokens)
     assert sum(jacobian.decode(t).noise for t in range(n)) > 0.9 * n

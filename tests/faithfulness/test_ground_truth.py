@@ -307,15 +307,14 @@ def test_methods_and_measures_that_prompts_do_not_allow(pocket: Any) -> None:
 def test_swaps_do_what_is_said_on_a_real_model(smollm2: Any) -> None:
     truth = js.GroundTruth.load(SMOLLM2)
     assert len(truth) == 40 * len(truth.yields) == 400
-    for name in truth.yields:  # the first and the last of each: of two templates
-        for prompt in (truth.family(name)[0], truth.family(name)[-1]):
-            check(smollm2, prompt, 1e-2)
+    for i, name in enumerate(truth.yields):  # the first or the last of each: of two templates
+        check(smollm2, truth.family(name)[-(i % 2)], 1e-2)
 
 
 @pytest.mark.real
 @pytest.mark.slow
 def test_a_real_model_yields_prompts(smollm2: Any) -> None:
-    truth = js.ground_truth(smollm2, ["days", "indirect object"], n=2, seed=3, progress=False)
-    assert [found.kept for found in truth.yields.values()] == [2, 2]
+    truth = js.ground_truth(smollm2, ["days", "indirect object"], n=1, seed=3, progress=False)
+    assert [found.kept for found in truth.yields.values()] == [1, 1]
     for prompt in truth:
         check(smollm2, prompt, 1e-3)
