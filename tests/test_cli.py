@@ -104,6 +104,7 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         ([PROMPT, "--html", "/no/such/folder/page.html"], "no folder"),
         ([PROMPT, "--top", "0"], "1 or more"),
         ([""], "empty"),
+        (["explain", PROMPT], "use --scope explain"),
         (["the \udcff keys"], "no text"),
         ([PROMPT, "--target", " are", "-o", "target=44"], "given twice"),
         ([PROMPT, "--device", "meta"], "holds no data"),
@@ -135,7 +136,7 @@ def test_wrong_input_costs_one_line(arguments: list[str], message: str, capsys: 
     [
         (["--no-such-option"], "unrecognized arguments"),
         ([PROMPT, "--position", "last"], "invalid int value: 'last'"),
-        ([PROMPT, "more"], "unrecognized arguments: more"),
+        ([PROMPT, "more"], "unrecognized arguments: more; a prompt of several words needs quotes"),
         ([PROMPT, "--scope", "fisher", "--scope", "entropy"], "--scope is given twice"),
         ([PROMPT, "--top=3", "--top", "3"], "--top is given twice"),
         (["faithfulness", "--methods", "random", "--methods", "fisher"], "--methods is given twice"),
@@ -218,7 +219,7 @@ def test_a_json_array_of_prompts(text: str, tmp_path: Path, capsys: pytest.Captu
     assert main(["faithfulness", "--prompts", str(path), "--methods", "random"]) == 2
     captured = capsys.readouterr()
     assert "JSON array" in captured.err
-    assert 'one JSON object a line, as in {"prompt": "..."}' in captured.err
+    assert 'one JSON object per line, as in {"prompt": "..."}' in captured.err
     assert captured.err.count("\n") == 1
 
 

@@ -96,9 +96,9 @@ def chat_file(folder: Path, content: str) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is no JSON"),
-        ("{'role'", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("", "is not JSON"),
+        ("{'role'", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "is an empty list; give a list of messages"),
         ('{"messages": []}', "is an object; give a list"),
         ('"hello"', "is a string; give a list"),
@@ -131,27 +131,27 @@ def test_chats_from_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     [
         (["--chat", "no such file"], "'no such file' cannot be read"),
         (["--chat", "."], "cannot be read"),
-        ([PROMPT, "--chat", "chat.json"], "--chat FILE takes the place of the prompt; give one of them"),
-        (["--continue", "3"], "--continue goes on with a prompt, and there is none"),
-        ([" ", "--answer", " are"], "--answer goes on with a prompt, and there is none"),
+        ([PROMPT, "--chat", "chat.json"], "--chat FILE replaces the prompt; give one of them"),
+        (["--continue", "3"], "--continue needs a prompt"),
+        ([" ", "--answer", " are"], "--answer needs a prompt"),
         ([PROMPT, "--continue", "3", "--answer", " are"], "give one of them"),
         ([PROMPT, "--continue", "0"], "1 or more; got 0"),
         ([PROMPT, "--answer", ""], "The continuation is empty"),
         (
             [PROMPT, "--continue", "3", "--target", " are"],
-            "--target is of one prediction, and --continue explains every token",
+            "--target is an option for one prediction, but --continue explains every token",
         ),
         ([PROMPT, "--answer", " are", "-o", "target= is"], "leave the option target out"),
-        ([PROMPT, "--answer", " are", "--position", "3"], "--position is of one prediction, and --answer"),
-        ([PROMPT, "--answer", " are", "--per", "head"], "--per is of one prediction, and --answer"),
-        ([PROMPT, "--answer", " are", "--attention"], "--attention lies beside one prediction"),
-        ([PROMPT, "--by", "sentence"], "--by goes with an answer; add --continue N or --answer TEXT"),
-        ([PROMPT, "--spans", "word"], "--spans goes with an answer"),
+        ([PROMPT, "--answer", " are", "--position", "3"], "--position is an option for one prediction, but --answer"),
+        ([PROMPT, "--answer", " are", "--per", "head"], "--per is an option for one prediction, but --answer"),
+        ([PROMPT, "--answer", " are", "--attention"], "--attention is an option for one prediction"),
+        ([PROMPT, "--by", "sentence"], "--by needs an answer to explain; add --continue N or --answer TEXT"),
+        ([PROMPT, "--spans", "word"], "--spans needs an answer to explain"),
         ([PROMPT, "--answer", " are", "--by", "sentense"], "Did you mean 'sentence'"),
         ([PROMPT, "--answer", " are", "--spans", "sentences"], "spans is 'token', 'word'"),
         ([PROMPT, "--answer", " are", "--scope", "contrastive"], "needs a baseline"),
         ([PROMPT, "--answer", " are", "--scope", "fischer"], "Did you mean 'fisher'"),
-        ([PROMPT, "--answer", " are", "--top", "0"], "--top is how many tokens to list, 1 or more"),
+        ([PROMPT, "--answer", " are", "--top", "0"], "--top is the number of tokens to list, 1 or more"),
         ([PROMPT, "--answer", " are", "--html", "/no/such/folder/page.html"], "no folder"),
         ([PROMPT, "--answer", " are", "--html", "same", "--save", "same"], "the same file"),
     ],
@@ -192,4 +192,4 @@ def test_a_chat_of_a_real_model(smollm2: Any, tmp_path: Path, capsys: pytest.Cap
     assert [source["role"] for source in given["sources"] if source["message"] >= 0] == ["user", "assistant"]
     assert len(given["rows"]) == 1
     assert main(["--chat", path, *model, "--continue", "3"]) == 2
-    assert "leave --continue out" in capsys.readouterr().err
+    assert "leave out --continue" in capsys.readouterr().err

@@ -13,14 +13,14 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope app",
-        description="Explore a model in the browser: type a prompt, click a token, see what drove the prediction, and test it.",
+        description="Explore a model in the browser: type a prompt, see the score of every token, remove tokens and heads.",
     )
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
-    p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
-    p.add_argument("--port", type=int, default=8765, help="port; 0 takes one that is free (default: 8765)")
-    p.add_argument("--no-open", action="store_true", help="do not open a browser")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, only this machine)")
+    p.add_argument("--port", type=int, default=8765, help="port, 0 for any free port (default: 8765)")
+    p.add_argument("--no-open", action="store_true", help="do not open a browser window")
     return p
 
 

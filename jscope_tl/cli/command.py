@@ -30,9 +30,9 @@ EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line o
 
 jscope app: explore a model in the browser (see jscope app --help)
 jscope corpus PROMPTS --out RUN: explain thousands of prompts (see jscope corpus --help)
-jscope heads PROMPT: which heads, or edges, MLPs and neurons, carry what a scope explains (see jscope heads --help)
-jscope faithfulness --prompts FILE: how faithful each method is (see jscope faithfulness --help)
-jscope guide [TOPIC]: the pages of the guide"""
+jscope heads PROMPT: effects of heads, edges of attention patterns, MLPs or neurons (see jscope heads --help)
+jscope faithfulness --prompts FILE: measure the faithfulness of every method (see jscope faithfulness --help)
+jscope guide [TOPIC]: print a page of the guide"""
 
 NOT_OF_EXPLAIN: dict[str, Any] = {
     "at": "hook_embed",
@@ -43,27 +43,27 @@ NOT_OF_EXPLAIN: dict[str, Any] = {
     "frozen": [],
     "attention": False,
 }
-"""Options that `js.explain` settles itself, with what they are where they are not given."""
+"""Options that `js.explain` does not take, with their defaults."""
 LONGEST = 1000
-"""Letters of a message, which may repeat what was given."""
+"""Longest message in characters; a message may quote the input."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope",
-        description="Which tokens of a prompt drove a language model's next-token prediction, and how strongly.",
+        description="Score every token of a prompt: how strongly a language model's next-token prediction depends on it.",
         epilog=EXIT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[of_one_prompt("semantic", "tokens")],
     )
     p.add_argument("--at", default="hook_embed",
-                   help="residual-stream hook point, or pattern: the entries of all attention patterns (default: hook_embed)")  # fmt: skip
-    p.add_argument("--per", metavar="WHAT", help="with --at pattern: keep every layer, or every head, apart")
+                   help="a hook point of the residual stream, resid_pre (all layers), or pattern (all attention patterns) (default: hook_embed)")  # fmt: skip
+    p.add_argument("--per", metavar="WHAT", help="with --at pattern: layer or head, to keep layers or heads apart")
     p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
     p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
     p.add_argument("--attention", action="store_true",
-                   help="with --html: also lay the scope of every position beside the attention patterns")  # fmt: skip
+                   help="with --html: also show the scores for every position beside the attention patterns")  # fmt: skip
     p.add_argument("--list-scopes", action="store_true", help="print the scopes and their options")
     text.add_options(p)
     return p
@@ -73,12 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     commands = {"app": app, "corpus": corpus, "faithfulness": faithfulness, "guide": guide, "heads": heads}
+    if given[:1] == ["explain"] and len(given) > 1:
+        return _fail(
+            'there is no command explain; use --scope explain, as in: jscope "the keys to the cabinet" --scope explain',
+            2,
+        )
     if given and given[0] in commands:
         command = partial(commands[given[0]].run, given[1:])
     else:
         command = partial(_one_prompt, parser().parse_args(given))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its code, not a traceback
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a character that the terminal cannot print becomes an escape sequence, not a traceback
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -96,10 +103,10 @@ def _run(command: Callable[[], int]) -> int:
         return _fail(error, 3)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # whoever read has read enough; nothing more can be said on this stream
+    except BrokenPipeError:  # the reader closed the pipe: nothing more can be written to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a file that cannot be written
+    except OSError as error:  # such as a file that cannot be written
         return _fail(error, 2)
 
 
@@ -124,7 +131,7 @@ def _list_scopes() -> int:
     table.add_row(
         "explain",
         "target, baseline",
-        "Which tokens caused the prediction: gradient x attention under AttnLRP's rules (js.explain; no scope).",
+        "Which tokens caused the prediction: gradient x attention under AttnLRP's rules (js.explain).",
     )
     Console().print(table)
     return 0
@@ -143,11 +150,11 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _cause(options: argparse.Namespace) -> Any:
-    """What `js.explain` says, which is no scope: only the options that it has."""
+    """The result of `js.explain`, which takes fewer options than a scope."""
     unlike = [name for name, default in NOT_OF_EXPLAIN.items() if getattr(options, name) not in (default, [], False)]
     if unlike:
         said = ", ".join(f"--{name}" for name in unlike)
-        raise InputError(f"--scope explain takes no {said}; leave it out, or take a scope (jscope --list-scopes).")
+        raise InputError(f"--scope explain takes no {said}; leave it out, or use another scope (jscope --list-scopes).")
     given = scope_options(options)
     if further := given.keys() - {"target", "baseline", "n"}:
         raise InputError(f"--scope explain has no option {sorted(further)[0]!r}; it has target, baseline and n.")
@@ -156,7 +163,7 @@ def _cause(options: argparse.Namespace) -> Any:
 
 
 def _show(options: argparse.Namespace, result: Any, write: Callable[[], None] | None = None) -> int:
-    # Files before the text: whoever reads the text may close the pipe.
+    # Write files first: the reader of standard output may close the pipe.
     if options.html is not None:
         report(result, options.html) if write is None else write()
     if options.save is not None:
@@ -178,5 +185,5 @@ def _write_report(model: Any, result: Any, scope: Any, options: argparse.Namespa
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that one position and all of them are explained with."""
+    """Keyword arguments that `attribute` and `influence_pattern` share."""
     return {name: getattr(options, name) for name in ("at", "reduction", "path", "gradient", "frozen")}

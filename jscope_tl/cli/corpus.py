@@ -1,4 +1,4 @@
-"""The command ``jscope corpus``: many prompts explained, into the files of a folder; resumed by the same command."""
+"""The command ``jscope corpus``: explain many prompts into Parquet files; the same command resumes the run."""
 
 import argparse
 import signal
@@ -22,58 +22,84 @@ from jscope_tl.scopes.registry import get_scope
 
 INTERRUPTED = 130
 """The exit code."""
-ABOUT = """PROMPTS is .txt (one prompt a line), .jsonl, .parquet or .csv with a column prompt (or text), messages (a chat) or tokens (ids), and
-where they are known id, target, baseline and position; all other columns are carried along. The same command again goes on where the
-run ended; RUN is read by jscope_tl.corpus.open, DuckDB, pandas or polars.
+ABOUT = """PROMPTS is a .txt file (one prompt per line), or .jsonl, .parquet or .csv with a column prompt (or text), messages (a chat) or tokens
+(ids), and optional columns id, target, baseline and position; all other columns are kept. The same command resumes a run that was
+interrupted. jscope_tl.corpus.open, DuckDB, pandas and polars read RUN.
 
-jscope corpus summary RUN: where the influence lies in the prompts of a run (see jscope corpus summary --help)"""
+jscope corpus summary RUN: summarise the scores of a run (see jscope corpus summary --help)"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope corpus",
-        description="Explain thousands of prompts: one row each, in the Parquet files of a folder.",
+        description="Explain thousands of prompts, and write one row for each to Parquet files in a folder.",
         epilog=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("prompts", help="a file of prompts")
-    p.add_argument("--out", metavar="RUN", required=True, help="the folder to write; a run that is there is resumed")
-    p.add_argument("--column", help="the column that holds the prompts, where it has another name")
+    p.add_argument(
+        "--out", metavar="RUN", required=True, help="the folder to write; if it holds a run, the run is resumed"
+    )
+    p.add_argument("--column", help="the column of the prompts, if it has another name")
     p.add_argument(
         "--shard",
         metavar="I/N",
-        help="only every N-th prompt from the I-th on, counted from 0, by a process of its own",
+        help="explain only every N-th prompt, starting with prompt I (counted from 0); run one process for each I",
     )
     p.add_argument(
         "--scope", default="temperature", help="what to explain (default: temperature; see jscope --list-scopes)"
     )
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
-    p.add_argument("--target", help="the token to explain where a prompt names none (default: the most probable one)")
-    p.add_argument("--baseline", help="the token that the target is held against (scope contrastive)")
-    p.add_argument("--position", type=int, default=-1, help="whose next-token prediction to explain (default: -1)")
-    p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="a further option of the scope")  # fmt: skip
+    p.add_argument(
+        "--target",
+        help="the token to explain for prompts without a target of their own (default: the most probable token)",
+    )
+    p.add_argument("--baseline", help="the token that the target is compared with (scope contrastive)")
+    p.add_argument(
+        "--position",
+        type=int,
+        default=-1,
+        help="position whose next-token prediction is explained (default: -1, the last)",
+    )
+    p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="any other option of the scope")  # fmt: skip
     p.add_argument("--at", default="hook_embed",
-                   help="residual-stream hook point, or pattern: the entries of all attention patterns (default: hook_embed)")  # fmt: skip
+                   help="a hook point of the residual stream, or pattern: all attention patterns (default: hook_embed)")  # fmt: skip
     p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
     p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
-    p.add_argument("--gradient", default="plain", help="rules for gradients: plain, attnlrp, relp or gim (default: plain)")  # fmt: skip
-    p.add_argument("--frozen", action="append", default=[], metavar="WHAT", help="hold attn or norm constant")
-    p.add_argument("--batch-tokens", type=int, metavar="N", help="tokens in one pass (default: what fits into memory)")
+    p.add_argument("--gradient", default="plain", help="gradient rules: plain, attnlrp, relp or gim (default: plain)")  # fmt: skip
+    p.add_argument(
+        "--frozen",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice",
+    )
+    p.add_argument(
+        "--batch-tokens", type=int, metavar="N", help="tokens in one batch (default: as many as fit into memory)"
+    )
     p.add_argument("--part-rows", type=int, default=PART_ROWS, metavar="N",
-                   help=f"rows of a part, which is written as a whole (default: {PART_ROWS}, or those of a minute)")  # fmt: skip
+                   help=f"rows in one file (default: {PART_ROWS}, or the rows of one minute)")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
     p.add_argument(
-        "--engine", choices=["local", "ray"], default="local", help="this process, or a Ray cluster (default: local)"
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="local (this process) or ray (a Ray cluster) (default: local)",
     )
-    p.add_argument("--address", help="of the cluster, or auto (default: this machine's, or a new one on it)")
     p.add_argument(
-        "--workers", type=int, metavar="N", help="processes of the cluster (default: as many as it has room for)"
+        "--address", help="address of the Ray cluster, or auto (default: the cluster on this machine, or a new one)"
     )
-    p.add_argument("--num-gpus", type=float, default=0.0, metavar="N", help="of each worker (default: 0)")
-    p.add_argument("--num-cpus", type=float, default=1.0, metavar="N", help="of each worker (default: 1)")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="worker processes on the Ray cluster (default: as many as its resources allow)",
+    )
+    p.add_argument("--num-gpus", type=float, default=0.0, metavar="N", help="GPUs of each Ray worker (default: 0)")
+    p.add_argument("--num-cpus", type=float, default=1.0, metavar="N", help="CPUs of each Ray worker (default: 1)")
+    p.add_argument("--quiet", action="store_true", help="show no progress bar")
     return p
 
 
@@ -89,16 +115,16 @@ SAME_NAME = (
     "batch_tokens",
     "part_rows",
 )
-"""Options that are arguments of `run_corpus`."""
+"""Options with the name of a parameter of `run_corpus`."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Explain, write, and say what there is."""
+    """Explain, write and print a summary line."""
     if [*argv[:1]] == ["summary"]:
         return corpus_summary.run(argv[1:])
     options = parser().parse_args(argv)
     scope = get_scope(options.scope)(**scope_options(options))
-    to_shard(options.shard)  # refused before a model is loaded
+    to_shard(options.shard)  # checked before a model is loaded
     prompts = read_prompts(options.prompts, options.column)
     engine = _engine(options)
     device = "cuda" if options.num_gpus and not was_given(options, "device") else options.device
@@ -116,31 +142,33 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _engine(options: argparse.Namespace) -> str | Ray:
-    """Where prompts are explained."""
+    """The engine that explains the prompts."""
     if options.engine == "ray":
         return Ray(options.address, options.workers, options.num_gpus, options.num_cpus)
     asked = [name for name in ("address", "workers", "num_gpus", "num_cpus") if was_given(options, name)]
     if asked:
-        raise InputError(f"--{asked[0].replace('_', '-')} is of a Ray cluster; add --engine ray, or leave it out.")
+        raise InputError(
+            f"--{asked[0].replace('_', '-')} is an option of Ray clusters; add --engine ray, or leave it out."
+        )
     return "local"
 
 
 def _resumed(folder: str) -> str:
     if not Path(folder).is_dir():
         return "nothing was written"
-    return f"what was explained is in {folder}, and the same command goes on after it"
+    return f"the rows so far are in {folder}, and the same command resumes the run"
 
 
 @contextmanager
 def ended_as_interrupted() -> Iterator[None]:
-    """A request to end, as of a scheduler or a machine that is taken away, lets the part in work be written."""
+    """SIGTERM, which schedulers send before they kill a process, acts as Ctrl-C: the rows so far are written first."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # no main thread
+    except ValueError:  # not in the main thread
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""The command ``jscope corpus summary``: where the influence lies in the prompts of a run."""
+"""The command ``jscope corpus summary``: how the scores of a run are distributed."""
 
 import argparse
 import json
@@ -30,17 +30,19 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope corpus summary",
-        description="Where the influence lies in the prompts of a run: by distance, position, token, class of words and target.",
+        description="Summarise how the scores of a run are distributed: by distance, position, token, class of words and target.",
     )
     p.add_argument("run", help="the folder that jscope corpus wrote")
     p.add_argument("--by", nargs="+", choices=[*BY, "class"], metavar="WHAT",
-                   help="distance, position, token, target, and class with --classes (default: all)")  # fmt: skip
-    p.add_argument("--classes", metavar="FILE", help='JSON from tokens to classes of words: {"the": "article", ...}')
-    p.add_argument("--against", metavar="RUN", help="another run over the same prompts, to say how far the two agree")
-    p.add_argument("--contains", metavar="TEXT", help="only prompts with this in their text")
-    p.add_argument("--target", metavar="TOKEN", help="only prompts of which this token is explained")
-    p.add_argument("--top", type=int, default=12, help="how many rows of a table to list (default: 12)")
-    p.add_argument("--html", metavar="FILE", help="write a page: one self-contained file")
+                   help="distance, position, token, target, or class with --classes (default: all)")  # fmt: skip
+    p.add_argument(
+        "--classes", metavar="FILE", help='a JSON object that maps tokens to classes of words: {"the": "article", ...}'
+    )
+    p.add_argument("--against", metavar="RUN", help="another run over the same prompts to compare with")
+    p.add_argument("--contains", metavar="TEXT", help="only prompts that contain this text")
+    p.add_argument("--target", metavar="TOKEN", help="only prompts with this target")
+    p.add_argument("--top", type=int, default=12, help="number of rows in each table (default: 12)")
+    p.add_argument("--html", metavar="FILE", help="write a self-contained HTML page")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
     return p
 
@@ -71,14 +73,18 @@ def run(argv: Sequence[str]) -> int:
 def _classes(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.classes is None:
         if "class" in (options.by or []):
-            raise InputError('--by class needs --classes FILE, JSON from tokens to classes: {"the": "article", ...}.')
+            raise InputError(
+                '--by class needs --classes FILE, a JSON object that maps tokens to classes: {"the": "article", ...}.'
+            )
         return None
     try:
         found = json.loads(Path(options.classes).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The classes {options.classes!r} cannot be read: {error}.") from error
     if not isinstance(found, dict):
-        raise InputError(f'{options.classes!r} holds no JSON object from tokens to classes, {{"the": "article", ...}}.')
+        raise InputError(
+            f'{options.classes!r} holds no JSON object that maps tokens to classes, {{"the": "article", ...}}.'
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command ``jscope faithfulness``: methods against known causes and against ablation, as one table."""
+"""The command ``jscope faithfulness``: a table of methods with measures of their faithfulness."""
 
 import argparse
 import json
@@ -25,27 +25,35 @@ from jscope_tl.views.methods import faithfulness
 WIDTH = 170
 INTERRUPTED = 130
 """The exit code."""
-PROMPTS = """FILE has one prompt a line, whose last token is the one to predict; or one JSON object a line with "prompt", and
-where they are not in it or known "target", "causes" (positions) and "task"."""
-ONE_A_LINE = """Give one prompt a line, or one JSON object a line, as in {"prompt": "..."}."""
+PROMPTS = """FILE has one prompt per line, whose last token is the target; or one JSON object per line with "prompt" and optional
+"target", "causes" (positions) and "task"."""
+ONE_A_LINE = """Give one prompt per line, or one JSON object per line, as in {"prompt": "..."}."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope faithfulness",
-        description="How faithful each method is: hits on known causes, leave-one-out ranking, ablation of the top tokens.",
+        description="Measure the faithfulness of every method: hits on known causes, rank correlation with leave-one-out, ablation of the top tokens.",
         epilog=PROMPTS,
     )
     p.add_argument("--prompts", metavar="FILE", help="prompts to measure on (default: the pocket model's own)")
-    p.add_argument("--n", type=int, help="pocket prompts of each task (default: 50), or at most so many of FILE")
-    p.add_argument("--methods", nargs="+", metavar="NAME", help="which methods (default: all)")
+    p.add_argument(
+        "--n",
+        type=int,
+        help="number of pocket prompts for each task (default: 50), or the largest number of prompts from FILE",
+    )
+    p.add_argument("--methods", nargs="+", metavar="NAME", help="the methods to measure (default: all)")
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
-    p.add_argument("--protocol", default="corrected", help="corrected or authors (default: corrected)")
-    p.add_argument("--ablation", help="zero, mean or pad (default: the protocol's, zero)")
-    p.add_argument("--correct-only", action="store_true", help="only prompts that the model predicts")
+    p.add_argument(
+        "--protocol",
+        default="corrected",
+        help="corrected, or authors: the conventions of the paper's tables (default: corrected)",
+    )
+    p.add_argument("--ablation", help="what replaces a token's embedding: zero, mean or pad (default: zero)")
+    p.add_argument("--correct-only", action="store_true", help="only prompts whose target is the most probable token")
     p.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    p.add_argument("--json", action="store_true", help="print every row as JSON")
+    p.add_argument("--json", action="store_true", help="print the numbers of every prompt as JSON")
     p.add_argument("--csv", metavar="FOLDER", help="write one CSV file for each measure")
     p.add_argument("--figure", metavar="FOLDER", help="write one figure for each measure")
     p.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
@@ -59,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     changes = {} if options.ablation is None else {"ablation": options.ablation}
     protocol = resolve_protocol(options.protocol, changes)
-    resolve_methods(options.methods)  # refused before a model is loaded
+    resolve_methods(options.methods)  # checked before a model is loaded
     prompts, measures = _prompts(options)
     for folder in (options.csv, options.figure):
         if folder is not None:

@@ -17,12 +17,12 @@ from jscope_tl.errors import InputError, nearest
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(prog="jscope guide", description="Print a page of the guide; without a topic the list of pages.")
-    p.add_argument("topic", nargs="?", help="name of a page, such as scopes or text")
+    p.add_argument("topic", nargs="?", help="name of a page, such as scopes or text (default: list the pages)")
     return p
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the list of pages, or one of them: rendered in a terminal, as it is elsewhere."""
+    """Print the list of pages, or one page: formatted in a terminal, as Markdown elsewhere."""
     topic = parser().parse_args(argv).topic
     pages = guide_pages()
     if topic is None:
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def guide_pages() -> dict[str, Any]:
-    """The pages by name: of the installed package, or of the repository that it is used from."""
+    """The pages by name, from the installed package or from the repository."""
     installed = files("jscope_tl") / "guide"
     folder = installed if installed.is_dir() else Path(__file__).parents[2] / "examples" / "guide"
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The command ``jscope heads``: which heads, or other components, carry what a scope explains."""
+"""The command ``jscope heads``: effects of heads, or other components, on the prediction."""
 
 import argparse
 from collections.abc import Sequence
@@ -21,31 +21,34 @@ from jscope_tl.scopes.registry import get_scope
 from jscope_tl.views.component_words import short_name, tokens_at
 
 OF = tuple(kind for kind in KINDS if kind != "features")
-"""Features need an autoencoder, which a command line cannot give."""
+"""Without features, which need an autoencoder in Python."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope heads",
-        description="Which heads, edges of attention patterns, MLPs or neurons carry what a scope explains, and how strongly.",
+        description="Predict, and with --measure also measure, how the prediction changes when a head (or an edge of an attention pattern, an MLP, a neuron) is removed. "
+        "Predictions rank components well, but single values can be wrong by a factor of ten.",
         parents=[of_one_prompt("fisher", "components")],
     )
     p.add_argument("--of", default="heads", help=f"which components: {', '.join(OF)} (default: heads)")
     p.add_argument("--source", default="zero",
-                   help="what is put in their place: zero, mean, resample, or another prompt of as many tokens (default: zero)")  # fmt: skip
+                   help="what replaces an activation: zero, mean, resample, or another prompt with the same number of tokens (default: zero)")  # fmt: skip
     p.add_argument(
         "--prompts",
         metavar="FILE",
-        help="prompts for the sources mean and resample, one a line (default: mean over positions)",
+        help="prompts for --source mean and resample, one per line (default: the mean over positions)",
     )
-    p.add_argument("--positions", default="all", help="all positions together, or each by itself (default: all)")
-    p.add_argument("--measure", type=int, metavar="N", help="also run the N strongest changes, and put what they do in place of predictions")  # fmt: skip
+    p.add_argument(
+        "--positions", default="all", help="all (change all positions together) or each (one at a time) (default: all)"
+    )
+    p.add_argument("--measure", type=int, metavar="N", help="also run the N strongest changes, and report the measured effects instead of the predictions")  # fmt: skip
     return p
 
 
 def run(argv: Sequence[str]) -> int:
-    """Predict, measure where that is asked for, write and print."""
+    """Predict, measure with ``--measure``, write and print."""
     options = parser().parse_args(argv)
     need_usable(options, "jscope heads")
     if options.of not in OF:
@@ -56,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         )
         raise InputError(f"--of is one of {', '.join(OF)}; got {options.of!r}.{why}")
     if options.measure is not None and options.measure < 1:
-        raise InputError(f"--measure is how many of the strongest changes to run, 1 or more; got {options.measure}.")
+        raise InputError(f"--measure is the number of changes to run, 1 or more; got {options.measure}.")
     if options.scope == "fisher" and (options.target or options.baseline):
         wanted = "--baseline needs --scope contrastive" if options.baseline else "--target needs --scope log_prob"
         raise InputError(
@@ -69,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
     effects = components(model, options.prompt, scope, prompts=prompts, **how)
     if options.measure is not None:
         effects = effects.measure(options.measure)
-    # Files before the text: whoever reads the text may close the pipe.
+    # Write files first: the reader of standard output may close the pipe.
     if options.html is not None:
         report(effects, options.html, _patterns(model, effects))
     if options.save is not None:
@@ -82,14 +85,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _patterns(model: Any, effects: ComponentEffects) -> Any:
-    """What edges lie beside in a report."""
+    """The attention patterns that a report shows beside edges."""
     if effects.of != "edges":
         return None
     return model.run_with_cache(effects.tokens, names_filter=lambda name: name.endswith("attn.hook_pattern"))[1]
 
 
 def panel(effects: ComponentEffects, k: int) -> RenderableType:
-    """Everything that the command prints of effects."""
+    """The text that the command prints."""
     table = Table("", "component", box=None, pad_edge=False, header_style="bold")
     found = effects.top(k)
     tokens = [tokens_at(effects, one) for one in found]

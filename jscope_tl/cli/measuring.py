@@ -1,4 +1,4 @@
-"""Methods measured one after the other, from the cheap to the dear, so that an interruption leaves what is complete."""
+"""Measure methods in order of their cost, so that an interruption keeps complete results of the cheaper ones."""
 
 import sys
 import time
@@ -9,17 +9,17 @@ from jscope_tl.engine.progress import progress_bar
 from jscope_tl.faithfulness.evaluation import Evaluation, Rows
 from jscope_tl.faithfulness.results import Faithfulness
 
-DEAR = 5.0
-"""A method that takes so many times what the one in the middle takes is dear."""
+EXPENSIVE = 5.0
+"""A method that takes more than this times the median method is expensive."""
 LONG = 10.0
-"""Seconds that all dear methods together may take without a word."""
+"""If all expensive methods together take more seconds than this, their times are announced."""
 
 
 def measured(evaluation: Evaluation) -> tuple[dict[str, Faithfulness], bool]:
-    """The results of the methods that are complete, and whether that is all: Ctrl-C ends the measurement.
+    """The results of the methods that are complete, and whether these are all methods: Ctrl-C ends the measurement.
 
-    The first prompt is measured with all methods, which tells how long each takes: then the cheap ones on all prompts
-    together, then each dear one by itself.
+    The first prompt is measured with all methods, to see how long each takes; then the other prompts with all cheap methods
+    together, then with each expensive method separately.
     """
     rows: list[Rows] = []
     stages: list[list[str]] = []
@@ -41,21 +41,21 @@ def measured(evaluation: Evaluation) -> tuple[dict[str, Faithfulness], bool]:
 
 
 def _stages(first: Rows, methods: list[str], wall: float, n_left: int) -> list[list[str]]:
-    """Cheap methods together, dear ones each by itself, the dearest last; announced where that takes long."""
+    """All cheap methods as one stage, then each expensive method, the most expensive last; announced if they take long."""
     seconds = {method: _seconds(first, method) for method in methods}
-    limit = DEAR * median_low(seconds.values())
-    dear = sorted((method for method in methods if seconds[method] > limit), key=seconds.__getitem__)
-    times = {method: n_left * seconds[method] for method in dear}
+    limit = EXPENSIVE * median_low(seconds.values())
+    expensive = sorted((method for method in methods if seconds[method] > limit), key=seconds.__getitem__)
+    times = {method: n_left * seconds[method] for method in expensive}
     if sum(times.values()) < LONG:
         return [methods]
-    cheap = [method for method in methods if method not in dear]
-    rest = n_left * max(0.0, wall - sum(seconds[method] for method in dear))
+    cheap = [method for method in methods if method not in expensive]
+    rest = n_left * max(0.0, wall - sum(seconds[method] for method in expensive))
     said = ", ".join(f"{method} about {_duration(time)}" for method, time in times.items())
     _say(
         f"{len(cheap)} methods on {n_left} more prompts take about {_duration(rest)}; then {said}. "
         "Ctrl-C ends it and keeps what is complete."
     )
-    return [cheap, *([method] for method in dear)]
+    return [cheap, *([method] for method in expensive)]
 
 
 def _seconds(first: Rows, method: str) -> float:

@@ -1,4 +1,4 @@
-"""Options of the command: each once, and one line for what is wrong with them."""
+"""Options that several commands share, and the checks of their values."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from jscope_tl.results.files import check_target, listed, plain
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong, and refuses an option that is given twice, where one value would be lost."""
+    """A parser that reports an error in one line, and refuses an option that is given twice (argparse would keep the last value)."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(**how)
@@ -19,16 +19,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help.\n")
+        extra = message.partition("unrecognized arguments: ")[2]
+        of_a_prompt = bool(extra) and not extra.startswith("-") and any(a.dest == "prompt" for a in self._actions)
+        hint = "a prompt of several words needs quotes; " if of_a_prompt else ""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; {hint}see {self.prog} --help.\n")
 
 
 class StoreOnce(argparse.Action):
-    """Stores a value, the first time."""
+    """Stores the value of an option; a second value is an error."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        """Refuse the second time."""
+        """Store the value."""
         given: Sequence[str] = getattr(namespace, "_given", ())
         if option is not None and self.dest in given:
             parser.error(f"{option} is given twice; give it once")
@@ -41,19 +44,24 @@ def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
 
     Args:
         scope: the default one.
-        listed: what ``--top`` counts, in the plural.
+        listed: the items that ``--top`` counts, in the plural.
     """
     p = Parser(add_help=False)
     p.add_argument("prompt", nargs="?", help="the prompt")
     p.add_argument("--scope", default=scope, help=f"what to explain (default: {scope}; see jscope --list-scopes)")
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
-    p.add_argument("--target", help="the next token to explain, a string (default: the most probable one)")
-    p.add_argument("--baseline", help="the token that the target is held against (scope contrastive)")
-    p.add_argument("--position", type=int, default=-1, help="whose next-token prediction to explain (default: -1)")
+    p.add_argument("--target", help="the next token to explain, as text (default: the most probable token)")
+    p.add_argument("--baseline", help="the token that the target is compared with (scope contrastive)")
+    p.add_argument(
+        "--position",
+        type=int,
+        default=-1,
+        help="position whose next-token prediction is explained (default: -1, the last)",
+    )
     p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
-                   help="a further option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
+                   help="any other option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
     p.add_argument("--gradient", default="plain",
-                   help="rules for gradients: plain, attnlrp, relp or gim (default: plain, the derivative itself)")  # fmt: skip
+                   help="gradient rules: plain, attnlrp, relp or gim (default: plain, the exact derivative)")  # fmt: skip
     p.add_argument("--frozen", action="append", default=[], metavar="WHAT",
                    help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
@@ -67,7 +75,7 @@ def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
 
 
 def need_usable(options: argparse.Namespace, command: str) -> None:
-    """Refuse what cannot be explained or written, before a model is loaded."""
+    """Check prompt and files before a model is loaded."""
     if options.prompt is None or not options.prompt.strip():
         given = "give a prompt" if options.prompt is None else "the prompt is empty; give one"
         raise InputError(f'{given}, as in: {command} "the keys to the cabinet near the doors" (or {command} --help).')
@@ -75,21 +83,21 @@ def need_usable(options: argparse.Namespace, command: str) -> None:
 
 
 def need_writable(options: argparse.Namespace) -> None:
-    """Refuse a list of nothing and files that cannot be written."""
+    """Check ``--top`` and the files to be written."""
     if options.top < 1:
-        raise InputError(f"--top is how many {options.listed} to list, 1 or more; got {options.top}.")
+        raise InputError(f"--top is the number of {options.listed} to list, 1 or more; got {options.top}.")
     paths = [check_target(path).resolve() for path in (options.html, options.save) if path is not None]
     if len({*paths}) < len(paths):
-        raise InputError(f"--html and --save would write the same file, {options.save!r}; give two.")
+        raise InputError(f"--html and --save would write the same file, {options.save!r}; give two different files.")
 
 
 def was_given(options: argparse.Namespace, name: str) -> bool:
-    """Whether an option has a value from the command line, and not its default."""
+    """Whether an option was given on the command line."""
     return name in getattr(options, "_given", ())
 
 
 def scope_options(options: argparse.Namespace) -> dict[str, Any]:
-    """``--target``, ``--baseline`` and every ``--option NAME=VALUE``; numbers become numbers."""
+    """``--target``, ``--baseline`` and every ``--option NAME=VALUE``; a value is read as JSON if it is JSON, else as text."""
 
     given: dict[str, Any] = {k: v for k in ("target", "baseline") if (v := getattr(options, k)) is not None}
     for item in options.option:
@@ -100,12 +108,12 @@ def scope_options(options: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{name} is given twice.")
         try:
             given[name] = json.loads(value)
-        except (ValueError, RecursionError):  # no JSON, or more of it than can be read
+        except (ValueError, RecursionError):  # not JSON, or nested too deeply
             given[name] = value
     return given
 
 
 def as_json(result: Any) -> str:
-    """A result as JSON, in letters that standard output has."""
+    """A result as JSON; characters outside the encoding of standard output are escaped."""
     all_letters = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     return json.dumps(plain(result, listed), ensure_ascii=not all_letters, indent=1, default=repr)

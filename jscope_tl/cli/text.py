@@ -20,7 +20,7 @@ from jscope_tl.scopes.registry import get_scope
 from jscope_tl.views.terminal import show
 
 SCOPE = "log_prob"
-"""The default here."""
+"""The default scope for answers."""
 STARTS = {"chat": "--chat", "n_new": "--continue", "answer": "--answer"}
 """Options that ask for an answer."""
 ONLY_HERE = {"by": "--by", "spans": "--spans"}
@@ -33,39 +33,37 @@ def add_options(p: argparse.ArgumentParser) -> None:
     """Options of an answer, in a group of their own."""
     group = p.add_argument_group(
         "an answer of several tokens",
-        f"what each of its tokens comes from; the default scope here is {SCOPE}, and --top counts sources of each token (default: 3)",
+        f"explains every token of the answer; the default scope is {SCOPE}, and --top is the number of sources to list for each token (default: 3)",
     )
     group.add_argument(
         "--chat",
         metavar="FILE",
-        help=f"a chat in place of PROMPT: a JSON list of messages, {EXAMPLE}; - reads standard input. A chat that ends with a message of "
-        "the assistant has that one explained, another one is answered by the model",
+        help=f"a chat instead of PROMPT: a JSON list of messages, {EXAMPLE}; - reads standard input. If the chat ends with a message of "
+        "the assistant, that message is explained; otherwise the model generates an answer",
     )
     group.add_argument(
         "--continue",
         dest="n_new",
         type=int,
         metavar="N",
-        help="let the model go on for at most N tokens and explain these",
+        help="let the model generate at most N tokens, and explain them",
     )
     group.add_argument(
-        "--answer", metavar="TEXT", help="explain this text after the prompt or chat; begin it with the space it needs"
+        "--answer",
+        metavar="TEXT",
+        help="explain this text as the answer; begin it with a space if the tokenizer needs one",
     )
-    group.add_argument(
-        "--by", help=f"what tokens of the prompt are taken together as a source: {', '.join(BY)} (default: token)"
-    )
-    group.add_argument(
-        "--spans", help=f"what tokens of the answer are explained as one: {', '.join(BY)} (default: token)"
-    )
+    group.add_argument("--by", help=f"group the tokens of the prompt into sources: {', '.join(BY)} (default: token)")
+    group.add_argument("--spans", help=f"explain several tokens of the answer as one: {', '.join(BY)} (default: token)")
 
 
 def is_asked(options: argparse.Namespace) -> bool:
-    """Whether an answer is explained, and not one prediction."""
+    """Whether the options ask for an answer to be explained, not a single prediction."""
     asked = any(getattr(options, name) is not None for name in STARTS)
     alone = next((flag for name, flag in ONLY_HERE.items() if getattr(options, name) is not None), None)
     if alone is not None and not asked:
         raise InputError(
-            f"{alone} goes with an answer; add --continue N or --answer TEXT to a prompt, or give --chat FILE."
+            f"{alone} needs an answer to explain; add --continue N or --answer TEXT to a prompt, or give --chat FILE."
         )
     return asked
 
@@ -76,15 +74,15 @@ def explain(options: argparse.Namespace) -> int:
     prompt = options.prompt if options.chat is None else read_chat(options.chat)
     if options.n_new is not None and options.chat is not None and prompt[-1].get("role") == ASSISTANT:
         raise InputError(
-            "The chat ends with a message of the assistant, which is what is explained; leave --continue out, or the message."
+            "The chat ends with a message of the assistant, which is explained; leave out --continue, or this message."
         )
     given = scope_options(options)
     if "target" in given:
-        raise InputError("An answer is explained token by token, each its own target; leave the option target out.")
+        raise InputError("Every token of an answer is its own target; leave the option target out.")
     scope = get_scope(options.scope if was_given(options, "scope") else SCOPE)(**given)
     model = load(options.model, options.device, options.dtype)
     result = attribute_text(model, prompt, options.answer, scope=scope, **_how(options))
-    # Files before the text: whoever reads the text may close the pipe.
+    # Write files first: the reader of standard output may close the pipe.
     if options.html is not None:
         report(result, options.html)
     if options.save is not None:
@@ -97,7 +95,7 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `attribute_text` that were given, under its names."""
+    """Keyword arguments of `attribute_text` from the options that were given."""
     names = {name: name for name in ("at", "reduction", "path", "gradient", "frozen", *ONLY_HERE)} | {
         "n_new": "max_new_tokens"
     }
@@ -105,26 +103,26 @@ def _how(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _need_usable(options: argparse.Namespace) -> None:
-    """Refuse what does not go together, before a model is loaded."""
+    """Refuse options that exclude each other, before a model is loaded."""
     asked = next(flag for name, flag in STARTS.items() if getattr(options, name) is not None)
     if options.chat is not None and options.prompt is not None:
-        raise InputError("--chat FILE takes the place of the prompt; give one of them.")
+        raise InputError("--chat FILE replaces the prompt; give one of them.")
     if options.chat is None and not (options.prompt or "").strip():
-        raise InputError(f"{asked} goes on with a prompt, and there is none; give one, or --chat FILE.")
+        raise InputError(f"{asked} needs a prompt; give one, or --chat FILE.")
     if options.n_new is not None and options.answer is not None:
         raise InputError(
-            "--answer is the text that is explained, --continue has the model write one; give one of them."
+            "--answer gives the answer to explain, --continue lets the model generate one; give one of them."
         )
     if options.n_new is not None and options.n_new < 1:
-        raise InputError(f"--continue is how many tokens to generate at most, 1 or more; got {options.n_new}.")
+        raise InputError(f"--continue is the largest number of tokens to generate, 1 or more; got {options.n_new}.")
     for name, flag in ELSEWHERE.items():
         if was_given(options, name):
             raise InputError(
-                f"{flag} is of one prediction, and {asked} explains every token of an answer; leave one of them out."
+                f"{flag} is an option for one prediction, but {asked} explains every token of an answer; leave one of them out."
             )
     if options.attention:
         raise InputError(
-            f"--attention lies beside one prediction, and {asked} explains an answer; leave one of them out."
+            f"--attention is an option for one prediction, but {asked} explains an answer; leave one of them out."
         )
     need_writable(options)
 
@@ -133,7 +131,7 @@ def read_chat(path: str) -> list[Mapping[str, Any]]:
     """Messages from a JSON file, or from standard input (``-``).
 
     Raises:
-        InputError: there is no such file, it is no JSON, or no list of messages.
+        InputError: the file does not exist, is not JSON, or is not a list of messages.
     """
     where = "standard input" if path == "-" else repr(path)
     try:
@@ -143,7 +141,7 @@ def read_chat(path: str) -> list[Mapping[str, Any]]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"The chat in {where} is no JSON: {error}. Give a list of messages, {EXAMPLE}.") from error
+        raise InputError(f"The chat in {where} is not JSON: {error}. Give a list of messages, {EXAMPLE}.") from error
     if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
         held = (
             "an empty list"
@@ -157,7 +155,7 @@ def read_chat(path: str) -> list[Mapping[str, Any]]:
 
 
 def _kind(found: Any) -> str:
-    """What JSON calls a value."""
+    """The JSON name of a value's type."""
     if isinstance(found, list):
         return _kind(next(item for item in found if not isinstance(item, dict)))
     names = {dict: "an object", str: "a string", bool: "a truth value", type(None): "null"}
@@ -165,6 +163,6 @@ def _kind(found: Any) -> str:
 
 
 def _json(result: TextAttribution) -> str:
-    """The fields of a result, and its sources with their scores, which it makes of them."""
+    """The fields of a result, with its sources and their scores."""
     made = {"sources": result.sources, "scores": result.scores, "stderr": result.stderr}
     return as_json({field.name: getattr(result, field.name) for field in fields(result)} | made)

@@ -30,6 +30,7 @@ from jscope_tl.results.checks import need, need_finite
 from jscope_tl.results.cost import Cost
 from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
+from jscope_tl.results.text import score_text, visible
 from jscope_tl.scopes.base import Scope
 
 BATCH = 32
@@ -83,7 +84,16 @@ class Ablation(Saved):
 
     def __repr__(self) -> str:
         said = ", ".join(f"{effect} {self.correlation(effect):.2f}" for effect in EFFECTS)
-        return f"Ablation by {self.replacement}: rank correlation of {self.scope.scope} scores{self.scope.asked}, with |effect|: {said}"
+        head = f"Ablation by {self.replacement}: rank correlation of {self.scope.scope} scores{self.scope.asked}, with |effect|: {said}"
+        lines = [
+            f"  {rank}. {self._at(t)}"
+            for rank, t in enumerate(self.kl[: self.scope.position + 1].argsort(descending=True)[:5].tolist(), 1)
+        ]
+        return "\n".join([head, "  largest KL divergence (and change of the target's log-probability) in nat:", *lines])
+
+    def _at(self, t: int) -> str:
+        token = f"{visible(self.scope.str_tokens[t])!r} at {t}"
+        return f"{token:22} {score_text(float(self.kl[t]), None):>9} ({float(self.log_prob[t]):+.3g})"
 
 
 @documented

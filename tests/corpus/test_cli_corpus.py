@@ -108,7 +108,7 @@ def test_told_to_end_it_writes_what_is_complete_and_says_how_to_go_on(
     assert child.returncode == corpus.INTERRUPTED
     assert (
         said.splitlines()[-1]
-        == f"jscope: interrupted; what was explained is in {out}, and the same command goes on after it"
+        == f"jscope: interrupted; the rows so far are in {out}, and the same command resumes the run"
     )
     assert 0 < len(js.corpus.open(out)) < len(PROMPTS)
     assert main(["corpus", prompts, "--out", str(out), "--quiet"]) == 0

@@ -131,3 +131,13 @@ def test_side_branch(kind: str) -> None:
     if kind == "bridge":
         with pytest.raises(js.InputError, match="would not reach"):
             js.patching.side_by_side(model, TOKENS, CORRUPTED, "blocks.1.hook_resid_mid", [2])
+
+
+def test_it_prints_the_tokens_with_the_largest_effects(pocket: Any) -> None:
+    result = js.patching.ablate(pocket, "the keys to the cabinet near the doors", "log_prob", progress=False)
+    first = int(result.kl.argmax())
+    said = repr(result).splitlines()
+    assert len(said) == 2 + 5
+    assert said[2].split()[:4] == ["1.", "'", f"{result.scope.str_tokens[first].strip()}'", "at"]
+    assert f"at {first} " in said[2]
+    assert f"{float(result.kl[first]):.4g} ({float(result.log_prob[first]):+.3g})" in said[2]
