@@ -58,6 +58,12 @@ def test_memory_decides(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("ran again" in warning for warning in explained(llama, None).warnings)
 
 
+def test_rows_of_recomputed_layers_where_memory_is_not_told(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = explained(llama, True, spans="token").token_scores
+    monkeypatch.setattr("jscope_tl.engine.vjp.available_bytes", lambda device: float("inf"))
+    torch.testing.assert_close(explained(llama, True, spans="token").token_scores, expected)
+
+
 def test_fisher_does_without_products(llama: Any) -> None:
     """A second derivative would need the graphs; an estimate takes more probes and says so."""
     kept, again = (explained(llama, way, scope="fisher", spans="message") for way in (False, True))

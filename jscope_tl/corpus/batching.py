@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Any
 
 import torch
@@ -122,8 +123,9 @@ class Explaining:
         device, n = one.tokens.device, len(one.tokens)
         with LiveBytes() as meter:
             found = explain_target(one.setup, one.tokens, one.position)
-        fits = int(SHARE * available_bytes(device) / max(1, meter.peak) * n) if meter.peak else CPU_TOKENS
-        self.budget.tokens = min(fits, CPU_TOKENS) if device.type == "cpu" else fits
+        free = available_bytes(device)  # infinite where the system does not tell
+        fits = SHARE * free / max(1, meter.peak) * n if meter.peak else CPU_TOKENS
+        self.budget.tokens = int(min(fits, CPU_TOKENS) if device.type == "cpu" or free == inf else fits)
         self.budget.length = n
         return found
 

@@ -159,7 +159,7 @@ class Backward:
         if not self._row_bytes:
             return 1
         if self.recomputed:  # the layers run again once for each chunk
-            return max(1, min(ROWS_RECOMPUTED, int(available_bytes(self.y.device) / 4 // self._row_bytes)))
+            return max(1, int(min(ROWS_RECOMPUTED, available_bytes(self.y.device) / 4 / self._row_bytes)))
         return max(1, min(MOST_ROWS, chunk_budget(self.y.device) // self._row_bytes))
 
     def fewer(self, size: int) -> None:

@@ -183,6 +183,17 @@ def test_where_memory_runs_out_batches_are_halved(pocket: Any, tmp_path: Path, m
     assert all("too little memory" in str(row.error) for row in errors)
 
 
+def test_where_the_system_does_not_tell_its_memory_batches_are_those_of_a_cpu(
+    pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS and Windows, which have no /proc/meminfo."""
+    monkeypatch.setattr("jscope_tl.corpus.batching.available_bytes", lambda device: float("inf"))
+    run = js.corpus.run(pocket, PROMPTS, tmp_path / "run", "semantic", progress=False)
+    assert run.n_errors == 0
+    for row, prompt in zip(run, PROMPTS, strict=True):
+        same(row, js.attribute(pocket, prompt, "semantic"))
+
+
 @pytest.mark.newest_line
 def test_files_are_read_by_pyarrow_and_duckdb(pocket: Any, tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
