@@ -2,8 +2,8 @@
 # # Jacobian Scopes Demo
 #
 # [Jacobian Scopes](https://arxiv.org/abs/2601.16407) (Liu et al., 2026) attribute a next-token prediction to the tokens of the prompt: the score of a token is the
-# norm of the gradient of some quantity of the prediction (a logit, a difference of logits, the confidence `‖y‖`) with respect to the token's vector, or, for
-# *Fisher Scope*, `tr(J_tᵀ F J_t)`, how far the whole next-token distribution moves. The package `jscope_tl` computes them on any TransformerLens model.
+# norm of the gradient of a scalar function of the prediction (a logit, a difference of logits, the confidence `‖y‖`) with respect to the token's vector, or, for
+# *Fisher Scope*, `tr(J_tᵀ F J_t)`, which measures how far the whole next-token distribution moves. The package `jscope_tl` computes them on any TransformerLens model.
 #
 # This is not the Jacobian lens of `transformer_lens.tools.analysis`: a lens is one matrix per layer, averaged over a corpus, that reads activations; a scope
 # is about this prompt and this prediction, per token.
@@ -25,7 +25,7 @@ prompt = "When Mary and John went to the store, John gave a drink to"
 # %% [markdown]
 # ## One logit, the difference of two, the whole distribution
 #
-# A result has a score for each token, its unit, and the doubts about it. `result.top()` leaves BOS out.
+# A result has a score for each token, the unit of the scores, and warnings. `result.top()` leaves BOS out.
 
 # %%
 semantic = js.attribute(model, prompt, "semantic", target=" Mary")
@@ -40,7 +40,7 @@ fisher = js.attribute(model, prompt, "fisher", progress=False)
 [(token.position, token.str_token) for token in fisher.top(1)], fisher.unit
 
 # %% [markdown]
-# Fisher Scope is an estimate; every score has a standard error, at most 5 % of the score or 1 % of the largest one unless asked otherwise.
+# Fisher Scope is estimated: every score has a standard error, by default at most 5 % of the score or 1 % of the largest score.
 
 # %%
 bool((fisher.stderr <= torch.maximum(0.05 * fisher.scores, 0.01 * fisher.scores.max())).all())
@@ -52,7 +52,7 @@ fisher
 # %% [markdown]
 # ## Beside attention
 #
-# The scope of every position is a matrix `[dest, src]`, laid out as an attention pattern is. Which heads look where the scope says that influence comes from?
+# The scores for the predictions at all positions form a matrix `[dest, src]`, like an attention pattern. Which heads attend to the tokens with the highest scores?
 
 # %%
 _, cache = model.run_with_cache(prompt)
@@ -67,7 +67,7 @@ js.views.attention(pattern, cache, layers=[best.layer])
 # %% [markdown]
 # ## Beside activation patching
 #
-# Patch the residual stream of a run about *Anna* into that about *Mary*, and hold the measured effect against what the scope predicts to first order.
+# Patch the residual stream of a prompt about *Anna* into the run about *Mary*, and compare the measured effect with the first-order prediction of the scope.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Scopes beside attention patterns
 #
-# An attention pattern shows where a head looks; a scope shows which tokens the prediction depends on, through all heads
-# and MLPs together. `js.influence_pattern` lays a scope out as a pattern is, `[dest, src]`, so that both can be looked at
-# side by side, and `js.head_agreement` says which heads to look at.
+# An attention pattern shows where a head attends; a scope shows which tokens the prediction depends on, through all heads
+# and MLPs together. `js.influence_pattern` returns a scope in the shape of a pattern, `[dest, src]`, so that you can view both
+# side by side, and `js.head_agreement` ranks the heads by their agreement with it.
 #
 # Runs offline on the pocket model in a few seconds. Open it as a notebook (VS Code, or Jupyter with jupytext), or run it:
 # `python examples/beside_attention.py --out FOLDER` writes the pages into a folder.
@@ -24,10 +24,10 @@ out.mkdir(parents=True, exist_ok=True)
 model = js.load_pocket_model()
 
 # %% [markdown]
-# ## Induction: a random sequence, said twice
+# ## Induction: a random sequence, repeated once
 #
-# In its second half every word is decided by the same word in the first half. A head that copies looks one place behind
-# the earlier occurrence of the present word.
+# In the second half, every word is determined by the same word in the first half. A head that copies attends to the token after
+# the earlier occurrence of the current word.
 
 # %%
 prompt = js.pocket_prompts("repetition", 3)[2]
@@ -41,7 +41,7 @@ pattern = js.influence_pattern(model, prompt.text, "fisher", repeated)
 pattern
 
 # %% [markdown]
-# How often is the word to be copied, which stands at `dest - period + 1`, the strongest source of the prediction?
+# How often does the word to be copied, at position `dest - period + 1`, have the highest score?
 
 # %%
 scores = pattern.scores.clone()
@@ -50,7 +50,7 @@ hits = [int(row.argmax()) == dest - period + 1 for row, dest in zip(scores, patt
 print(f"the word to be copied is the strongest source of {sum(hits)} of {len(hits)} predictions")
 
 # %% [markdown]
-# Which heads attend most to the scope's strongest source, and how much attention do they give to the word to be copied?
+# Which heads attend most to the token with the highest score, and how much attention do they pay to the word to be copied?
 
 # %%
 dest = torch.tensor(repeated)
@@ -61,7 +61,7 @@ for found in by_top[:4]:
     print(f"{found.name}: same top {found.same_top:.0%}, attention to the word to be copied {copied:.2f}")
 
 # %% [markdown]
-# These are the induction heads. In the selector they lie beside the scope:
+# These are the induction heads. The selector shows them beside the scope:
 
 # %%
 induction = js.views.attention(pattern, cache)
@@ -89,7 +89,7 @@ translation.save(out / "translation.html")
 translation
 
 # %% [markdown]
-# One prediction by itself: the last word of the prompt, the scope in coloured tokens, and the same with a logarithmic scale.
+# One prediction: the scores for the word after the prompt as coloured tokens, with a linear and a logarithmic scale.
 
 # %%
 result = js.attribute(model, prompt.text, "fisher")
@@ -102,7 +102,7 @@ js.views.tokens(result, log=True)
 js.views.prediction(result, k=5)
 
 # %% [markdown]
-# Everything on one page to keep or to send:
+# All of this on one page:
 
 # %%
 page = js.report([result, *patterns], out / "report.html", cache, title="Translation")

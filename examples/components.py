@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Through which heads
 #
-# A scope says which tokens a prediction depends on. `js.patching.components` asks the same backward rows through which heads:
-# what changing each of them would do. `js.patching.agreement` holds that against real ablations and patches, and
+# A scope says which tokens a prediction depends on. `js.patching.components` uses the same backward rows to predict the effect of
+# changing each head. `js.patching.agreement` compares these predictions with measured ablations and patches, and
 # `js.patching.flow` follows one token from head to head.
 #
 # Runs offline on the pocket model in a few seconds (does a verb agree with its subject?). With `--model` it takes a language model and an
@@ -39,18 +39,18 @@ print(prompt, "->", answer["target"])
 # %% [markdown]
 # ## Heads that carry the prediction
 #
-# Fisher Scope's prediction for every head at once: the KL divergence between the prediction and that of the model without the head. The
-# strongest are then taken away in truth.
+# Fisher Scope predicts for every head the KL divergence between the model's prediction and that of the model without the head. The
+# strongest effects are then measured.
 
 # %%
 effects = js.patching.components(model, prompt, "fisher", progress=False).measure(20, progress=False)
 effects
 
 # %% [markdown]
-# ## What the logit difference does not see
+# ## What the logit difference misses
 #
-# Name movers were found by the difference of two logits. A head that raises both names against all other words does much to the prediction
-# and little to their difference. All heads, measured both ways:
+# Name movers were found by the difference of two logits. A head that raises both names against all other words has a large effect on the prediction
+# and a small one on the difference. All heads, measured both ways:
 
 # %%
 n_heads = effects.predicted.numel()
@@ -77,7 +77,7 @@ unseen = max(strongest, key=lambda at: int(by_difference[at]))
 print(f"the difference of the logits sees L{unseen[0]}H{unseen[1]} as number {int(by_difference[unseen])} of {n_heads}")
 
 # %% [markdown]
-# What is it that this head does? The prediction with it and without it:
+# What does this head do? The prediction with the head and without it:
 
 # %%
 
@@ -109,10 +109,10 @@ figure.savefig(out / "components.png", dpi=120)
 figure
 
 # %% [markdown]
-# ## Which way a token goes
+# ## The path of a token through the heads
 #
-# Both nouns (names), followed through the layers in the linear picture that holds attention patterns and norms constant: which heads carry
-# them to the last position, and does that raise the answer against the alternative, or lower it?
+# We follow both nouns (names) through the layers, with attention patterns and norms held constant: which heads carry
+# them to the last position, and does this raise or lower the answer against the alternative?
 
 # %%
 tokens = model.to_str_tokens(prompt)
@@ -144,8 +144,8 @@ for edge in movers:
 # %% [markdown]
 # ## Agreement and cost
 #
-# Every head ablated in truth, beside the predictions: Fisher's with the strongest heads refined and without, and attribution patching of the
-# log-probability. A backward row counts as a forward pass: of a model with 16 heads measuring them all is cheaper, of one with 270 it costs
+# Measured ablations of all heads, beside the predictions: Fisher's with and without refining the strongest heads, and attribution patching of the
+# log-probability. A backward row counts as a forward pass: with 16 heads it is cheaper to measure all of them, with 270 heads this costs
 # four to seven times as much as the prediction.
 
 # %%
@@ -153,7 +153,7 @@ found = js.patching.agreement(model, prompt, "fisher", progress=False)
 found
 
 # %% [markdown]
-# And patched: clean activations into the corrupted run, where TransformerLens' own attribution patching answers the same question.
+# The same comparison for patching clean activations into the corrupted run, for which TransformerLens has its own attribution patching.
 
 # %%
 patched = js.patching.agreement(model, prompt, "fisher", source=corrupted, direction="denoising", progress=False)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Which part of the prompt made the model say this
 #
-# A scope explains one next token. `js.attribute_text` explains an answer: each of its tokens, spans of it, or all of it, by the words,
-# sentences or messages of the prompt. `js.patching.context` measures which words depend on which part at all.
+# A scope explains one next token. `js.attribute_text` explains an answer (each of its tokens, spans of tokens, or the whole answer) by the words,
+# sentences or messages of the prompt. `js.patching.context` measures which words of the answer depend on which part of the prompt.
 #
 # Runs offline on the pocket model in a few seconds. With `--model` it takes a chat model and its own template:
 # `python examples/continuation.py --model HuggingFaceTB/SmolLM2-135M-Instruct`.
@@ -43,7 +43,7 @@ else:
 # %% [markdown]
 # ## Every word of the answer
 #
-# One forward pass, and one backward row for each token of the answer. What a chat template wrote has scores too; the list leaves it out.
+# One forward pass, and one backward row for each token of the answer. The tokens of a chat template have scores, too; the list leaves them out.
 
 # %%
 result = js.attribute_text(model, prompt, answer, by="word", **how)
@@ -54,7 +54,7 @@ result
 # %% [markdown]
 # ## By parts of the prompt
 #
-# Segments of one's own. Under `at="pattern"` parts add up; norms of rows are those of the stacked block.
+# The same answer by segments that we choose. With `at="pattern"` the scores of a segment's tokens are summed; otherwise its score is the norm of their rows together.
 
 # %%
 by_part = result.grouped(parts)
@@ -75,7 +75,7 @@ span
 # %% [markdown]
 # ## Why this and not that
 #
-# The contrast of two continuations of any length. A chat is continued after the words that stand before the span.
+# The difference of the log-probabilities of two continuations of any length. In a chat they follow the words of the answer before the span.
 
 # %%
 start = result.find(word)[0] + result.text.n_prompt
@@ -83,9 +83,9 @@ contrast = js.attribute(model, result.tokens[:start], "contrastive", target=word
 print(contrast)
 
 # %% [markdown]
-# ## Which words depend on which part at all
+# ## Which words depend on which part
 #
-# Each part is taken out of the text: the KL divergence of each prediction without it. Then: why this word and not what the model says
+# Remove each part from the text and measure the KL divergence of every prediction. Then ask: why this word, and not the word that the model predicts
 # without the part?
 
 # %%

@@ -1,10 +1,12 @@
-"""Every example as a notebook with its outputs, made of its script: `python examples/make_notebooks.py [NAME ...]`.
+"""Make a notebook with outputs from every example script: `python examples/make_notebooks.py [NAME ...]`.
 
-Needs `pip install ".[dev]"`. Notebooks about a real model are made with the HuggingFace folder that `--real FOLDER` names in the place of the
-hub. Views with circuitsvis in them (over 300 kB each) are left to whoever runs the notebook.
+Needs `pip install ".[dev]"`. `--real FOLDER` names a HuggingFace folder that replaces the hub in notebooks about a real model.
+Outputs of more than 300 kB (views with circuitsvis) are left out. Once pyproject.toml has the address of the repository on GitHub
+(`Repository` under `[project.urls]`), every notebook gets a Colab badge.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,33 @@ SCRIPTS = sorted(
 REAL = {"start_here", "Jacobian_Scopes_Demo"}
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MOST = 300_000
-"""Letters of an output."""
+"""Longest output in characters."""
+BADGE = (
+    "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{repository}/blob/main/{path})\n\n"
+)
 INSTEAD = """from transformer_lens.model_bridge import TransformerBridge as _bridge
 _boot = _bridge.boot_transformers
 _bridge.boot_transformers = staticmethod(lambda name, **how: _boot({folder!r}, **how))"""
+
+
+def repository() -> str | None:
+    """``OWNER/NAME`` on GitHub, if pyproject.toml has it."""
+    found = re.search(
+        r'^Repository = "https://github\.com/([\w.-]+/[\w.-]+)"',
+        (EXAMPLES.parent / "pyproject.toml").read_text("utf-8"),
+        re.M,
+    )
+    return found and found[1]
+
+
+def read(script: Path, repository: str | None) -> Any:
+    """The notebook of a script without outputs, with a Colab badge on top if there is a repository."""
+    notebook = jupytext.read(script)
+    if repository is not None:
+        path = script.with_suffix(".ipynb").relative_to(EXAMPLES.parent).as_posix()
+        notebook.cells[0].source = BADGE.format(repository=repository, path=path) + notebook.cells[0].source
+    return notebook
 
 
 def made(script: Path, real: Path | None = None) -> Any:
@@ -38,7 +63,7 @@ def made(script: Path, real: Path | None = None) -> Any:
         script: with cells marked as ``# %%``.
         real: a folder in the place of the model on the hub.
     """
-    notebook = jupytext.read(script)
+    notebook = read(script, repository())
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     if real is not None:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(INSTEAD.format(folder=str(real))))

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Scopes and activation patching
 #
-# Activation patching answers causally and costs a run for every (layer, position) where two runs differ. A scope answers to first
-# order and costs one forward and a few backward passes for all of them. Here each is held against the other, on prompts
+# Activation patching measures causal effects and takes one run for every (layer, position) cell where two runs differ. A scope predicts them to first
+# order, with one forward and a few backward passes for all cells. This notebook compares the two on prompts
 # whose cause is known.
 #
 # Runs offline on the pocket model in under a minute.
@@ -37,8 +37,8 @@ def corrupted(prompt: js.PocketPrompt) -> str:
 # %% [markdown]
 # ## One prompt: the number of a noun
 #
-# The clean prompt decides for `is`, the corrupted one for `are`. Corrupted activations are patched into the clean run, cell
-# by cell; the effect is what that does to the difference of the two logits.
+# The clean prompt is completed with `is`, the corrupted prompt with `are`. Corrupted activations are patched into the clean run, cell
+# by cell; the effect is the change of the difference of the two logits.
 
 # %%
 prompt = js.pocket_prompts("agreement", 6)[5]
@@ -48,9 +48,9 @@ result = js.patching.compare(model, prompt.text, corrupted(prompt), "contrastive
 print(result)
 
 # %% [markdown]
-# The effect of patching, what the scope's backward pass predicts for it, and the scope itself. The score knows nothing of
-# the corrupted prompt: it is high wherever the prediction *could* be moved. The prediction, the same row of the Jacobian
-# times the difference of the two runs, says where it *is* moved.
+# The picture has the measured effect, the effect that the scope predicts, and the scores. The scores don't depend on
+# the corrupted prompt: they are high wherever some change would move the prediction. The predicted effect, the same row of the Jacobian
+# times the difference of the two runs, says where this corruption moves it.
 
 # %%
 figure = js.views.comparison(result)
@@ -58,7 +58,7 @@ figure.savefig(out / "agreement.png", dpi=120)
 figure
 
 # %% [markdown]
-# Is the effect still there when only the two cells of each layer are patched that the prediction ranks first?
+# How much of the effect do we find if we patch only the two cells of each layer with the largest predicted effect?
 
 # %%
 few = js.patching.compare(
@@ -72,8 +72,8 @@ print(f"{saved:.1f} times fewer patched runs")
 # %% [markdown]
 # ## A repeated sequence, the whole distribution
 #
-# Fisher Scope predicts the KL divergence between the clean and the patched distribution, to second order. A patch that turns
-# one certain prediction into another is no small step: the predicted size is far too small, the ranking holds.
+# Fisher Scope predicts the KL divergence between the clean and the patched distribution, to second order. A patch that replaces
+# one confident prediction by another is not a small change: the predicted size is far too small, but the ranking is right.
 
 # %%
 prompt = js.pocket_prompts("repetition", 3)[0]
@@ -87,7 +87,7 @@ figure
 # %% [markdown]
 # ## A scope under intervention
 #
-# The clean activation of the last position, patched into the corrupted run half way up: which tokens does the patched run
+# We patch the clean activation at the last position and a middle layer into the corrupted run. Which tokens does the patched run
 # depend on?
 
 # %%
@@ -102,8 +102,8 @@ for name in ("clean", "corrupted", "patched"):
 # %% [markdown]
 # ## Leaving out one token
 #
-# The same question for whole tokens: replace the embedding of one after the other, and hold the effect on the distribution
-# against the scope.
+# The same comparison for whole tokens: replace the embedding of each token in turn, and compare the effect on the distribution
+# with the scores.
 
 # %%
 for replacement in ("zero", "mean"):

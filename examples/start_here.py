@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Start here: why did the model say that?
 #
-# Five minutes with a real model, SmolLM2-135M. We ask which tokens of a prompt drove a prediction, against what, through which heads, and test
-# the answers. `pip install jscope-tl` comes first; a CPU is enough.
+# Five minutes with a real model, SmolLM2-135M. We ask which tokens a prediction depends on, which token caused it, and through which heads, and we test
+# the answers. Install the package first (`pip install jscope-tl`); a CPU is enough.
 
 # %%
 import tempfile
@@ -21,14 +21,14 @@ prompt = "When Mary and John went to the store, John gave a drink to"
 # ## Which tokens is the prediction sensitive to?
 #
 # The score of a token is `‖(w_Mary - w_John)ᵀ J_t‖`: how far the difference of the two logits moves, to first order, when the token's embedding moves by
-# one unit in the direction that matters most. Darker is higher. BOS is scored, and left out of the colours.
+# one unit in the direction with the largest effect. Darker is higher. BOS has a score, too, but is left out of the colour scale.
 
 # %%
 result = js.attribute(model, prompt, "contrastive", target=" Mary", baseline=" John")
 result
 
 # %% [markdown]
-# Is that about *Mary*, or would any question look like this? A random direction of the final hidden state is the control. It looks alike: sensitivity
+# Is this specific to *Mary* and *John*? The control is a random direction of the final hidden state. Its scores look similar: most of the sensitivity
 # says which tokens the model reads at all.
 
 # %%
@@ -37,8 +37,8 @@ js.attribute(model, prompt, "random_direction")
 # %% [markdown]
 # ## Which token caused it?
 #
-# `js.explain` combines gradient and attention under backward rules that see through saturated layers. On prompts whose cause was validated by swapping
-# words it is on the cause in 200 of 200 for this model; a random direction in 55 %.
+# `js.explain` combines gradients and attention patterns under modified backward rules (AttnLRP). On prompts whose cause was validated by swapping
+# words, its highest score is on the cause in 200 of 200 prompts for this model; that of a random direction in 55 %.
 
 # %%
 js.explain(model, prompt, " Mary", " John")
@@ -46,15 +46,15 @@ js.explain(model, prompt, " Mary", " John")
 # %% [markdown]
 # ## Test it
 #
-# Take each token away (its embedding set to 0) and measure what happens to the prediction. `kl` is the KL divergence from the whole prediction.
+# Remove each token (set its embedding to 0) and measure how the prediction changes. `kl` is the KL divergence from the original next-token distribution.
 
 # %%
 ablation = js.patching.ablate(model, prompt, "log_prob", target=" Mary", progress=False)
 {text: round(float(kl), 2) for text, kl in zip(ablation.scope.str_tokens, ablation.kl, strict=True)}
 
 # %% [markdown]
-# Without *Mary* the prediction is another one; without the last *to* the sentence is. Leave-one-out measures both. Patching asks more precisely: what if the
-# prompt had said *Anna*?
+# Without *Mary* the model predicts another name; without the last *to* it predicts another kind of word. Leave-one-out measures both effects. Patching asks a more precise
+# question: what if the prompt said *Anna* instead of *Mary*?
 
 # %%
 other = prompt.replace("Mary", "Anna")
@@ -65,8 +65,8 @@ both = js.patching.compare(
 js.views.comparison(both)
 
 # %% [markdown]
-# Measured (top): the effect is at *Mary* in the early layers and at the last position in the late ones; on the way it was carried by heads. Predicted to first
-# order (middle): right in the late layers, of the wrong sign in the early ones. To put another name in is no small change; that is why things are measured.
+# Measured (top): the effect is at *Mary* in the early layers and at the last position in the late layers; heads carry it from one to the other. Predicted to first
+# order (middle): correct in the late layers, with the wrong sign in the early layers. Another name is not a small change, so predictions need to be tested by measurements.
 
 # %% [markdown]
 # ## Through which heads?
@@ -78,8 +78,8 @@ heads
 # %% [markdown]
 # ## A page to send
 #
-# One file, which needs no network: columns side by side, tokens to click, everything as tables below. `jscope app --model HuggingFaceTB/SmolLM2-135M-Instruct` opens the
-# same page with the model behind it; `js.app(model)` does so in a notebook.
+# `js.report` writes one HTML file that needs no network: results side by side with tokens to click, followed by tables. `jscope app --model HuggingFaceTB/SmolLM2-135M-Instruct` opens the
+# same page with the model; in a notebook, `js.app(model)` does.
 
 # %%
 page = js.report(

@@ -43,7 +43,7 @@ def test_notebooks_are_in_step(script: Path) -> None:
     text = script.with_suffix(".ipynb").read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
-    assert cells(notebook) == cells(jupytext.read(script))
+    assert cells(notebook) == cells(maker().read(script, maker().repository()))
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     outputs = [output for cell in code for output in cell.outputs]
@@ -51,6 +51,27 @@ def test_notebooks_are_in_step(script: Path) -> None:
     assert all(output.output_type != "error" for output in outputs)
     assert len(text) < 1_000_000
     assert not re.search(r"/(tmp|root|home)/\w", text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_repository_gives_a_badge(script: Path) -> None:
+    first, plain = (maker().read(script, address).cells[0] for address in ("owner/name", None))
+    badge, _, text = first.source.partition("\n\n")
+    assert (first.cell_type, text) == ("markdown", plain.source)
+    page = re.fullmatch(
+        r"\[!\[Open In Colab\]\(\S+\)\]\(https://colab\.research\.google\.com/github/owner/name/blob/main/(\S+)\)",
+        badge,
+    )
+    assert page is not None
+    assert EXAMPLES.parent / page[1] == script.with_suffix(".ipynb")
+
+
+def test_a_public_address_is_in_all_places_or_in_none() -> None:
+    """With it a package index shows the README's pictures, which it cannot from links into the repository."""
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
+    assert pictures
+    assert all(address.startswith("https://") == (maker().repository() is not None) for address in pictures)
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 # %% [markdown]
-# # What to know before a map is believed
+# # Checks before you trust the scores
 #
-# Three questions that the paper and its readers left open. How much of a map lies on the first tokens, and does the
-# prediction need these? How far does the linear picture hold that every scope rests on? And does Temperature Scope, which
-# costs one backward pass, show what Fisher Scope shows, on long prompts too?
+# Three questions that the paper and its readers left open. What share of the scores is on the first tokens, and does the
+# prediction need these tokens? How large may a change be for the linear approximation to hold? And does Temperature Scope, which
+# takes one backward pass, agree with Fisher Scope, on long prompts, too?
 #
 # Runs offline on the pocket model in under two minutes; `--model NAME` takes another.
 
@@ -29,8 +29,8 @@ if study.is_pocket:
 # %% [markdown]
 # ## The attention sink
 #
-# The share of each map that lies on BOS and on the first five tokens, beside what it would be if all tokens scored alike;
-# and the divergence between the prediction and the one that the model makes when no later token may attend to them, beside
+# The share of the scores on BOS and on the first five tokens, beside the share if all tokens scored alike;
+# and the KL divergence between the prediction and the one without attention from later tokens to them, beside
 # the same for five other tokens.
 
 # %%
@@ -57,11 +57,11 @@ else:
     to_compare(f"{SENTENCE} ({shares})")
 
 # %% [markdown]
-# ## How far the linear picture holds
+# ## How far the linear approximation holds
 #
-# The vector of the strongest token is moved along the direction that the scope names, and along random ones. Up to which
-# size, as a share of the vector's own length, is what the model does within 10 % of what the scope predicts? Removing a
-# token is a move of size 1.
+# The vector of the highest token is moved along the direction of the scope's gradient, and along random directions. Up to which
+# step, relative to the norm of the vector, is the change of the model's output within 10 % of the scope's prediction? Removing a
+# token is a step of size 1.
 
 # %%
 SCOPES = (

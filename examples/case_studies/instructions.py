@@ -22,7 +22,7 @@ study = common.start()
 # ## The prompts
 #
 # As in the paper, a prompt's last token is the target, and the prediction just before it is explained. With a model of your
-# own two BOS tokens are put in front, as the paper has it; they are left out of the colour scale, and the doubt about the
+# own two BOS tokens are put in front, as the paper has it; they are left out of the colour scale, and the warning about the
 # second one can be ignored here. The pocket model gets held-out sentences in which two vices are denied, once with the virtue
 # that goes with the first of them as the target, once with that of the second.
 

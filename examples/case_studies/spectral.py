@@ -53,7 +53,7 @@ if study.is_pocket:
             print(f"  direction {i} ({float(found.shares[last, i]):.0%} of the trace): {rises} against {falls}")
 
 # %% [markdown]
-# ## Is it so?
+# ## Testing the directions
 #
 # Every direction makes two predictions that plain forward passes can check. A small step of size `ε` along the input
 # direction `v_i` moves the distribution by a KL divergence of `½ ε² σ_i²`; the trace knows the mean over random directions
@@ -135,7 +135,7 @@ for task in TASKS:
 # %% [markdown]
 # ## Copying: which word, and whether at all
 #
-# In a sequence said twice the model finds the last word's first occurrence and copies what came after it. Both words have a
+# In a sequence that is repeated once, the model finds the last word's first occurrence and copies what came after it. Both words have a
 # high trace. The word that is matched can mainly make the copy more or less sure; the word that is copied decides what is
 # copied, and there are many words: its effective rank is higher.
 

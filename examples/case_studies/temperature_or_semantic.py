@@ -87,7 +87,7 @@ study.keep(figure, "temperature_or_semantic")
 # *One of them only*: ask for the lowest and for the highest of the numbers with 1 % or more. Does another number of the history
 # have the highest score? (Temperature Scope has no target to choose.)
 #
-# *The forecast as a whole*: what does it rest on, by a measure that neither scope knows of? Two are taken, both for the whole
+# *The forecast as a whole*: what does it depend on, by a measure that is independent of both scopes? We take two, both for the whole
 # distribution: Fisher Scope, and leaving numbers out (each one's vector set to zero; the KL divergence
 # of the forecast). Does Temperature Scope rank the numbers more like them than Semantic Scope of the true number does?
 

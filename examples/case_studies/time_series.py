@@ -6,8 +6,8 @@
 # one could look up what followed then; a random walk has nothing to look up.
 #
 # Runs offline on the pocket model in a minute. `python time_series.py --model meta-llama/Llama-3.2-1B --out FOLDER` does the
-# same with a model of your choice (`--device`, `--dtype`). Where its tokenizer splits numbers (Qwen, Gemma, SmolLM2) the next one is
-# explained as a span of its digits, and a bar is the norm of a number's stacked block.
+# same with a model of your choice (`--device`, `--dtype`). Where its tokenizer splits numbers (Qwen, Gemma, SmolLM2) the next number is
+# explained as a span of its digits, and a bar is the score of the group of a number's digits.
 
 # %%
 from collections.abc import Callable
