@@ -1,6 +1,7 @@
-"""Through which parts of a model a prediction comes: heads, edges, layers, neurons, features.
+"""Which parts of a model a prediction depends on: heads, edges, layers, neurons, features.
 
-`kinds` says where components are (`sites`, `edges`, `features`), `sources` what takes their place. `prediction` predicts what changing each
-does, from backward rows, `runs` refines and measures that, `effects` holds it, `names` names a component. `against_measured` holds predictions
-against measurements, in an `agreement`. `flow_of_token` follows one token through the heads, in a `token_flow`.
+`kinds` finds the components (`sites`, `edges`, `features`), and `sources` computes the activations that replace theirs. `prediction` predicts the
+effect of changing each component from backward passes, `runs` refines and measures these effects, `effects` is the result, and `names` names a
+component. `against_measured` compares predictions with measurements; its result is an `agreement`. `flow_of_token` follows one token through
+the heads; its result is a `token_flow`.
 """

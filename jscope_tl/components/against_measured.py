@@ -1,4 +1,4 @@
-"""`agreement`: do predictions of components' effects say what ablating or patching them does?"""
+"""`agreement`: how well predicted effects of components agree with the effects of ablating or patching them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -56,22 +56,24 @@ def agreement(
     progress: bool | None = None,
     **options: Any,
 ) -> ComponentAgreement:
-    """Change every component in truth, and hold what that does against what is predicted, by this package and by attribution patching.
+    """Measure the effect of changing every component, and compare it with the predictions of this package and of attribution patching.
 
     The methods:
 
-    - the scope's prediction as `components` makes it, with the strongest components refined, and without (``refine=0``);
-    - attribution patching, gradient times change of one number: the target's log-probability where the scope has several cotangents
-      (Fisher). Of a scope with a single one that is the prediction without refinement;
-    - TransformerLens' own (``transformer_lens.tools.analysis``, 3.x and 4.x), of the same number, where it can answer the question: heads or
-      MLPs of a `TransformerBridge`, ``source`` another prompt, ``direction="denoising"``. Its nodes are added up over positions.
+    - the prediction of `components` for the scope, with the strongest components refined, and without refinement (``refine=0``);
+    - attribution patching: the gradient of one number times the change of the activation. For a scope with a single cotangent this is the
+      prediction without refinement; for a scope with several cotangents (Fisher) the number is the target's log-probability;
+    - TransformerLens' attribution patching (``transformer_lens.tools.analysis``, 3.x and 4.x) of the same number, where it supports the
+      question: heads or MLPs of a `TransformerBridge`, another prompt as ``source``, ``direction="denoising"``. The scores of its nodes
+      are summed over positions.
 
-    Each is compared by its rank correlation with the measured effects, of which the sizes count, and by the strongest components.
+    For each method, the result has the rank correlation with the absolute values of the measured effects, and the overlap of the strongest
+    components.
 
     Args:
         of, source, positions, prompts, resample_seed, direction, sae, at, refine: as of `components`.
-        sample: so many components are measured, drawn at random, where all are too many (single edges); None: all.
-        sample_seed: of the draw.
+        sample: the number of components to measure, drawn at random, for when all are too many (single edges); None: all.
+        sample_seed: the seed of this draw.
         {shared}
 
     Returns:
@@ -113,7 +115,7 @@ def agreement(
 def _predictions(
     model: Any, prompt: Any, setup: Setup, effects: ComponentEffects, shared: dict[str, Any]
 ) -> dict[str, ComponentEffects]:
-    """By the name of the method: the scope's with and without refinement, and attribution patching where that is another one."""
+    """Predictions by the name of the method: those of the scope with and without refinement, and attribution patching if it is another method."""
     label, plain, single = effects.scope, effects, _is_single(setup.scope, effects)
     found = {}
     if "refined" in effects.options["resolved"]:
@@ -121,23 +123,23 @@ def _predictions(
         plain = components(model, prompt, setup.scope, refine=0, **shared)
     found[f"{label} (attribution patching)" if single else label] = plain
     if not single:
-        token, as_they_are = effects.prediction.target.token, {"gradient": PLAIN, "frozen": ()}
+        token, plain_gradients = effects.prediction.target.token, {"gradient": PLAIN, "frozen": ()}
         found[f"attribution patching ({LOG_PROB})"] = components(
-            model, prompt, LOG_PROB, refine=0, **{**shared, **as_they_are}, target=token
+            model, prompt, LOG_PROB, refine=0, **{**shared, **plain_gradients}, target=token
         )
     return found
 
 
 def _is_single(scope: Scope, effects: ComponentEffects) -> bool:
-    """Whether the scope explains one number, whose gradient times the change is attribution patching."""
+    """Whether the scope explains one number, so that its first-order prediction is attribution patching."""
     return effects.options["resolved"]["rows"] == 1 and not isinstance(scope, FisherScope)
 
 
 def _laid_like(effects: ComponentEffects, other: ComponentEffects) -> Float[Tensor, "*axes"]:
-    """The other prediction by the places of these effects; 0 for components that it does not list."""
+    """The other prediction in the shape of these effects; 0 for components that it does not list."""
     if effects.index is None or (other.index is not None and torch.equal(effects.index, other.index)):
         return other.values
-    if other.index is None:  # one row takes less memory than many, and all edges were kept
+    if other.index is None:  # the other scope has one row, which takes less memory, so that it kept all edges
         return other.values.flatten(2).gather(2, effects.index)
     pos = len(effects.tokens)
     layers = zip(other.values, other.index, effects.index, strict=True)
@@ -147,21 +149,21 @@ def _laid_like(effects: ComponentEffects, other: ComponentEffects) -> Float[Tens
 def _at(
     wanted: Int[Tensor, "head entry"], listed: Int[Tensor, "head other"], values: Float[Tensor, "head other"], n: int
 ) -> Float[Tensor, "head entry"]:
-    """The values at the wanted places of those that are listed, of ``n`` places."""
+    """The values at the ``wanted`` places out of ``n``, from the values at the ``listed`` ones; 0 where a place is not listed."""
     return values.new_zeros(len(values), n).scatter(1, listed, values).gather(1, wanted)
 
 
 def _by_lens(
     setup: Setup, effects: ComponentEffects, prompt: Any, shared: dict[str, Any]
 ) -> tuple[str, str | tuple[Float[Tensor, "*axes"], Cost]]:
-    """The method's name, and what it says and costs, or why it cannot say anything."""
+    """The name of the method, and its effects and cost, or the reason why it does not support this question."""
     view, of, single = setup.view, effects.of, _is_single(setup.scope, effects)
     by_prompt = not (isinstance(shared["source"], str) and shared["source"] in NAMED)
     reason = why_not(view, of, effects.axes, by_prompt, effects.direction)
     if not reason and view.is_hooked(shared["fwd_hooks"]):
         reason = "hooks are active"
     if not reason and single and not isinstance(setup.scope, QuantityScope):
-        reason = f"what {effects.scope} explains is no function of the logits"
+        reason = f"{effects.scope} does not explain a function of the logits"
     if reason:
         return LENS, reason
     quantity = _quantity(setup, effects) if single else partial(_log_prob, effects.prediction.target.token)
@@ -178,21 +180,23 @@ def _log_prob(token: int, logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, ""]
 
 
 def _quantity(setup: Setup, effects: ComponentEffects) -> Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]:
-    """The function of the logits that the scope explains in the run that is changed."""
+    """The function of the logits that the scope explains, in the run whose components are changed."""
     assert isinstance(setup.scope, QuantityScope)  # for mypy
     with setup.run(effects.tokens.to(setup.view.input_device), [effects.position]) as (forward, _):
         return setup.scope.quantity(forward.state())
 
 
 def _cells(predictions: Iterable[Float[Tensor, "*axes"]], sample: int | None, seed: int) -> list[int]:
-    """Places of the components to measure: those that any prediction says do something, or so many of them, drawn at random.
+    """Places of the components to measure: those for which any prediction is not 0, or ``sample`` of them, drawn at random.
 
-    Others are not changed by the source, or come after the explained position.
+    The source does not change the others, or they come after the explained position.
     """
     cells = torch.stack([values.flatten() != 0 for values in predictions]).any(0).nonzero().flatten()
     if sample is not None:
         order = torch.randperm(len(cells), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
         cells = cells[order[:sample]].sort().values
     if not len(cells):
-        raise InputError("No component does anything here: what is put in place is what is there. Give another source.")
+        raise InputError(
+            "No component has an effect here: the source has the same activations as the prompt. Give another source."
+        )
     return [int(cell) for cell in cells]

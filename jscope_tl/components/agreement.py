@@ -1,4 +1,4 @@
-"""`ComponentAgreement`: predictions of components' effects beside the effects that were measured, and what each cost."""
+"""`ComponentAgreement`: predicted effects of components beside the measured effects, and the cost of each method."""
 
 from dataclasses import dataclass, field
 
@@ -19,15 +19,15 @@ FEW, MORE, TWICE = 5, 10, 20
 
 @dataclass(frozen=True)
 class MethodAgreement:
-    """How far one way to find components' effects agrees with measuring them. Sizes are compared: signs are left out.
+    """How well the effects that one method predicts agree with the measured ones. Absolute values are compared.
 
     Attributes:
-        method: its name.
+        method: the name of the method.
         spearman: rank correlation with the measured effects.
-        top5: share of the five strongest components that are among the five strongest by the method.
-        top10: the same of ten.
-        top10_in_20: share of the ten strongest that are among its twenty.
-        cost: in passes and seconds.
+        top5: the share of the five strongest measured components that are among the five strongest predicted ones.
+        top10: the same for ten.
+        top10_in_20: the share of the ten strongest measured components that are among the twenty strongest predicted ones.
+        cost: the cost of the method, in passes and seconds.
     """
 
     method: str
@@ -40,13 +40,13 @@ class MethodAgreement:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ComponentAgreement(Saved):
-    """Effects of components as measured and as several methods predict them.
+    """Measured effects of components, and the predictions of several methods.
 
     Attributes:
-        effects: the scope's own, refined, and measured where `compared`.
-        predictions: by the name of the method an effect for each component, in the shape of the effects; signed where the method is.
-        costs: of each method, and of ``"measuring"``.
-        notes: what was not done, and why.
+        effects: the effects that the scope predicts, refined; they are measured for the components in `compared`.
+        predictions: for each method, by its name, the predicted effects in the shape of ``effects``; signed if the method has signs.
+        costs: the cost of each method, and of ``"measuring"``.
+        notes: methods that were not compared, and why.
     """
 
     effects: ComponentEffects
@@ -55,7 +55,7 @@ class ComponentAgreement(Saved):
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         need(self.effects.measured is not None and bool(self.compared.any()), "some effects are measured")
         need(self.costs.keys() >= {*self.predictions, "measuring"}, "each method has a cost")
         for name, values in self.predictions.items():
@@ -69,7 +69,7 @@ class ComponentAgreement(Saved):
         return torch.zeros(0, dtype=torch.bool) if measured is None else ~measured.isnan()
 
     def rows(self) -> list[MethodAgreement]:
-        """One for each method."""
+        """The agreement of each method."""
         kept = self.compared
         assert self.effects.measured is not None  # for mypy: __post_init__ refuses it
         measured = self.effects.measured[kept].double().abs()
@@ -79,9 +79,9 @@ class ComponentAgreement(Saved):
         ]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each method: its agreement, and its cost in passes (a backward row counts as a forward pass) and seconds.
+        """One row for each method: its agreement, and its cost in passes (a backward pass counts as a forward pass) and seconds.
 
-        The last line is measuring itself. Effects by component are in ``effects.to_dataframe()`` and ``predictions``.
+        The last row is the cost of measuring. Effects by component are in ``effects.to_dataframe()`` and ``predictions``.
         """
         rows = [
             {**{name: value for name, value in vars(row).items() if name != "cost"}, "passes": row.cost.forward_equivalents,
@@ -118,7 +118,7 @@ def _agreement(name: str, sizes: Float[Tensor, "n"], measured: Float[Tensor, "n"
     n = len(measured)
 
     def among(strongest: int, candidates: int) -> float:
-        """Share of the strongest components that are among as many candidates of the method."""
+        """The share of the strongest measured components that are among the ``candidates`` strongest predicted ones."""
         k = min(strongest, n)
         of_both = {*measured.topk(k).indices.tolist()} & {*sizes.topk(min(candidates, n)).indices.tolist()}
         return len(of_both) / k

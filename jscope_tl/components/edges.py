@@ -1,4 +1,4 @@
-"""Edges: each entry of each head's attention pattern as a component, one layer at a time."""
+"""Edges: each entry of each head's attention pattern as a component. Layers are processed one at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,17 +19,17 @@ from jscope_tl.model.view import ModelView
 from jscope_tl.scopes.effects import EffectRows
 
 MOST_BYTES = 2**28
-"""Of how far all rows move with all edges; of longer prompts the strongest of each head are kept."""
+"""Memory for the products of all rows with the changes of all edges; for longer prompts the strongest edges of each head are kept."""
 
 
 @dataclass(frozen=True)
 class Edges(Sites):
-    """The entries of patterns, of which only the ``kept`` are cells of the array where these are given.
+    """The entries of attention patterns. If ``kept`` is given, only these are cells of the array.
 
     Attributes:
         layers: the numbers of the blocks.
-        deltas: by layer ``P' - P``, ``[head, dest, src]``.
-        kept: ``[layer, head, entry]``, ``dest * pos + src``.
+        deltas: ``P' - P`` by layer, ``[head, dest, src]``.
+        kept: the kept entries as ``dest * pos + src``, ``[layer, head, entry]``.
     """
 
     points: tuple[str, ...]
@@ -40,12 +40,12 @@ class Edges(Sites):
 
     @property
     def axes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """All entries, or those that are kept."""
+        """The axes of all entries, or of those that are kept."""
         return ("layer", "head", "dest", "src") if self.kept is None else ("layer", "head", "entry")
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the array of components."""
+        """The shape of the array of components."""
         if self.kept is not None:
             return tuple(self.kept.shape)
         return (len(self.layers), *self.deltas[self.layers[0]].shape)
@@ -61,7 +61,7 @@ class Edges(Sites):
 
     @contextmanager
     def changed(self, view: ModelView, cells: Sequence[int | None]) -> Iterator[None]:
-        """Where patterns are computed, one entry of each prompt is another."""
+        """Where patterns are computed, one entry is changed in each prompt."""
         places = [None if cell is None else self._edge(cell) for cell in cells]
 
         def change(layer: int, pattern: Float[Tensor, "batch head dest src"]) -> Float[Tensor, "batch head dest src"]:
@@ -85,7 +85,7 @@ class Edges(Sites):
 
 
 def patterns_of(run: Run) -> dict[str, Float[Tensor, "dest head src"]]:
-    """By layer the attention pattern of a run, destinations first."""
+    """The attention patterns of a run by layer, destinations first."""
     dest = len(run.tokens)
     return {
         str(layer): rearrange(entries[0], "src (head dest) -> dest head src", dest=dest)
@@ -96,9 +96,10 @@ def patterns_of(run: Run) -> dict[str, Float[Tensor, "dest head src"]]:
 def predicted_edges(
     sites: Edges, run: Run, rows: Sequence[Float[Tensor, "k pos ..."]], effect: EffectRows
 ) -> tuple[Edges, Float[Tensor, "k *axes"]]:
-    """The edges of each head that are kept, and how far rows move with them.
+    """The edges of each head that are kept, and the products of the rows with their changes.
 
-    Gradients go from a layer's ``z`` to the entries of its own pattern: that of all layers is never there at once.
+    Gradients go from a layer's ``z`` to the entries of the pattern of the same layer, so that the gradients of all layers are never in
+    memory at once.
     """
     most = max(1, MOST_BYTES // (4 * len(effect.rows) * len(sites.layers) * sites.shape[1]))
     layers = [_Layer(sites, run, layer, row) for layer, row in zip(sites.layers, rows, strict=True)]
@@ -111,13 +112,13 @@ def predicted_edges(
 
 
 def _stacked(moved: Sequence[Float[Tensor, "k *axes"]]) -> Float[Tensor, "k layer *axes"]:
-    """Layers may be on several devices."""
+    """One tensor on one device; layers may be on several."""
     return torch.stack([one.to(moved[0].device) for one in moved], 1)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """The part of a run from a layer's pattern to its ``z``, and the rows there."""
+    """The part of a run from a layer's pattern to its ``z``, and the rows at ``z``."""
 
     sites: Edges
     run: Run
@@ -138,10 +139,10 @@ class _Layer:
             )
 
     def leading_order(self, effect: EffectRows) -> Float[Tensor, "head dest src"]:
-        """The effects of all entries, from one row after the other."""
+        """The leading-order effects of all entries, added up row by row."""
         parts = (effect.squares(chunk, i) for i, chunk in enumerate(self.chunks()))
         return sum(parts, torch.zeros(()))
 
     def moved(self, kept: Int[Tensor, "head entry"]) -> Float[Tensor, "k head entry"]:
-        """How far rows move with the kept entries."""
+        """The products of the rows with the changes of the kept entries."""
         return torch.cat([chunk.flatten(2).gather(2, kept.unsqueeze(0)) for chunk in self.chunks()])

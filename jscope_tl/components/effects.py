@@ -1,4 +1,4 @@
-"""`ComponentEffects`: what changing each component of a model would do to a prediction."""
+"""`ComponentEffects`: the effect of changing each component of a model on a prediction."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,36 +20,37 @@ from jscope_tl.results.files import Saved
 from jscope_tl.results.text import score_text
 
 KINDS = ("heads", "edges", "attn", "mlps", "neurons", "features")
-"""As ``of=`` takes them."""
+"""The values of the parameter ``of``."""
 HOW = ("predicted", "refined", "measured")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ComponentEffects(Saved):
-    """What changing each component of a model, by itself, would do to what a scope explains.
+    """The effect of changing each component of a model, one at a time, on the quantity that a scope explains.
 
     Attributes:
         of: the kind of components, of `KINDS`.
         axes: names of the axes: ``layer head``, ``layer head pos``, ``layer head dest src``, ``layer``, ``layer neuron``, ``feature``, ...
-            Edges of long prompts are ``layer head entry``: the strongest of each head.
-        predicted: the effects as predicted, float32 on the CPU; signed for scopes with one cotangent, a KL divergence for Fisher's.
-        stderr: standard errors of the linear prediction, where it is an estimate; the rest of its error, that networks are not
-            linear, is not in it.
-        refined: which predictions are behind a few blocks that were run with the change.
-        measured: effects of the change itself, NaN where it was not run; None before `measure`.
-        index: what the last axis counts where that is not its place: ids of features (-1: the error), ``dest * pos + src`` of edges.
-        hook_points: one for each layer; the one of features.
-        source: what was put in place of the components, in words.
+            Edges of long prompts have the axes ``layer head entry``, with the strongest entries of each head.
+        predicted: the predicted effects, float32 on the CPU; signed for scopes with one cotangent, a KL divergence for ``"fisher"``.
+        stderr: standard errors of the linear prediction, if it is an estimate. They do not include the error of the linear
+            approximation itself.
+        refined: which predictions are refined: the change went through a few blocks of the model before it was taken to be linear.
+        measured: the effects of running the model with the change, NaN where it was not run; None before `measure`.
+        index: the component at each place of the last axis, if that is not its place number: ids of features (-1: the error of the
+            autoencoder), ``dest * pos + src`` for edges.
+        hook_points: one name for each layer; for features a single name.
+        source: the activations that replaced those of the components, in words.
         direction: ``"noising"`` or ``"denoising"``.
-        scope, asked: what is explained; the target, as ``, target ' Mary'``.
-        options: of the scope, and what was done under ``"resolved"``.
-        unit: of the effects.
-        tokens, str_tokens, position, bos_positions: the prompt that was run.
-        source_str_tokens: the other prompt's, where there is one.
-        prediction: the distribution that is explained.
-        provenance: model, versions, cost of the prediction.
-        costs: of the ``"prediction"``, and after `measure` of ``"measuring"``.
-        warnings: doubts about these numbers, in sentences.
+        scope, asked: the name of the scope; the target as text, such as ``, target ' Mary'``.
+        options: the options of the scope, and the values chosen automatically under ``"resolved"``.
+        unit: the unit of the effects.
+        tokens, str_tokens, position, bos_positions: the prompt that was run, and the explained position.
+        source_str_tokens: the tokens of the other prompt, if the source is one.
+        prediction: the explained next-token distribution.
+        provenance: the model, versions, and the cost of the prediction.
+        costs: the cost of the ``"prediction"``, and after `measure` of ``"measuring"``.
+        warnings: sentences about the limits of these numbers.
     """
 
     of: str
@@ -77,7 +78,7 @@ class ComponentEffects(Saved):
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         shape, pos = self.predicted.shape, len(self.str_tokens)
         need(
             self.of in KINDS and len(self.axes) == len(shape),
@@ -91,27 +92,27 @@ class ComponentEffects(Saved):
         need(len(self.tokens) == pos and 0 <= self.position < pos, f"positions are below {pos}")
         need(
             (self.index is None) == (self.axes[-1] not in ("entry",) and self.of != "features"),
-            "an index, where there is need of one",
+            "features and listed edges have an index, other components have none",
         )
-        need({"prediction"} <= self.costs.keys(), "costs are those of the prediction")
+        need({"prediction"} <= self.costs.keys(), "costs have that of the prediction")
 
     @cached_property
     def values(self) -> Float[Tensor, "*axes"]:
-        """The measured effects where there are any, else the predicted ones."""
+        """The measured effect of each component that was measured, and the predicted effect of the others."""
         if self.measured is None:
             return self.predicted
         return torch.where(self.measured.isnan(), self.predicted, self.measured)
 
     @property
     def signed(self) -> bool:
-        """Whether any effect is negative; KL divergences never are."""
+        """Whether any effect is negative; KL divergences are never negative."""
         return bool((self.values < 0).any())
 
     def top(self, k: int = 10) -> list[ComponentEffect]:
         """The ``k`` components with the largest absolute effect, the largest first.
 
         Args:
-            k: how many.
+            k: how many components.
 
         Raises:
             InputError: ``k`` is not 1 or more.
@@ -121,10 +122,10 @@ class ComponentEffects(Saved):
         return [self.component(i) for i in strongest(self.values, count)]
 
     def component(self, cell: int) -> ComponentEffect:
-        """The component at a place of the flattened effects.
+        """The component at one place of the flattened effects.
 
         Args:
-            cell: its place.
+            cell: the place.
         """
         cell = self._cell(cell)
         at = dict(
@@ -157,21 +158,22 @@ class ComponentEffects(Saved):
     def measure(
         self, only_top: int = 20, *, cells: Sequence[int] | None = None, progress: bool | None = None
     ) -> "ComponentEffects":
-        """Make the changes that are predicted to do most, one by one, and put what they do in place of the predictions.
+        """Run the model with the components changed whose effects are the largest, one change per run, and record the measured effects.
 
-        Runs side by side, from the changed block on. Repeated, it goes on where the last call ended.
+        Runs are batched and start at the changed block. A further call measures further components.
 
         Args:
-            only_top: how many components, by their absolute effects so far.
-            cells: others, by their places in the flattened effects: a random sample tells how far predictions can be trusted.
-            progress: a progress bar always (True), never (False), or where the wait is over a second (None).
+            only_top: how many components, by the absolute values of their effects so far.
+            cells: the components to measure instead, as places in the flattened effects. A random sample shows how accurate the
+                predictions are.
+            progress: a progress bar always (True), never (False), or if the call takes more than a second (None).
 
         Returns:
-            The same effects with ``measured``; `top` and the views mark them.
+            The same effects with ``measured``; `top` and the views mark the measured ones.
 
         Raises:
-            InputError: ``only_top`` is not 1 or more, there is no such place, or the model is not at hand: effects from a file know it no
-                more.
+            InputError: ``only_top`` is not 1 or more, a place does not exist, or the model is not available: effects that were loaded
+                from a file have no model.
 
         Example:
             >>> import jscope_tl as js
@@ -196,7 +198,7 @@ class ComponentEffects(Saved):
         return number
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each component: its name and place, effect, standard error, and how the effect was found."""
+        """One row for each component: its name and place, its effect and standard error, and how the effect was found."""
         rows = [vars(self.component(i)) for i in range(self.predicted.numel())]
         frame = pd.DataFrame(rows).dropna(axis=1, how="all")
         frame.attrs = {
@@ -208,7 +210,7 @@ class ComponentEffects(Saved):
         return frame
 
     def headline(self) -> str:
-        """What was explained, and what was changed, in one line."""
+        """One line with the explained quantity and the changed components."""
         shape = " x ".join(str(n) for n in self.predicted.shape)
         return f"{self.scope} scope{self.asked}, {self.of} [{', '.join(self.axes)}] = {shape}, source {self.source}, effects in {self.unit}"
 
@@ -223,25 +225,25 @@ class ComponentEffects(Saved):
 
 
 Measurer = Callable[[ComponentEffects, list[int], bool | None], tuple[Float[Tensor, "cells"], Cost]]
-"""From effects and places among them to the measured effects there, and what that cost."""
+"""A function from effects and some of their places to the measured effects at these places, and the cost."""
 
 
 def measurable(effects: ComponentEffects, measurer: Measurer) -> ComponentEffects:
-    """The effects, which can be measured from now on; beside the fields, as a file cannot hold it."""
+    """The effects with a measurer, so that `ComponentEffects.measure` works. It is no field, because files cannot contain it."""
     object.__setattr__(effects, "_measurer", measurer)
     return effects
 
 
 def measured_at(effects: ComponentEffects, cells: Sequence[int], progress: bool | None) -> ComponentEffects:
-    """The same effects, measured at some places too.
+    """The same effects, measured at further places.
 
     Raises:
-        InputError: the model is not at hand.
+        InputError: the model is not available.
     """
     measurer: Measurer | None = getattr(effects, "_measurer", None)
     if measurer is None:
         raise InputError(
-            "These effects come from a file, which holds no model to measure with. Call js.patching.components again, and "
+            "These effects come from a file, which has no model to measure with. Call js.patching.components again, and "
             "measure its result."
         )
     known = torch.full_like(effects.predicted, torch.nan) if effects.measured is None else effects.measured.clone()
@@ -254,11 +256,11 @@ def measured_at(effects: ComponentEffects, cells: Sequence[int], progress: bool 
 
 
 def unmeasured(effects: ComponentEffects) -> ComponentEffects:
-    """The effects as predicted alone, also of components that were measured because nothing linear holds of them."""
+    """The effects without measurements, also for components that `components` measured because no linear prediction holds for them."""
     return measurable(replace(effects, measured=None), effects._measurer)  # type: ignore[attr-defined]
 
 
 def strongest(values: Float[Tensor, "*axes"], k: int) -> list[int]:
-    """Places of the ``k`` largest absolute values, the largest first."""
+    """The places of the ``k`` largest absolute values, the largest first."""
     sizes = values.flatten().abs()
     return sizes.topk(min(k, len(sizes))).indices.tolist()

@@ -1,4 +1,4 @@
-"""Features of a sparse autoencoder as components, and what it leaves unexplained as one more."""
+"""Features of a sparse autoencoder as components, and its error as one more component."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +20,7 @@ from jscope_tl.model.view import ModelView
 
 @dataclass(frozen=True)
 class Encoded:
-    """A vector of every position by an autoencoder: the features' activations, and the error ``x - decode(encode(x))``."""
+    """The vector of every position as encoded by an autoencoder: activations of features, and the error ``x - decode(encode(x))``."""
 
     acts: Float[Tensor, "pos d_sae"]
     error: Float[Tensor, "pos d_in"]
@@ -31,11 +31,11 @@ class Features(Sites):
     """The active features of an autoencoder at one hook point, and its error.
 
     Attributes:
-        sae: has ``encode`` and ``decode``.
-        vectors: at the hook point, as they are.
-        base, source: of what is there, and of what takes its place.
-        ids: of the features that are active in either; -1 for the error.
-        each: whether every position is a component of its own.
+        sae: an object with ``encode`` and ``decode``.
+        vectors: the unchanged vectors at the hook point.
+        base, source: the encodings of the run, and of the replacing activations.
+        ids: the numbers of the features that are active in either of them; -1 for the error.
+        each: whether every position is a separate component.
     """
 
     sae: Any
@@ -54,24 +54,24 @@ class Features(Sites):
 
     @property
     def axes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """``feature``, and ``pos`` where each position counts."""
+        """``feature``, and ``pos`` if every position is a separate component."""
         return ("feature", "pos") if self.each else ("feature",)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the array of components."""
+        """The shape of the array of components."""
         return (len(self.ids), len(self.base.acts)) if self.each else (len(self.ids),)
 
     def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
-        """Rows through the decoder, times the change of each feature; and rows times the change of the error."""
+        """The vector-Jacobian product of each row with the decoder, times the change of each feature; and rows times the change of the error."""
         vectors = rows[0].flatten(2)
         with torch.enable_grad():
             acts = self.base.acts.clone().requires_grad_()
             decoded = self._decoded(acts)
         if not decoded.requires_grad:
             raise InputError(
-                "The autoencoder's decode gives no gradients with respect to the features, so their effects cannot be predicted. Give one "
-                "whose decode is differentiable, without torch.no_grad inside."
+                "The autoencoder's decode gives no gradients with respect to the features, so their effects cannot be predicted. Give an "
+                "autoencoder whose decode is differentiable, without torch.no_grad inside."
             )
         grads = [torch.autograd.grad(decoded, acts, row.to(decoded), retain_graph=True)[0] for row in vectors]
         ids = self.ids[self.ids != ERROR].to(acts.device)
@@ -83,7 +83,7 @@ class Features(Sites):
 
     @contextmanager
     def changed(self, view: ModelView, cells: Sequence[int | None]) -> Iterator[None]:
-        """A hook that adds what the change of a feature does to the decoded vectors."""
+        """A hook that adds the change of the decoded vectors that comes from changing a feature."""
         deltas = [None if cell is None else self._delta(cell) for cell in cells]
         with hooked(view, [], [(self.points[0], partial(_added, deltas))]):
             yield
@@ -100,7 +100,7 @@ class Features(Sites):
         return self._decoded(acts) - self._decoded(self.base.acts)
 
     def _decoded(self, acts: Float[Tensor, "pos d_sae"]) -> Float[Tensor, "pos d_in"]:
-        """Autoencoders that normalise their input keep its scale from ``encode`` to ``decode``, some for one call only."""
+        """The decoded vectors. ``encode`` comes first, because autoencoders that normalise their input keep its scale for the next ``decode``."""
         with torch.no_grad():
             self.sae.encode(self.vectors)
         return self.sae.decode(acts)
@@ -117,10 +117,10 @@ def _added(
 
 
 def features_point(view: ModelView, sae: Any, at: Any) -> str:
-    """The hook point of an autoencoder: as given, or as its own configuration says.
+    """The hook point of an autoencoder: ``at`` if it is given, else the one in the autoencoder's configuration.
 
     Raises:
-        InputError: there is none, or the model does not have it; or it is no autoencoder.
+        InputError: neither names a hook point, the model does not have it, or ``sae`` is not an autoencoder.
     """
     if not (callable(getattr(sae, "encode", None)) and callable(getattr(sae, "decode", None))):
         raise InputError(
@@ -130,25 +130,22 @@ def features_point(view: ModelView, sae: Any, at: Any) -> str:
     own = getattr(cfg, "hook_name", None) or getattr(getattr(cfg, "metadata", None), "hook_name", None)
     name = at if at is not None else own
     if not isinstance(name, str) or name not in view.points:
-        said = (
-            "at= names it"
-            if name is None
-            else f"{view.name} has no hook point {name!r}.{nearest(str(name), view.points)} at= names it"
-        )
+        unknown = "" if name is None else f" {view.name} has no hook point {name!r}.{nearest(str(name), view.points)}"
         raise InputError(
-            f"Features need the hook point that the autoencoder was trained at: {said}, such as 'blocks.5.hook_resid_post'."
+            f"Features need the hook point at which the autoencoder was trained.{unknown} Give it as at=, such as "
+            "at='blocks.5.hook_resid_post'."
         )
     return name
 
 
 def vectors_of(x: Float[Tensor, "1 pos ..."]) -> Float[Tensor, "pos d_in"]:
-    """The activation with one vector for each position."""
+    """The activation as one vector for each position."""
     return x.detach()[0].flatten(1)
 
 
 @dataclass(frozen=True)
 class OfHeads:
-    """An autoencoder that takes heads on an axis of their own, as SAELens' do at ``hook_z``, for vectors of all heads together."""
+    """Adapter for an autoencoder that needs a separate axis for heads (as SAELens' at ``hook_z``), to vectors of all heads together."""
 
     sae: Any
     heads: int
@@ -164,7 +161,7 @@ class OfHeads:
 
 @torch.no_grad()
 def fitted(sae: Any, x: Float[Tensor, "1 pos ..."]) -> Any:
-    """The autoencoder in the form that takes vectors of this hook point in one piece."""
+    """The autoencoder, with an adapter if it needs a separate axis for heads at this hook point."""
     if x.ndim == 3:
         return sae
     with suppress(RuntimeError, ValueError, TypeError):
@@ -175,10 +172,10 @@ def fitted(sae: Any, x: Float[Tensor, "1 pos ..."]) -> Any:
 
 @torch.no_grad()
 def encoded(sae: Any, x: Float[Tensor, "1 pos ..."], name: str) -> Encoded:
-    """The vectors at a hook point by an autoencoder.
+    """The vectors at a hook point as encoded by an autoencoder.
 
     Raises:
-        InputError: it is of another width.
+        InputError: the autoencoder has another width, or its values are not finite.
     """
     vectors = vectors_of(x)
     try:
@@ -187,14 +184,15 @@ def encoded(sae: Any, x: Float[Tensor, "1 pos ..."], name: str) -> Encoded:
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise InputError(
-            f"The autoencoder does not take the vectors [pos, {vectors.shape[1]}] at {name!r} ({reason}). Give one that was trained on "
+            f"The autoencoder does not accept the vectors [pos, {vectors.shape[1]}] at {name!r} ({reason}). Give one that was trained at "
             "this hook point of this model."
         ) from error
     fits = isinstance(acts, Tensor) and acts.ndim == 2 and len(acts) == len(vectors)
     if not fits or getattr(decoded, "shape", None) != vectors.shape:
         raise InputError(
-            f"The autoencoder makes {list(getattr(acts, 'shape', []))} and {list(getattr(decoded, 'shape', []))} of the vectors "
-            f"{list(vectors.shape)} at {name!r}; needed are features [pos, d_sae], and vectors of the same width."
+            f"For the vectors {list(vectors.shape)} at {name!r}, the autoencoder's encode and decode return the shapes "
+            f"{list(getattr(acts, 'shape', []))} and {list(getattr(decoded, 'shape', []))}; needed are features [pos, d_sae], and vectors of "
+            "the same width."
         )
     if not (acts.isfinite().all() and decoded.isfinite().all()):
         raise InputError(f"The autoencoder gives infinite or undefined values at {name!r}.")
@@ -202,6 +200,6 @@ def encoded(sae: Any, x: Float[Tensor, "1 pos ..."], name: str) -> Encoded:
 
 
 def active(base: Encoded, source: Encoded, last: int) -> Int[Tensor, "feature"]:
-    """Ids of the features that are active in either up to the explained position, and -1 for the error."""
+    """Numbers of the features that are active in either encoding up to the explained position, and -1 for the error."""
     any_active = ((base.acts != 0) | (source.acts != 0))[: last + 1].any(0)
     return torch.cat([any_active.nonzero().flatten().cpu(), torch.tensor([ERROR], device="cpu")])

@@ -1,4 +1,4 @@
-"""What heads carry, layer by layer: a row pulled back, a tangent pushed forward, and the attention pattern between them."""
+"""The influence that heads carry, layer by layer: a vector-Jacobian product, a Jacobian-vector product, and the attention pattern between them."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.view import ModelView
 
 SAME = (1e-3, 0.03)
-"""How far ``z`` may be from ``P v``, relative to the largest, in full and in half precision."""
+"""The largest allowed difference of ``z`` and ``P v``, relative to the largest entry, in full and in half precision."""
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What was found, in float32 on the CPU: fields of `TokenFlow`."""
+    """The numbers of a `TokenFlow`, under its field names, in float32 on the CPU."""
 
     total: float
     edges: tuple[FlowEdge, ...]
@@ -32,7 +32,7 @@ class Carried:
 
 
 def flow_points(view: ModelView) -> tuple[list[str], list[str], list[str]]:
-    """Names of the hook points that a flow is read at: the stream at every level, values and outputs of the heads of every layer.
+    """Names of the hook points that a flow needs: the residual stream at every level, and values and outputs of the heads of every layer.
 
     Raises:
         InputError: the model lacks one.
@@ -44,15 +44,15 @@ def flow_points(view: ModelView) -> tuple[list[str], list[str], list[str]]:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{view.name} has no hook point {missing[0]!r}{more}, and a flow goes through the heads of all layers. Follow one on a model with "
-            "softmax attention in every layer."
+            f"{view.name} has no hook point {missing[0]!r}{more}, and a flow needs the heads of all layers. Use a model with softmax attention "
+            "in every layer."
         )
     return stream, values, zs
 
 
 def carried(forward: Run, cotangent: Float[Tensor, "d_model"], source: int, n_edges: int) -> Carried:
-    """Follow the vector of one token through a run with one explained position, which has patterns and `flow_points` and rules that make
-    attention and norms linear."""
+    """Follow the vector of one token through a run with one explained position. The run must have patterns, watch `flow_points`, and have
+    rules under which attention and norms are linear."""
     stream, values, zs = ([forward.watched[name] for name in names] for names in flow_points(forward.view))
     x = forward.xs[0]
     tangent = torch.zeros_like(x, dtype=cotangent.dtype)
@@ -84,19 +84,19 @@ def _along(row: Float[Tensor, "1 pos d"], tangent: Float[Tensor, "1 pos d"]) -> 
 def _entries(
     P: Float[Tensor, "head dest src"], row: Float[Tensor, "1 pos ..."], tangent: Float[Tensor, "1 pos ..."]
 ) -> Float[Tensor, "head dest src"]:
-    """What each entry of a pattern carries."""
+    """The influence that each entry of a pattern carries."""
     r = by_head(row, len(P))
     t = _for_each_head(tangent, len(P), r.shape[-1])
     return P * einsum(r, t.to(r.device), "dest head d, src head d -> head dest src")
 
 
 def by_head(z: Float[Tensor, "1 pos ..."], n_heads: int) -> Float[Tensor, "pos head d_head"]:
-    """Of one prompt, whether or not its heads lie side by side."""
+    """The head outputs of one prompt with a separate axis for heads, whether or not ``z`` has that axis."""
     return rearrange(z[0].flatten(1), "pos (head d) -> pos head d", head=n_heads)
 
 
 def _for_each_head(v: Float[Tensor, "1 pos ..."], n_heads: int, d_head: int) -> Float[Tensor, "pos head d_head"]:
-    """Values as each head of queries reads them, where several share keys and values."""
+    """The values that each query head reads; with grouped-query attention several query heads share them."""
     kept = rearrange(v[0].flatten(1), "pos (group d) -> pos group d", d=d_head)
     return repeat(kept, "pos group d -> pos (group each) d", each=n_heads // kept.shape[1])
 
@@ -104,7 +104,11 @@ def _for_each_head(v: Float[Tensor, "1 pos ..."], n_heads: int, d_head: int) -> 
 def _pattern(
     forward: Run, layer: int, z: Float[Tensor, "1 pos ..."], v: Float[Tensor, "1 pos ..."]
 ) -> Float[Tensor, "head dest src"]:
-    """The layer's attention pattern, if what heads give is just the values weighted by it."""
+    """The layer's attention pattern, if ``z`` is exactly the values weighted by it.
+
+    Raises:
+        InputError: it is not.
+    """
     entries, off = forward.entries.get(layer), float("inf")
     if entries is not None:
         pattern = rearrange(entries[0], "src (head dest) -> head dest src", dest=z.shape[1])
@@ -112,9 +116,9 @@ def _pattern(
             off = _difference(pattern.float(), z.detach().float(), v.detach().float())
     if not off <= SAME[z.dtype in (torch.float16, torch.bfloat16)]:
         raise InputError(
-            f"In layer {layer} of {forward.view.name} heads give something else than values weighted by an attention pattern: hook_z is not the "
-            "pattern times hook_v, because of a gate, a norm or a projection between them, or of a hook. What an entry carries cannot be told. "
-            "Leave such hooks out; else js.patching.components(model, prompt, scope, of='edges') says what each entry does to the prediction."
+            f"In layer {layer} of {forward.view.name} the output of heads is not the values weighted by an attention pattern: hook_z differs from "
+            "the pattern times hook_v, because of a gate, a norm, a projection or a hook between them. The influence of single entries is not "
+            "defined. Leave such hooks out, or use js.patching.components(model, prompt, scope, of='edges') for the effect of each entry."
         )
     return pattern
 
@@ -122,7 +126,7 @@ def _pattern(
 def _difference(
     P: Float[Tensor, "head dest src"], z: Float[Tensor, "1 pos ..."], v: Float[Tensor, "1 pos ..."]
 ) -> float:
-    """Of ``z`` and ``P v``, relative to the largest."""
+    """The largest difference of ``z`` and ``P v``, relative to the largest entry."""
     expected = by_head(z, len(P))
     mixed = einsum(P, _for_each_head(v, len(P), expected.shape[-1]), "head dest src, src head d -> dest head d")
     return float((mixed - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(z.dtype).tiny))

@@ -1,4 +1,4 @@
-"""`flow`: a token's influence on a prediction, head by head, in the linear picture that holds attention patterns and norms constant."""
+"""`flow`: a token's influence on a prediction, head by head, with attention patterns and norm scales held constant."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.fisher import FisherScope
 
 LOST = (1e-3, 0.05)
-"""Share of the influence that may be missing at a level by rounding, in full and in half precision."""
+"""The share of the influence that rounding may lose at a level, in full and in half precision."""
 
 
 @documented
@@ -42,34 +42,35 @@ def flow(
     progress: bool | None = None,
     **options: Any,
 ) -> TokenFlow:
-    """Through which heads, and over which positions, the influence of one token of the prompt reaches the prediction.
+    """Through which heads and positions the influence of one token of the prompt reaches the prediction.
 
-    In the linear picture: attention patterns ``P`` and norm scales are held constant (``frozen=("attn", "norm")``) and MLPs are
-    replaced by their derivative. The token's vector ``x_s`` at ``hook_embed`` is pushed forward, ``t(h) = ∂h/∂x_s x_s`` for every
-    activation ``h``, and the explained quantity ``q`` is pulled back, ``r(h) = ∂q/∂h``. Head ``h`` of layer ``l`` carries
+    The model is linearised: attention patterns ``P`` and norm scales are held constant (``frozen=("attn", "norm")``), and MLPs are
+    replaced by their derivative. For every activation ``h``, a Jacobian-vector product with the token's vector ``x_s`` at ``hook_embed``
+    gives ``t(h) = ∂h/∂x_s x_s``, and a vector-Jacobian product gives the gradient of the explained quantity ``q``, ``r(h) = ∂q/∂h``.
+    Head ``h`` of layer ``l`` carries
 
     ``P[l,h,d,s'] · r(z[l,d,h]) · t(v[l,s',h])``
 
-    from position ``s'`` to ``d``, whatever became of the token before and whatever becomes of it afterwards. What a position has before a
-    layer is what stays there, what its MLP passes on, and what heads take from it; over all positions it is the same number at each level,
-    ``x_s · ∂q/∂x_s``.
+    from position ``s'`` to ``d``, summed over all paths from the token to ``s'`` and from ``d`` to the prediction. The influence at a
+    position before a layer is the sum of what stays in the residual stream there, what the MLP passes on, and what heads read from it.
+    Summed over all positions, the influence is the same at each level, ``x_s · ∂q/∂x_s``.
 
-    It says along which ways the vector of the token goes. It does not say why heads look where they do: that is what is held constant.
-    Queries and keys of the source token have no part in it.
+    A flow shows along which paths the vector of the token travels. It does not show why heads attend where they do, because patterns are
+    held constant: the source token's effect on queries and keys is not included.
 
     Args:
         source_position: the token whose influence is followed; negative counts from the end.
         scope: one with a single cotangent (``"log_prob"``, ``"contrastive"``, ``"semantic"``, ``"entropy"``, ``"temperature"``, ...):
             a registered name, with its options as further keywords; a scope object; or a function from the `State` to a cotangent.
-        n_edges: how many edges are listed, the strongest of all heads.
+        n_edges: how many edges are listed: the strongest ones over all heads.
         {shared}
 
     Returns:
         A `TokenFlow`; `js.views.flow` draws it.
 
     Raises:
-        InputError: a source after the explained position, a scope of several cotangents, a model that shows no attention patterns, or
-            one in which a norm or a pattern cannot be held constant, with what to do.
+        InputError: a source after the explained position, a scope with several cotangents, a model without attention patterns, or
+            a model in which a norm or a pattern cannot be held constant.
 
     Example:
         >>> import jscope_tl as js
@@ -86,7 +87,7 @@ def flow(
     settings = replace(
         setup.settings, patterns=True, watched=[name for kind in flow_points(setup.view) for name in kind]
     )
-    with _said_of_flows(), replace(setup, settings=settings).run(tokens, [explained]) as (forward, _):
+    with _errors_of_frozen(), replace(setup, settings=settings).run(tokens, [explained]) as (forward, _):
         state = forward.state()
         target = setup.scope.target_id(state)
         found = carried(forward, _one_cotangent(setup.scope, state), source, n_edges)
@@ -108,22 +109,22 @@ def flow(
 
 
 def _held(model: Any) -> tuple[str, ...]:
-    """What is held constant: of a model without norms the patterns alone."""
+    """What is held constant: attention patterns, and norm scales if the model has norms."""
     has_none = getattr(getattr(model, "cfg", None), "normalization_type", "") is None
     return ("attn",) if has_none else ("attn", "norm")
 
 
 @contextmanager
-def _said_of_flows() -> Iterator[None]:
-    """Refusals of what cannot be held constant speak of a keyword that a flow does not have."""
+def _errors_of_frozen() -> Iterator[None]:
+    """Reword errors about ``frozen``, which is not a parameter of `flow`."""
     try:
         yield
     except InputError as error:
-        said, _, cure = str(error).partition(" Leave ")
-        if not cure.endswith("out of frozen."):
+        reason, _, advice = str(error).partition(" Leave ")
+        if not advice.endswith("out of frozen."):
             raise
         raise InputError(
-            f"A flow holds attention patterns and norm scales constant, which this model does not allow: {said}"
+            f"A flow holds attention patterns and norm scales constant, which this model does not allow: {reason}"
         ) from error
 
 
@@ -131,31 +132,31 @@ def _source(source_position: Any, n_tokens: int, explained: int) -> int:
     source = to_position(source_position, n_tokens)
     if source > explained:
         raise InputError(
-            f"The source at position {source} comes after the explained position {explained}, and has no influence there. Give an earlier "
+            f"The source at position {source} comes after the explained position {explained}, and has no influence on it. Give an earlier "
             "source_position, or explain a later position."
         )
     return source
 
 
 def _one_cotangent(scope: Scope, state: State) -> Float[Tensor, "d_model"]:
-    """What is followed is one number; a quadratic form has no influence that adds up."""
+    """The single cotangent of the scope. The influence on a quadratic form (Fisher) does not add up over paths."""
     rows = scope.rows(state)
     if len(rows) != 1 or isinstance(scope, FisherScope):
         raise InputError(
-            f"A flow is of one number, and the {scope.label} scope has {len(rows)} cotangent{'s' * (len(rows) != 1)} whose squares count. "
-            "Follow 'log_prob', 'contrastive' or another scope with a single cotangent."
+            f"A flow explains one number, and the {scope.label} scope has {len(rows)} cotangent{'s' * (len(rows) != 1)} whose squares it sums. "
+            "Use 'log_prob', 'contrastive' or another scope with a single cotangent."
         )
     return rows[0]
 
 
 def _lost(levels: Float[Tensor, "level pos"], total: float, dtype: torch.dtype) -> list[str]:
-    """Where the influence at some level is another: there is a way past the stream that is shown."""
+    """A warning if the influence at some level differs from the total: part of it bypasses the hook points of the residual stream."""
     allowed = LOST[dtype in (torch.float16, torch.bfloat16)]
     off = (levels.double().sum(1) - total).abs() / levels.double().abs().sum(1).clamp_min(abs(total)).clamp_min(1e-30)
     if not bool((off > allowed).any()):
         return []
     level = int(off.argmax())
     return [
-        f"Before layer {level} the influence adds up to {float(levels[level].double().sum()):.4g}, where {total:.4g} is expected: part of it goes "
-        "past the residual stream that is shown, or precision does not suffice."
+        f"Before layer {level} the influence adds up to {float(levels[level].double().sum()):.4g} instead of {total:.4g}: part of it bypasses "
+        "the hook points of the residual stream, or the precision is not sufficient."
     ]

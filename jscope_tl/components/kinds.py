@@ -1,4 +1,4 @@
-"""From a kind of components to its hook points, and to its sites in a run."""
+"""The hook points of each kind of components, and the components of a run."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from jscope_tl.model.view import ModelView
 
 
 def points_of(view: ModelView, of: str, sae: Any, at: Any) -> tuple[str, ...]:
-    """The hook points of a kind; edges are seen through what their heads put out.
+    """The hook points of a kind of components; for edges these are the outputs of the heads.
 
     Raises:
         InputError: the model does not have them.
@@ -27,14 +27,14 @@ def points_of(view: ModelView, of: str, sae: Any, at: Any) -> tuple[str, ...]:
     if of == "features":
         return (features.features_point(view, sae, at),)
     if sae is not None or at is not None:
-        raise InputError(f"sae and at go with of='features'; {of} have hook points of their own. Leave them out.")
+        raise InputError(f"sae and at need of='features'; {of} have their own hook points. Leave sae and at out.")
     return parts.points_of(view, "heads" if of == "edges" else of)
 
 
 def to_sites(
     setup: Setup, source: Source, forward: Run, of: str, points: tuple[str, ...], sae: Any, each: bool
 ) -> Sites:
-    """The components of a run, and what takes their place."""
+    """The components of a run, with the activations that replace theirs."""
     if of == "edges":
         return _edges(setup, source, forward, points)
     if of == "features":
@@ -59,14 +59,14 @@ def _captured(
 def _edges(setup: Setup, source: Source, forward: Run, points: tuple[str, ...]) -> Edges:
     if source.kind == "mean" and not source.prompts:
         raise InputError(
-            "Patterns have no mean over positions, each of which looks at other ones. Give prompts of as many tokens to take the mean "
-            "over, or source='zero'."
+            "Attention patterns have no mean over positions, because each position attends to different ones. Give prompts with the same "
+            "number of tokens to average over, or source='zero'."
         )
 
     def collect(tokens: Int[Tensor, "pos"]) -> Activations:
         if len(tokens) != len(forward.tokens):
             raise InputError(
-                f"The mean of patterns needs prompts of {len(forward.tokens)} tokens, as the prompt has; one has {len(tokens)}."
+                f"The mean of patterns needs prompts of {len(forward.tokens)} tokens, like the explained prompt; one has {len(tokens)}."
             )
         with setup.run(tokens, [forward.positions[0]]) as (other, _):
             forward.passes.n_forward += 1
@@ -77,7 +77,8 @@ def _edges(setup: Setup, source: Source, forward: Run, points: tuple[str, ...]) 
     deltas = {int(layer): rearrange(put[layer] - base[layer], "dest head src -> head dest src") for layer in base}
     if len(deltas) != len(points):
         raise InputError(
-            f"{setup.view.name} shows {len(deltas)} attention patterns and {len(points)} outputs of heads; needed is one for each."
+            f"{setup.view.name} has {len(deltas)} attention patterns and {len(points)} hook points of head outputs; edges need one pattern for "
+            "each hook point."
         )
     return Edges(points, tuple(deltas), deltas)
 

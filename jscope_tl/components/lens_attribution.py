@@ -1,4 +1,4 @@
-"""TransformerLens' own attribution patching, where its line has it, in the shape of our effects."""
+"""TransformerLens' attribution patching (3.x and 4.x), with its results in the shape of `ComponentEffects`."""
 
 import time
 from collections.abc import Callable
@@ -15,19 +15,19 @@ from jscope_tl.results.cost import Cost
 
 MODULE = "transformer_lens.tools.analysis.attribution_patching"
 KINDS = {"heads": "attn_head_out", "mlps": "mlp_out"}
-"""Its names of nodes."""
+"""TransformerLens' names of the kinds of nodes."""
 
 
 def why_not(view: ModelView, of: str, axes: tuple[str, ...], by_prompt: bool, direction: str) -> str:
-    """What keeps it from answering the same question, or an empty text."""
+    """The reason why TransformerLens' attribution patching does not support a question, or an empty string if it does."""
     if "TransformerBridge" not in {base.__name__ for base in type(view.model).__mro__}:
-        return "it takes a TransformerBridge"
+        return "it needs a TransformerBridge"
     try:
         import_module(MODULE)
     except ImportError:
-        return "this TransformerLens has none"
+        return "this version of TransformerLens does not have it"
     if of not in KINDS or "pos" in axes:
-        return "it is compared for heads and MLPs, at all positions together"
+        return "it is compared only for heads and MLPs, at all positions together"
     if not by_prompt or direction != "denoising":
         return "it needs another prompt as source, and direction='denoising'"
     return ""
@@ -42,10 +42,10 @@ def transformer_lens_effects(
     position: int,
     like: Float[Tensor, "*axes"],
 ) -> tuple[Float[Tensor, "*axes"], Cost]:
-    """The effects of patching clean activations into the corrupted run, its nodes added up over positions.
+    """The predicted effects of patching clean activations into the corrupted run; the scores of nodes are summed over positions.
 
     Raises:
-        ValueError: as TransformerLens does, where this model has no such nodes.
+        ValueError: from TransformerLens, if this model has no such nodes.
     """
     lens: Any = import_module(MODULE)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The linear prediction: how far rows move with the components, from one forward pass and the backward passes through it."""
+"""The linear prediction: products of rows (vector-Jacobian products) with the changes of components, from one forward pass and its backward passes."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,14 +21,14 @@ from jscope_tl.scopes.effects import EffectRows
 
 @dataclass(frozen=True)
 class Found:
-    """What the backward rows gave.
+    """The results of the backward passes.
 
     Attributes:
-        moved: how far each row moves with each component.
-        streams: by hook point the rows at the residual stream.
-        y: the final hidden state that effects are those of changes of.
+        moved: the product of each row with the change of each component.
+        streams: the rows at the residual stream, by hook point.
+        y: the final hidden state of the unchanged prompt.
         refined: places of the components that were refined.
-        measured: effects of those whose change is too large for anything linear.
+        measured: measured effects, by place, of components whose changes are too large for a linear prediction.
     """
 
     sites: Sites
@@ -54,7 +54,7 @@ def linear(
     sae: Any,
     each: bool,
 ) -> Found:
-    """The linear prediction, from one forward pass and the rows through it."""
+    """The linear prediction, from one forward pass and the backward passes of the scope's rows."""
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [explained]) as (forward, backward):
         state = forward.state()
@@ -75,7 +75,7 @@ def linear(
 
 
 def _rows(forward: Run, backward: Backward, effect_rows: EffectRows) -> dict[str, Float[Tensor, "k pos ..."]]:
-    """The rows at every watched hook point; the graph stays for the patterns'."""
+    """The rows at every watched hook point; the graph is kept for the gradients of patterns."""
     names, kept = list(forward.watched), list[list[Tensor]]()
     watching = replace(backward, xs=list(forward.watched.values()), arrange=lambda rows: rows[:1], capture=kept.append)
     for _ in watching.rows(effect_rows.rows, retain_graph=True):

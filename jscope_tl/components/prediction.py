@@ -1,4 +1,4 @@
-"""`components`: which heads, edges, MLPs, neurons and features carry what a scope explains."""
+"""`components`: the effects of heads, edges, MLPs, neurons and features on the quantity that a scope explains."""
 
 import time
 import weakref
@@ -32,7 +32,7 @@ from jscope_tl.results.cost import Cost
 from jscope_tl.scopes.base import Scope
 
 REFINED = 44
-"""Components that are refined by default."""
+"""How many components are refined by default."""
 POSITIONS = ("all", "each")
 
 
@@ -62,42 +62,45 @@ def components(
     progress: bool | None = None,
     **options: Any,
 ) -> ComponentEffects:
-    """Which heads, edges, MLPs, neurons or features carry a prediction: the effect of changing each of them, predicted for all at once.
+    """Predict the effect of changing each head, edge, MLP, neuron or feature on a prediction, for all of them at once.
 
-    One forward pass and a few backward rows ``C`` give how far every row moves when a component's activation ``a`` is changed,
-    ``m = C J_a (a_source - a)``, for every component. To first order that is the change of what a scope with one cotangent explains
-    (attribution patching, signed). For ``"fisher"`` it is the KL divergence between the prediction and the changed one: that of
-    ``softmax(z + D Δy)`` along 12 leading directions of the Fisher matrix, and ``½ E m²`` of 8 random probes of the rest.
+    One forward pass and backward passes of a few cotangents ``C`` (the rows) give, for every component, the change of each row's product
+    with the final hidden state when the component's activation ``a`` is changed, ``m = C J_a (a_source - a)``. For a scope with one
+    cotangent this is the first-order change of the quantity that the scope explains (attribution patching, signed). For ``"fisher"``
+    the effect is the KL divergence between the prediction and the changed one: that of ``softmax(z + D Δy)`` along 12 leading
+    directions of the Fisher matrix, plus ``½ E m²`` from 8 random probes of the rest.
 
-    Networks are not linear, above all where early components are taken away. The ``refine`` components that are predicted to do most
-    are therefore changed in truth, and go through the next blocks as they are, side by side, all together at the price of eight forward
-    passes; only behind these the change is taken to be linear. Where it is larger by then, at some position, than the residual stream
-    itself, nothing linear holds: four such components are measured, for others the result warns. `ComponentEffects.measure` makes whole
-    runs of the strongest.
+    Networks are not linear, above all when early components are ablated. The ``refine`` components with the largest predicted effects
+    are therefore refined: the model runs its next blocks with the component changed, in batches that together cost eight forward
+    passes, and only after these blocks the change is taken to be linear. If the change is then larger than the residual stream itself
+    at some position, no linear prediction holds: the effects of up to four such components are measured, and the result has a warning
+    about the others. `ComponentEffects.measure` measures the strongest components in whole runs.
 
     Args:
-        of: ``"heads"``: outputs of heads before ``W_O`` (``attn.hook_z``); ``"edges"``: entries of their patterns, the effect if this
-            head did not look there; ``"attn"``, ``"mlps"``: outputs of layers; ``"neurons"`` (``mlp.hook_post``); ``"features"``: those of
-            an autoencoder ``sae``, active ones, and its error as one more.
-        source: what is put in place: ``"zero"``; ``"mean"``, over the positions of the prompt up to the explained one, or over
-            ``prompts``; ``"resample"``, what one of ``prompts``, drawn at random, has there; or another prompt of as many tokens.
-        positions: ``"all"``: a component is changed at all positions together; ``"each"``: at every one by itself (not of edges).
-        prompts: for ``"mean"`` and ``"resample"``: prompts of as many tokens give a mean for each position, others one for all.
-        resample_seed: which of the prompts is drawn.
-        direction: with another prompt as source: ``"noising"`` puts its activations into ``prompt``; ``"denoising"`` runs the source, which
-            is the corrupted one, and puts those of ``prompt`` into it.
-        sae: an object with ``encode`` and ``decode``, for ``of="features"``; SAEs of SAELens are such.
-        at: its hook point; None: what ``sae.cfg`` says.
-        refine: how many components are refined; 0 for none. None: 44, and none where hooks of the user's are active.
-        options: of the scope, where it is given by name: ``target``; for ``"fisher"`` also ``rank``, ``probes``, ``method="exact"``.
+        of: ``"heads"``: outputs of heads before ``W_O`` (``attn.hook_z``); ``"edges"``: entries of their attention patterns (with
+            ``source="zero"``, the effect if the head did not attend there); ``"attn"``, ``"mlps"``: outputs of layers; ``"neurons"``
+            (``mlp.hook_post``); ``"features"``: the active features of an autoencoder ``sae``, and its error as one more component.
+        source: the activations that replace those of a component: ``"zero"``; ``"mean"``, over the positions of the prompt up to the
+            explained one, or over ``prompts``; ``"resample"``, from one of ``prompts``, drawn at random; or another prompt with the
+            same number of tokens, from which they are taken.
+        positions: ``"all"``: a component is changed at all positions together; ``"each"``: at one position at a time (not for edges).
+        prompts: for ``"mean"`` and ``"resample"``. If all have as many tokens as the prompt, there is a mean for each position, else one
+            mean for all positions.
+        resample_seed: the seed that draws one of the prompts.
+        direction: with another prompt as source: ``"noising"`` puts its activations into ``prompt``; ``"denoising"`` runs the source,
+            which is the corrupted prompt, and puts the activations of ``prompt`` into it.
+        sae: an object with ``encode`` and ``decode``, for ``of="features"``, such as an SAE of SAELens.
+        at: the hook point of the autoencoder; None: the one in ``sae.cfg``.
+        refine: how many components are refined; 0 for none. None: 44, or none if hooks of the user are active.
+        options: options of the scope, if it is given by name: ``target``; for ``"fisher"`` also ``rank``, ``probes``, ``method="exact"``.
         {shared}
 
     Returns:
         `ComponentEffects`.
 
     Raises:
-        InputError: no such kind or source, an autoencoder of another width, a source of other length, a model without the hook points
-            or without attention patterns, and what `attribute` refuses.
+        InputError: an unknown kind or source, an autoencoder of another width, a source of another length, a model without the hook
+            points or without attention patterns, and the cases in which `attribute` raises it.
 
     Example:
         >>> import jscope_tl as js
@@ -130,18 +133,18 @@ def _check(of: Any, positions: Any) -> None:
     if positions not in POSITIONS:
         raise InputError(f"positions is 'all' or 'each', not {positions!r}.")
     if of == "edges" and positions == "each":
-        raise InputError("Edges have positions of their own, dest and src; leave positions='each' out.")
+        raise InputError("Edges have their own positions, dest and src; leave positions='each' out.")
 
 
 def _most_refined(setup: Setup, refine: Any) -> int:
-    """Where hooks of the user's may count on whole runs, refining would take as long as measuring."""
-    with ONE_AT_A_TIME:  # the hooks of another thread's run are gone by then
+    """How many components are refined. With hooks of the user, which need whole runs, refining would take as long as measuring."""
+    with ONE_AT_A_TIME:  # waits until the hooks of another thread's run are removed
         hooked = setup.view.is_hooked(setup.settings.fwd_hooks)
     return count("refine", (0 if hooked else REFINED) if refine is None else refine, 0)
 
 
 def _watching(setup: Setup, of: str, sae: Any, at: Any, streams: bool) -> tuple[Setup, tuple[str, ...]]:
-    """The settings under which a run keeps what is needed of it, and the hook points of the components."""
+    """The settings with which a run keeps the activations that are needed, and the hook points of the components."""
     view, names = setup.view, list[str]()
     points = points_of(view, of, sae, at)
     if streams:
@@ -153,7 +156,7 @@ def _watching(setup: Setup, of: str, sae: Any, at: Any, streams: bool) -> tuple[
 def _effects(setup: Setup, found: Found, source: Source, runs: ComponentRuns, seconds: float) -> ComponentEffects:
     values, stderr = found.effect_rows.effects(found.moved)
     if not values.isfinite().all():
-        raise InputError(f"Effects on {setup.view.name} come out infinite or undefined. Try a model in float32.")
+        raise InputError(f"Some effects on {setup.view.name} are infinite or undefined. Try a model in float32.")
     refined = torch.zeros(values.numel(), dtype=torch.bool, device="cpu")
     refined[list(found.refined)] = True
     about_it, resolved = found.described, dict(found.resolved or {})
@@ -170,7 +173,7 @@ def _effects(setup: Setup, found: Found, source: Source, runs: ComponentRuns, se
         refined=refined.view(values.shape),
         measured=_measured(found.measured, values),
         index=found.sites.index,
-        hook_points=_shown(found.sites),
+        hook_points=_hook_points(found.sites),
         source=source.name,
         direction=source.direction,
         scope=about_it["scope"],
@@ -195,15 +198,15 @@ def _measured(found: dict[int, float], like: Float[Tensor, "*axes"]) -> Float[Te
     return measured.view(like.shape) if found else None
 
 
-def _shown(sites: Sites) -> tuple[str, ...]:
-    """Edges are entries of patterns, though their rows come through ``z``."""
+def _hook_points(sites: Sites) -> tuple[str, ...]:
+    """The hook points that a result names: for edges those of patterns, although their gradients are taken at ``z``."""
     return (
         tuple(name.replace("hook_z", "hook_pattern") for name in sites.points) if sites.of == "edges" else sites.points
     )
 
 
 def _measurer(view: ModelView, found: Found, runs: ComponentRuns) -> Measurer:
-    """Whole runs, for `ComponentEffects.measure`, which does not keep the model alive."""
+    """The function that measures effects in whole runs for `ComponentEffects.measure`. It has only a weak reference to the model."""
     model, sites, effect, y = weakref.ref(view.model), found.sites, found.effect, found.y
     rest = (runs.tokens, runs.position, runs.hooks)
 
@@ -212,13 +215,13 @@ def _measurer(view: ModelView, found: Found, runs: ComponentRuns) -> Measurer:
     ) -> tuple[Float[Tensor, "cells"], Cost]:
         alive = model()
         if alive is None:
-            raise InputError("The model of these effects is gone; load it again, and call js.patching.components.")
+            raise InputError("The model of these effects was deleted; load it again, and call js.patching.components.")
         start = time.perf_counter()
         again = ComponentRuns(ModelView(alive), sites, *rest)
         values = again.effects(cells, effect, progress) if cells else torch.zeros(0, device="cpu")
         if cells and not again.ends_like(y):
             raise InputError(
-                "The model predicts something else than when these effects were predicted: hooks or weights have changed. Call "
+                "The model's prediction has changed since these effects were predicted, because of other hooks or weights. Call "
                 "js.patching.components again, and measure its result."
             )
         return values.float(), Cost(again.n_forward, 0, time.perf_counter() - start)

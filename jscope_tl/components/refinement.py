@@ -1,4 +1,4 @@
-"""The strongest components again, behind a few blocks that were run with the change."""
+"""Refined predictions for the strongest components: a few blocks run with the change before it is taken to be linear."""
 
 from dataclasses import replace
 
@@ -9,21 +9,21 @@ from jscope_tl.components.linear import Found
 from jscope_tl.components.runs import ComponentRuns
 
 PASSES = 8
-"""Forward passes that refining takes: through so many blocks do changes go before they are taken to be linear."""
+"""The cost of refining in forward passes; it sets how many blocks run with the change before it is taken to be linear."""
 LARGE = 1.0
-"""A change of the residual stream, as a fraction of what is there, of which nothing linear holds."""
+"""The relative change of the residual stream above which no linear prediction holds."""
 BEHIND = ("ln_final.", "unembed.")
-"""Hook points behind the last block, which no residual stream shows."""
+"""Hook points after the last block, whose changes are not visible in the residual stream."""
 WHOLE = 4
-"""Such components that are measured."""
+"""How many of the components with larger changes are measured."""
 TOO_LARGE = (
-    "Of {n} components the change is larger, at some position and after {n_blocks} blocks, than the residual stream itself: their "
-    "predictions tell little. Measure them: effects.measure(...)."
+    "The changes of {n} components are larger, at some position after {n_blocks} blocks, than the residual stream itself: their "
+    "predictions are unreliable. Measure them: effects.measure(...)."
 )
 
 
 def refined(found: Found, runs: ComponentRuns, most: int, progress: bool | None) -> Found:
-    """The strongest components again, behind a few blocks that were run with the change."""
+    """The prediction with the ``most`` strongest components refined."""
     if not most or found.sites.points[0].startswith(BEHIND):
         return found
     cells = strongest(found.effect_rows.effects(found.moved)[0], most)

@@ -1,4 +1,4 @@
-"""Runs of a prompt with one component changed in each: whole ones that are measured, and a few blocks of them."""
+"""Runs of a prompt with one component changed in each: whole runs for measuring, and runs of a few blocks for refining."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,16 +22,16 @@ from jscope_tl.model.view import ModelView
 from jscope_tl.scopes.base import Effect
 
 Checked: TypeAlias = tuple[Float[Tensor, "batch *end"], Float[Tensor, "batch *found"]]
-"""Of each prompt what tells whether an unchanged one came out as it should, and what is looked for."""
+"""For each prompt a state that is compared with that of an unchanged run, as a check of the batching, and the values of interest."""
 Run: TypeAlias = Callable[[int, Sequence[int | None]], Checked]
-"""From a block and some of its components to as many prompts, each with one of them changed, or none (None)."""
+"""A function from a block and some of its components to the results of as many prompts, each with one component changed (None: with none)."""
 Expected: TypeAlias = Callable[[int], tuple[Float[Tensor, "*end"], Float[Tensor, "*found"]]]
-"""From a block to how the unchanged prompt comes out there."""
+"""A function from a block to the state and the values of the unchanged prompt."""
 
 
 @dataclass(frozen=True)
 class Unchanged:
-    """What the prompt ends in as it is, at the explained position, and its residual stream behind each block, by hook point."""
+    """The unchanged prompt's final hidden state and logits at the explained position, and its residual stream after each block, by hook point."""
 
     y: Float[Tensor, "d_model"]
     logits: Float[Tensor, "d_vocab"]
@@ -40,12 +40,12 @@ class Unchanged:
 
 @dataclass
 class ComponentRuns:
-    """Runs without gradients, counted in forward passes; one through some of the blocks counts as that share of one.
+    """Runs without gradients, counted in forward passes; a run of some of the blocks counts as the corresponding fraction.
 
     Attributes:
         sites: the components.
-        tokens, position: the prompt and the explained position.
-        hooks: the user's; where any are active, whole prompts run one by one.
+        tokens, position: the prompt, and the explained position.
+        hooks: the user's hooks; if any are active, whole prompts run one at a time.
     """
 
     view: ModelView
@@ -56,20 +56,20 @@ class ComponentRuns:
     n_forward: float = 0.0
     _blocks: list[Any] = field(default_factory=list)
     _unchanged: "Unchanged | None" = None
-    _checked: tuple[int, int] = (0, 0)  # components whose batches have an unchanged prompt too
+    _checked: tuple[int, int] = (0, 0)  # components whose batches also have an unchanged prompt
 
     @property
     def n_blocks(self) -> int:
-        """Of the model."""
+        """The number of blocks of the model."""
         return int(self.view.cfg.n_layers)
 
     def is_hooked(self) -> bool:
-        """Whether hooks of the user's may count on whole runs."""
-        with ONE_AT_A_TIME:  # the hooks of another thread's run are gone by then
+        """Whether the user's hooks are active, which may need whole runs."""
+        with ONE_AT_A_TIME:  # waits until the hooks of another thread's run are removed
             return self.view.is_hooked(self.hooks)
 
     def effects(self, cells: Sequence[int], effect: Effect, progress: bool | None) -> Float[Tensor, "cells"]:
-        """What changing each of the components does."""
+        """The effect of changing each of the components."""
 
         def run(ends: Ends, block: int, part: Sequence[int | None]) -> Checked:
             with self.sites.changed(self.view, part):
@@ -83,9 +83,9 @@ class ComponentRuns:
     def streams(
         self, cells: Sequence[int], n: int, progress: bool | None
     ) -> tuple[Float[Tensor, "cells pos d_model"], Float[Tensor, "cells"]]:
-        """How the residual stream changes behind the ``n``-th block, counted from that of each component, which is the first.
+        """The change of the residual stream after ``n`` blocks, the first of which is the block of the component.
 
-        With each the size of the largest change up to the explained position, as a fraction of what is there.
+        For each component also the largest ratio of the norm of the change to the norm of the stream, over positions up to the explained one.
         """
 
         def run(ends: Ends, block: int, part: Sequence[int | None]) -> Checked:
@@ -109,12 +109,12 @@ class ComponentRuns:
         return changes, sizes[:, : self.position + 1].amax(1)
 
     def ends_like(self, y: Float[Tensor, "d_model"]) -> bool:
-        """Whether the unchanged prompt ended in this final hidden state."""
+        """Whether this is the final hidden state of the unchanged prompt."""
         there = self._unchanged
         return there is None or bool((there.y - y).norm() <= torch.finfo(y.dtype).eps ** 0.5 * y.norm())
 
     def end(self, cell: int, n: int) -> int:
-        """The ``n``-th block from that of a component on, or the last one."""
+        """The last of the ``n`` blocks that start with the block of a component, or the last block of the model."""
         return self._end(self.sites.block(cell), n)
 
     def _end(self, block: int, n: int) -> int:
@@ -125,7 +125,7 @@ class ComponentRuns:
 
     @contextmanager
     def _ready(self) -> Iterator[tuple[Ends, "Unchanged"]]:
-        """The model is free for runs, and the unchanged prompt was run once."""
+        """A context manager in which no other run uses the model; the unchanged prompt runs on first use."""
         with undisturbed(self.view, self.hooks), ends_at(self.view, self.hooks, self.position) as ends:
             self._unchanged = self._unchanged or self._run_unchanged(ends)
             yield ends, self._unchanged
@@ -149,11 +149,13 @@ class ComponentRuns:
     def _swept(
         self, cells: Sequence[int], n: int, run: Run, expected: Expected, what: str, progress: bool | None
     ) -> Any:
-        """Less what an unchanged prompt has, by the first of the ways that works on this model: from the changed block on, several
-        prompts side by side, or one whole prompt after the other."""
+        """The values minus those of an unchanged prompt, by the first method that works for this model: batches that start at the changed
+        block, batches of whole runs, or whole runs one at a time."""
         at_once = self.view.prompts_at_once(len(self.tokens), self.hooks)
         for size, some in [] if self.is_hooked() else [(at_once, n), (at_once, None)]:
-            with suppress(Exception):  # a model that takes one prompt only, or whose blocks share more than the stream
+            with suppress(
+                Exception
+            ):  # a model that accepts one prompt only, or whose blocks share more than the residual stream
                 return self._sweep(cells, partial(self._batch, run, expected, some), size, what, progress)
         return self._sweep(cells, partial(self._one, run), 1, what, progress)
 
@@ -180,18 +182,18 @@ class ComponentRuns:
     def _batch(
         self, run: Run, expected: Expected, n: int | None, block: int, cells: Sequence[int]
     ) -> Float[Tensor, "cells *found"]:
-        """Side by side, through ``n`` blocks from the changed one on, or all; an unchanged prompt is in the first batch and the last."""
+        """A batch through ``n`` blocks from the changed one on (None: all blocks). The first and the last batch have an unchanged prompt too."""
         replayed = [] if n is None else [i for i in range(self.n_blocks) if not block <= i < block + n]
         check, (there, base) = bool({*self._checked} & {*cells}), expected(block)
         with blocks_replayed(self.view, self._blocks, replayed, len(cells) + check):
             checks, values = run(block, [*cells, None] if check else cells)
         self.n_forward += (1 - len(replayed) / self.n_blocks) * (len(cells) + check)
         if check and not (checks[-1] - there).norm() <= torch.finfo(checks.dtype).eps ** 0.5 * there.norm():
-            raise RuntimeError("An unchanged prompt ends elsewhere in batches.")
-        return (values[: len(cells)] - base).to(self.tokens.device)  # blocks may be on several
+            raise RuntimeError("An unchanged prompt gives another result in a batch.")
+        return (values[: len(cells)] - base).to(self.tokens.device)  # blocks may be on several devices
 
     def _one(self, run: Run, block: int, cells: Sequence[int]) -> Float[Tensor, "cells *found"]:
-        """A prompt by itself, and the unchanged one, which a hook of the user's may have made another."""
+        """One prompt at a time, and the unchanged prompt again, because a hook of the user may keep state between runs."""
         self.n_forward += len(cells) + 1
         return (torch.cat([run(block, [cell])[1] for cell in cells]) - run(block, [None])[1]).to(self.tokens.device)
 

@@ -1,4 +1,4 @@
-"""Where components are: hook points, what of their activations is one component, and what takes its place.
+"""Where components are: their hook points, which part of an activation is one component, and what replaces it.
 
 Three kinds of sites: parts of activations (heads, attention and MLP outputs, neurons), edges of attention patterns
 (`edges`), and features of an autoencoder (`features`).
@@ -25,13 +25,13 @@ from jscope_tl.model.view import ModelView
 
 
 class Sites(ABC):
-    """All components of one kind in a prompt, as cells of an array.
+    """All components of one kind in a prompt, arranged as the cells of an array.
 
     Attributes:
-        of: as ``of=`` takes it.
-        points: the hook points, in the order of the blocks.
-        axes, shape: of the array.
-        index: what its last axis counts, where that is not its place.
+        of: the kind, a value of the parameter ``of``.
+        points: the names of the hook points, in the order of the blocks.
+        axes, shape: the names of the axes of the array, and its shape.
+        index: the component at each place of the last axis, if that is not its place number.
     """
 
     of: ClassVar[str]
@@ -42,14 +42,14 @@ class Sites(ABC):
 
     @abstractmethod
     def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
-        """How far each row moves when one component after the other is changed, from the rows at the hook points."""
+        """The product of each row with the change that each component makes, from the rows at the hook points."""
 
     @abstractmethod
     def changed(self, view: ModelView, cells: Sequence[int | None]) -> Any:
-        """A context: in the runs inside, the ``i``-th prompt goes on with the ``i``-th of these components changed (None: with none)."""
+        """A context manager: in runs inside it, the ``i``-th of these components is changed in the ``i``-th prompt (None: no component)."""
 
     def block(self, cell: int) -> int:
-        """The block that a component is in."""
+        """The number of the block that has the component."""
         return block_of(self.points[self._layer(cell)])
 
     def _layer(self, cell: int) -> int:
@@ -61,9 +61,9 @@ class Part:
     """Which parts of an activation ``[1, pos, *unit, d]`` are components.
 
     Attributes:
-        hook: the end of the hook points' names.
-        unit: name of the axis of components behind ``pos``; None: the whole vector is one.
-        vector: whether each is a vector, and not a number.
+        hook: the last part of the hook points' names.
+        unit: the name of the axis of components after ``pos``; None: the whole vector is one component.
+        vector: whether each component is a vector, and not a number.
     """
 
     hook: str
@@ -84,10 +84,10 @@ class ActivationParts(Sites):
     """Heads, attention or MLP outputs, neurons.
 
     Attributes:
-        kind: which of `PARTS`.
-        source: by hook point what takes their place, ``[pos, *unit, d]``.
-        deltas: that less what is there.
-        each: whether every position is a component of its own.
+        kind: a key of `PARTS`.
+        source: the replacing activations by hook point, ``[pos, *unit, d]``.
+        deltas: ``source`` minus the activations of the run.
+        each: whether every position is a separate component.
     """
 
     kind: str
@@ -98,7 +98,7 @@ class ActivationParts(Sites):
 
     @property
     def of(self) -> str:  # type: ignore[override]
-        """As ``of=`` takes it."""
+        """The kind, a value of the parameter ``of``."""
         return self.kind
 
     @property
@@ -108,19 +108,19 @@ class ActivationParts(Sites):
 
     @property
     def axes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """``layer``, the unit, and ``pos`` where each position counts."""
+        """``layer``, the unit, and ``pos`` if every position is a separate component."""
         return ("layer", *([self.part.unit] if self.part.unit else []), *(["pos"] if self.each else []))
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the array of components."""
+        """The shape of the array of components."""
         pos, *unit = self.deltas[self.points[0]].shape
         units = unit[:-1] if self.part.vector else unit
         return (len(self.points), *units, *([pos] if self.each else []))
 
     def moved(self, rows: Sequence[Float[Tensor, "chunk pos ..."]]) -> Float[Tensor, "chunk *axes"]:
-        """``C J δ``, over all positions together or one by one."""
-        device = rows[0].device  # layers may be on several
+        """``C J δ``, summed over positions or for each position."""
+        device = rows[0].device  # layers may be on several devices
         pairs = zip(rows, self.points, strict=True)
         return torch.stack([self._moved(row, self.deltas[name]).to(device) for row, name in pairs], 1)
 
@@ -133,7 +133,7 @@ class ActivationParts(Sites):
 
     @contextmanager
     def changed(self, view: ModelView, cells: Sequence[int | None]) -> Iterator[None]:
-        """Hooks that put the source in place of one part in each prompt."""
+        """Hooks that replace one component in each prompt by the source."""
         own = []
         for layer, name in enumerate(self.points):
             where = [(row, cell) for row, cell in enumerate(cells) if cell is not None and self._layer(cell) == layer]
@@ -173,20 +173,20 @@ def points_of(view: ModelView, kind: str) -> tuple[str, ...]:
     names = [f"blocks.{layer}.{PARTS[kind].hook}" for layer in range(int(view.cfg.n_layers))]
     found = tuple(name for name in names if name in view.points)
     if kind in ("mlps", "neurons") and getattr(view.cfg, "attn_only", False):
-        raise InputError(f"{view.name} has attention layers only, and no {kind}. Take of='heads', 'edges' or 'attn'.")
+        raise InputError(f"{view.name} has attention layers only, and no {kind}. Use of='heads', 'edges' or 'attn'.")
     if not found:
         others = [other for other in PARTS if any(f"blocks.0.{PARTS[other].hook}" == name for name in view.points)]
         raise InputError(
-            f"{view.name} has no hook point {names[0]!r}, where {kind} are. It has those of {', '.join(others) or 'no components'}."
+            f"{view.name} has no hook point {names[0]!r}, which {kind} need. It has the hook points of {', '.join(others) or 'no components'}."
         )
     return found
 
 
 def shaped(view: ModelView, kind: str, name: str, activation: Float[Tensor, "1 pos ..."]) -> Float[Tensor, "pos ..."]:
-    """An activation with heads on an axis of their own.
+    """An activation in which heads have their own axis.
 
     Raises:
-        InputError: it does not have them.
+        InputError: the shape of the activation does not allow that.
     """
     part, shown = PARTS[kind], activation[0]
     heads = int(view.cfg.n_heads)
@@ -194,22 +194,22 @@ def shaped(view: ModelView, kind: str, name: str, activation: Float[Tensor, "1 p
         shown = rearrange(shown, "pos (head d) -> pos head d", head=heads)
     if shown.ndim != 1 + part.vector + (part.unit is not None):
         raise InputError(
-            f"{view.name} shows {list(activation.shape)} at {name!r}, in which {kind} are not to be told apart."
+            f"{view.name} has an activation of shape {list(activation.shape)} at {name!r}, in which {kind} cannot be told apart."
         )
     return shown
 
 
 def heads_alike(view: ModelView, kind: str, activations: dict[str, Float[Tensor, "pos ..."]]) -> None:
-    """Refuse layers that differ in the number of components: they would make no array."""
+    """Refuse layers that differ in the number of components, which do not form an array."""
     sizes = {tuple(found.shape) for found in activations.values()}
     if len(sizes) > 1:
         raise InputError(
-            f"Layers of {view.name} differ in their {kind} ({sorted(sizes)}), which make no array of effects."
+            f"Layers of {view.name} differ in the shape of their {kind} ({sorted(sizes)}), which do not form an array of effects."
         )
 
 
 def base_activations(view: ModelView, kind: str, forward: Run) -> dict[str, Float[Tensor, "pos ..."]]:
-    """What a run had at the hook points of `PARTS`."""
+    """The activations of a run at the hook points of a kind of `PARTS`."""
     found = {name: shaped(view, kind, name, forward.watched[name].detach()) for name in points_of(view, kind)}
     heads_alike(view, kind, found)
     return found

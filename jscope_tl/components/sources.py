@@ -1,4 +1,4 @@
-"""What is put in place of components: zero, a mean, or what another prompt has there."""
+"""The activations that replace those of components: zero, a mean, or those of another prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from jscope_tl.model.view import ModelView
 
 NAMED = ("zero", "mean", "resample")
 Activations = dict[str, Float[Tensor, "pos ..."]]
-"""By the name of a hook point."""
+"""Activations by the name of the hook point."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where what is put in place of components comes from.
+    """Where the replacing activations come from.
 
     Attributes:
         kind: ``"zero"``, ``"mean"``, or ``"prompt"``.
-        name: in words, for the result.
-        prompts: whose activations are taken; of ``"mean"`` none for those of the prompt itself.
-        direction: ``"noising"``, or ``"denoising"`` where the prompt that is run is the corrupted one.
+        name: a description for the result.
+        prompts: the prompts whose activations are used; empty for the mean over the explained prompt itself.
+        direction: ``"noising"``, or ``"denoising"`` if the corrupted prompt is run.
     """
 
     kind: str
@@ -37,11 +37,11 @@ class Source:
     def activations(
         self, base: Activations, last: int, collect: Callable[[Int[Tensor, "_"]], Activations]
     ) -> Activations:
-        """What takes the place of the ``base`` activations, in their shape.
+        """The activations that replace the ``base`` activations, in the same shape.
 
         Args:
-            last: the explained position, up to which the prompt's own mean is taken.
-            collect: the activations of another prompt.
+            last: the explained position; the mean over the prompt itself goes up to it.
+            collect: returns the activations of another prompt.
         """
         if self.kind == "zero":
             return {name: torch.zeros_like(own) for name, own in base.items()}
@@ -70,22 +70,22 @@ def to_source(
     """The source, the prompt that is run, and the explained position in it.
 
     Raises:
-        InputError: no such source; prompts where none are taken, or none where some are needed; another length; a direction
-            that there is not.
+        InputError: an unknown source or direction; ``prompts`` with a source that does not use them, or missing where they are needed;
+            another length.
     """
     if direction not in DIRECTIONS:
         raise InputError(f"direction is 'noising' or 'denoising', not {direction!r}.")
     named = isinstance(source, str) and source in NAMED
     if prompts is not None and (not named or source == "zero"):
         raise InputError(
-            "prompts are taken by source='mean' and source='resample'; leave them out, or name one of these."
+            "prompts are used by source='mean' and source='resample' only; leave them out, or give one of these sources."
         )
     if not named:
         pair, explained = _pair(view, prompt, source, direction, prepend_bos, position)
         return Source("prompt", "another prompt", (pair.source,), direction), pair.base, explained
     if direction == "denoising":
         raise InputError(
-            f"direction='denoising' puts a clean prompt's activations into a corrupted one: give that as source, not {source!r}."
+            f"direction='denoising' puts a clean prompt's activations into a corrupted prompt: give the corrupted prompt as source, not {source!r}."
         )
     tokens = to_tokens(view, prompt, prepend_bos)
     explained, others = to_position(position, len(tokens)), _prompts(view, prompts, prepend_bos)
@@ -96,11 +96,11 @@ def to_source(
 
 
 def _pair(view: ModelView, prompt: Any, source: Any, direction: str, prepend_bos: bool | None, position: Any) -> Any:
-    """The prompt and the other one, which a word that is nearly a source's name is not taken for."""
+    """The prompt and the other prompt. A single word that resembles the name of a source is refused as a misspelling."""
     if isinstance(source, str) and " " not in source.strip() and nearest(source, NAMED):
         raise InputError(
-            f"There is no source {source!r}.{nearest(source, NAMED)} A source is one of {', '.join(NAMED)}, or another prompt of as many "
-            "tokens."
+            f"There is no source {source!r}.{nearest(source, NAMED)} A source is one of {', '.join(NAMED)}, or another prompt with the same "
+            "number of tokens."
         )
     return to_pair(view, prompt, source, direction, prepend_bos, position)
 
@@ -115,21 +115,23 @@ def _prompts(view: ModelView, prompts: Any, prepend_bos: bool | None) -> tuple[I
 
 def _drawn(prompts: Sequence[Int[Tensor, "_"]], tokens: Int[Tensor, "pos"], seed: int) -> Source:
     if not prompts:
-        raise InputError("source='resample' takes activations from one of prompts=[...], drawn at random; give some.")
+        raise InputError(
+            "source='resample' takes activations from one of prompts=[...], drawn at random; give prompts."
+        )
     lengths = sorted({len(other) for other in prompts})
     if lengths != [len(tokens)]:
         raise InputError(
-            f"source='resample' goes position by position: prompts need {len(tokens)} tokens, as the prompt has; these have "
-            f"{', '.join(map(str, lengths))}. Exchange words for words of as many tokens, or take source='mean'."
+            f"source='resample' replaces activations position by position: prompts need {len(tokens)} tokens, like the explained prompt; "
+            f"these have {', '.join(map(str, lengths))}. Replace words by words with as many tokens, or use source='mean'."
         )
     if any(torch.equal(other, tokens) for other in prompts):
         raise InputError(
-            "source='resample' puts other prompts' activations in place; one of prompts is the prompt itself. Leave it out."
+            "source='resample' uses the activations of other prompts, but one of prompts is the explained prompt. Leave it out."
         )
     drawn = int(torch.randint(len(prompts), (), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"))
     return Source("prompt", f"prompt {drawn} of {len(prompts)}, drawn with seed {seed}", (prompts[drawn],))
 
 
 def texts_of_source(view: ModelView, source: Source) -> list[str] | None:
-    """The texts of the other prompt's tokens, where there is one."""
+    """The texts of the other prompt's tokens, or None if the source is not a prompt."""
     return prompt_texts(view, source.prompts[0].tolist()) if source.kind == "prompt" else None

@@ -1,4 +1,4 @@
-"""`TokenFlow`: through which heads one token's influence reaches a prediction."""
+"""`TokenFlow`: the heads through which one token's influence reaches a prediction."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +17,12 @@ from jscope_tl.results.text import visible
 
 @dataclass(frozen=True)
 class FlowEdge:
-    """What one head carries from one position to another.
+    """The influence that one head carries from one position to another.
 
     Attributes:
-        layer, head: of the head.
-        dest, src: the position that it writes to, and the one that it reads.
-        influence: in the unit of the flow, signed.
+        layer, head: the layer and the number of the head.
+        dest, src: the position that the head writes to, and the position that it reads from.
+        influence: signed, in the unit of the flow.
     """
 
     layer: int
@@ -33,34 +33,35 @@ class FlowEdge:
 
     @property
     def name(self) -> str:
-        """``L9H6``, as TransformerLens' users write it."""
+        """The usual short name of the head, such as ``L9H6``."""
         return f"L{self.layer}H{self.head}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenFlow(Saved):
-    """One token's influence on a prediction on its way through the layers, in the linear picture of `flow`.
+    """The influence of one token on a prediction, followed through the layers of the model as `flow` linearises it.
 
-    Influence is nowhere made or lost: at each level (the stream before layer 0, between layers, behind the last one) it adds up to the same
-    ``total`` over positions. In a layer, what a position has is what stays in the stream, what its MLP passes on, and what heads bring.
+    The influence is conserved: at each level of the residual stream (before layer 0, between layers, after the last layer) it adds up to
+    the same ``total`` over positions. After a layer, the influence at a position is the sum of what stays in the residual stream, what the
+    MLP passes on, and what heads carry there.
 
     Attributes:
         edges: the strongest entries of attention patterns, the largest ``|influence|`` first.
-        heads: ``[layer, head]``, what all entries of a head carry together.
-        levels: ``[level, pos]``, the influence at each position before layer 0, ..., and behind the last layer.
-        staying: ``[layer, pos]``, what stays at a position, in the stream, past attention and MLP.
-        mlps: ``[layer, pos]``, what the MLP passes on of what is at its position already before the layer; what it does with what heads
-            bring in the same layer counts as the heads'.
-        sizes: ``[layer]``, the sum of ``|influence|`` over all entries of a layer's patterns: what is listed and what is not.
+        heads: ``[layer, head]``, the influence that all entries of a head carry together.
+        levels: ``[level, pos]``, the influence at each position before layer 0, before layer 1, ..., and after the last layer.
+        staying: ``[layer, pos]``, the influence that stays in the residual stream at a position and bypasses attention and MLP.
+        mlps: ``[layer, pos]``, the influence that the MLP passes on from the stream before the layer. Influence that heads of the same
+            layer carry to the MLP's input counts for the heads.
+        sizes: ``[layer]``, the sum of ``|influence|`` over all entries of a layer's patterns, listed or not.
         total: ``x_s · ∂q/∂x_s``.
-        source_position: of the token whose influence it is.
-        position: the explained one.
-        scope, asked, options: what is explained; the target, as ``, target ' Mary'``; options of the scope.
-        unit: of all influences.
+        source_position: the position of the token whose influence is followed.
+        position: the explained position.
+        scope, asked, options: the name of the scope; the target as text, such as ``, target ' Mary'``; the options of the scope.
+        unit: the unit of all influences.
         tokens, str_tokens, bos_positions: the prompt.
-        prediction: the distribution that is explained.
-        provenance: model, versions, cost.
-        warnings: doubts about these numbers, in sentences.
+        prediction: the explained next-token distribution.
+        provenance: the model, versions, and cost.
+        warnings: sentences about the limits of these numbers.
     """
 
     edges: tuple[FlowEdge, ...]
@@ -84,7 +85,7 @@ class TokenFlow(Saved):
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         layers, n_heads = self.heads.shape
         pos = len(self.str_tokens)
         for name in ("heads", "levels", "staying", "mlps", "sizes"):
@@ -92,14 +93,17 @@ class TokenFlow(Saved):
         need(self.levels.shape == (layers + 1, pos), f"levels are [{layers + 1}, {pos}]")
         need(self.staying.shape == self.mlps.shape == (layers, pos), f"staying and mlps are [{layers}, {pos}]")
         need(len(self.sizes) == layers and len(self.tokens) == pos, "each layer has a size, each token a text")
-        need(0 <= self.source_position <= self.position < pos, f"positions are below {pos}, the source's first")
+        need(
+            0 <= self.source_position <= self.position < pos,
+            f"positions are below {pos}, and the source is not after the explained one",
+        )
         for edge in self.edges:
             inside = 0 <= edge.layer < layers and 0 <= edge.head < n_heads and 0 <= edge.src <= edge.dest < pos
             need(inside and abs(edge.influence) < float("inf"), "edges go from a position to a later one, or to itself")
 
     @property
     def by_layer(self) -> pd.DataFrame:
-        """What attention, the MLP and the stream carry through each layer, over all positions; each row adds up to `total`."""
+        """The influence that attention, the MLP and the residual stream carry through each layer, over all positions; each row adds up to `total`."""
         columns = {"attention": self.heads, "mlp": self.mlps, "staying": self.staying}
         frame = pd.DataFrame({name: values.double().sum(1).numpy() for name, values in columns.items()})
         frame.index.name = "layer"
@@ -109,7 +113,7 @@ class TokenFlow(Saved):
         """The ``k`` strongest edges, the largest ``|influence|`` first.
 
         Args:
-            k: how many, of those that the flow lists.
+            k: how many of the listed edges.
 
         Raises:
             InputError: ``k`` is not 1 or more.
@@ -119,7 +123,7 @@ class TokenFlow(Saved):
         return list(self.edges[:count])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each listed edge: layer, head, positions and their tokens, influence."""
+        """One row for each listed edge: layer, head, both positions and their tokens, and influence."""
         rows = [
             {"layer": e.layer, "head": e.head, "dest": e.dest, "src": e.src, "dest_token": self.str_tokens[e.dest],
              "src_token": self.str_tokens[e.src], "influence": e.influence}
@@ -130,16 +134,16 @@ class TokenFlow(Saved):
         return frame
 
     def said(self, edge: FlowEdge) -> str:
-        """An edge in words: its head, both tokens with their positions, its influence.
+        """An edge as text: its head, both tokens with their positions, and its influence.
 
         Args:
-            edge: of this flow.
+            edge: an edge of this flow.
         """
         src, dest = (f"{visible(self.str_tokens[t])!r} {t}" for t in (edge.src, edge.dest))
         return f"{edge.name}: {src} -> {dest}  {edge.influence:+.4g}"
 
     def headline(self) -> str:
-        """Whose influence it is, on what, and how large, in one line."""
+        """One line with the source token, the explained position and the total influence."""
         s, t = self.source_position, self.position
         return (
             f"flow of {visible(self.str_tokens[s])!r} at {s} to the prediction at {t}, {self.scope} scope{self.asked}: {self.total:+.4g} "

@@ -197,7 +197,7 @@ def test_round_trip(llama: Any, tmp_path: Path) -> None:
         ({"of": "tokens"}, "There are no components"),
         ({"source": TOKENS}, "nothing to patch in"),
         ({"reduction": "dot"}, "takes no 'reduction'"),
-        ({"direction": "denoising"}, "give that as source"),
+        ({"direction": "denoising"}, "give the corrupted prompt as source"),
     ],
 )
 def test_what_cannot_be_compared(llama: Any, how: dict[str, Any], says: str) -> None:

@@ -119,9 +119,9 @@ def test_the_hook_point_of_the_configuration(kind: str, where: str) -> None:
     ("sae", "at", "message"),
     [
         (None, AT, "needs sae="),
-        (autoencoder(), None, "at= names it"),
+        (autoencoder(), None, "Give it as at="),
         (autoencoder(), "blocks.1.hook_resid_pots", "no hook point.*Did you mean"),
-        (autoencoder(48), AT, r"does not take the vectors \[pos, 32\]"),
+        (autoencoder(48), AT, r"does not accept the vectors \[pos, 32\]"),
         (SimpleNamespace(encode=lambda x: x.sum(0), decode=lambda x: x), AT, "needed are features"),
         (SimpleNamespace(encode=lambda x: x, decode=lambda x: x / 0), AT, "infinite or undefined"),
     ],

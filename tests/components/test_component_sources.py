@@ -135,5 +135,5 @@ def test_transformer_lens_attribution_patching_gives_the_same(family: str, of: s
 
 
 def test_the_prompt_itself_is_not_resampled(llama: Any) -> None:
-    with pytest.raises(js.InputError, match="one of prompts is the prompt itself"):
+    with pytest.raises(js.InputError, match="one of prompts is the explained prompt"):
         signed(llama, "resample", prompts=[CORRUPTED, TOKENS])

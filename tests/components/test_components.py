@@ -404,7 +404,7 @@ def test_the_model_is_not_kept_alive(kind: str) -> None:
 
     effects = js.patching.components(models.tiny(kind, "llama").model, TOKENS)
     gc.collect()
-    with pytest.raises(js.InputError, match="model of these effects is gone"):
+    with pytest.raises(js.InputError, match="model of these effects was deleted"):
         effects.measure(1)
 
 
@@ -424,7 +424,7 @@ def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pyte
         (dict(of="head"), "no components 'head'.*Did you mean 'heads'"),
         (dict(positions="some"), "positions is 'all' or 'each'"),
         (dict(of="edges", positions="each"), "dest and src"),
-        (dict(sae=object()), "go with of='features'"),
+        (dict(sae=object()), "need of='features'"),
         (dict(of="features", sae=object()), "encode and decode"),
         (dict(source="zeros"), "no source 'zeros'.*Did you mean 'zero'"),
         (dict(source=[0, 1, 2]), "same number"),
@@ -432,11 +432,11 @@ def test_refining_takes_ten_forward_passes_at_most(llama: Any, monkeypatch: pyte
         (dict(source="resample"), "one of prompts"),
         (dict(source="resample", prompts=[[0, 1, 2]]), "prompts need 8 tokens"),
         (dict(source="resample", prompts=[CORRUPTED], resample_seed=-1), "resample_seed is a whole number"),
-        (dict(source="zero", prompts=[[0, 1, 2]]), "prompts are taken by"),
+        (dict(source="zero", prompts=[[0, 1, 2]]), "prompts are used by"),
         (dict(source="mean", prompts="a text"), "prompts is a list"),
         (dict(source="mean", of="edges"), "no mean over positions"),
         (dict(source="mean", of="edges", prompts=[[0, 1, 2]]), "needs prompts of 8 tokens"),
-        (dict(direction="denoising"), "give that as source"),
+        (dict(direction="denoising"), "give the corrupted prompt as source"),
         (dict(direction="both"), "'noising' or 'denoising'"),
         (dict(refine=-1), "refine is a whole number"),
         (dict(position=99), "outside the prompt"),
@@ -479,7 +479,7 @@ def test_changes_larger_than_the_stream_are_measured(llama: Any, monkeypatch: py
     torch.testing.assert_close(
         effects.measured[effects.measured.isfinite()], plain.measure(12).measured[effects.measured.isfinite()]
     )
-    assert any("Of 3 components the change is larger" in warning for warning in effects.warnings)
+    assert any("The changes of 3 components are larger" in warning for warning in effects.warnings)
     assert effects.options["resolved"] == {"refined": 0, "blocks": 3, "measured": 2, "rows": 20, "probes": 8}
 
 
@@ -569,7 +569,7 @@ def test_a_model_that_has_changed_is_not_measured(kind: str) -> None:
     model = models.tiny(kind, "llama").model
     effects = js.patching.components(model, TOKENS)
     model.add_hook("blocks.1.hook_mlp_out", lambda x, hook: 2 * x)
-    with pytest.raises(js.InputError, match="hooks or weights have changed"):
+    with pytest.raises(js.InputError, match="because of other hooks or weights"):
         effects.measure(2)
 
 
