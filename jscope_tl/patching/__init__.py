@@ -1,4 +1,4 @@
-"""Scopes and activation patching in one workflow: predict a patch, check a scope, explain a patched run."""
+"""Scopes together with activation patching: predict the effect of a patch, check a scope against patching, explain a patched run."""
 
 from jscope_tl.components.against_measured import agreement
 from jscope_tl.components.agreement import ComponentAgreement, MethodAgreement

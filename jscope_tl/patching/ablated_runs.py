@@ -1,4 +1,4 @@
-"""What a model predicts with some tokens' embeddings taken away."""
+"""A model's predictions with the embeddings of some tokens replaced."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ REPLACEMENTS = ("zero", "mean", "pad")
 
 
 def replaced_by(view: ModelView, replacement: Any) -> tuple[str | int, str]:
-    """What takes an embedding's place, ``"zero"``, ``"mean"``, ``"pad"`` or a token's id, and its name."""
+    """The replacement of an embedding (``"zero"``, ``"mean"``, ``"pad"`` or the id of a token), and its name."""
     if isinstance(replacement, str) and replacement in REPLACEMENTS:
         return replacement, replacement
     token = to_id(view, replacement, view.d_vocab)
@@ -40,7 +40,7 @@ def ablated_logits(
 ) -> Iterator[Float[Tensor, "batch d_vocab"]]:
     """Logits at ``position`` with the tokens of each mask replaced, in float64 on the CPU, batch by batch."""
     value = embedding(view, replacement, len(tokens), passes) if isinstance(replacement, str) else None
-    with ONE_AT_A_TIME:  # the hooks of another thread's run are gone by then
+    with ONE_AT_A_TIME:  # waits until the hooks of another thread's run are removed
         at_once = min(batch_size, view.prompts_at_once(len(tokens), hooks))
 
     def run(part: slice) -> Float[Tensor, "batch d_vocab"]:
@@ -64,6 +64,6 @@ def blank(
     embedded: Float[Tensor, "batch pos d_model"],
     hook: Any,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """In each row of the batch other positions are replaced, in what the user's hooks leave at ``hook_embed``."""
+    """A hook that replaces the masked positions of each row at ``hook_embed``, after the user's hooks."""
     masked = rearrange(batch, "batch pos -> batch pos 1").to(embedded.device)
     return torch.where(masked, value.to(embedded), embedded)

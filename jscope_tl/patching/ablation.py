@@ -1,4 +1,4 @@
-"""`ablate`: what leaving out one token after the other does to a prediction, against what a scope says."""
+"""`ablate`: the effects of ablating one token at a time on a prediction, compared with the scores of a scope."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -39,15 +39,15 @@ EFFECTS = ("logit", "log_prob", "kl")
 
 @dataclass(frozen=True, eq=False)
 class Ablation(Saved):
-    """The effect of replacing each token's embedding by itself, beside a scope.
+    """The effects of replacing the embedding of one token at a time, beside the scores of a scope.
 
     Attributes:
-        scope: the scope's result on the prompt as it is.
+        scope: the scope's result on the unchanged prompt.
         logit: ``[pos]``, change of the target's logit; signed, 0 after the explained position.
         log_prob: ``[pos]``, change of the target's log-probability in nats.
         kl: ``[pos]``, ``KL(p ‖ p_ablated)`` of the next-token distribution in nats.
-        replacement: what took the embedding's place.
-        costs: of the ``"scope"`` and of the ``"ablation"``.
+        replacement: the name of the vector or token that replaced the embedding.
+        costs: the cost of the ``"scope"`` and of the ``"ablation"``.
     """
 
     scope: Attribution
@@ -58,14 +58,14 @@ class Ablation(Saved):
     costs: dict[str, Cost]
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         for effect in EFFECTS:
             values = getattr(self, effect)
             need(values.shape == self.scope.scores.shape, f"{effect} has one effect for each score")
             need_finite(effect, values)
 
     def correlation(self, effect: str = "kl") -> float:
-        """Spearman's correlation of the scope's scores with the absolute effects of all tokens but BOS.
+        """Spearman's correlation of the scope's scores with the absolute effects, over all tokens up to the explained one except BOS.
 
         Args:
             effect: ``"logit"``, ``"log_prob"`` or ``"kl"``.
@@ -117,22 +117,22 @@ def ablate(
     progress: bool | None = None,
     **options: Any,
 ) -> Ablation:
-    """Leave out one token after the other at ``hook_embed`` and hold the effects against a scope.
+    """Ablate one token at a time at ``hook_embed``, and compare the effects with the scores of a scope.
 
-    The effects on logit and log-probability are those of the token that the scope explains.
+    The effects on the logit and the log-probability are those of the token that the scope explains.
 
     Args:
         replacement: ``"zero"``; ``"mean"``, the mean embedding of the vocabulary; ``"pad"``, the padding token's; or a token,
             a string or an id (the words "zero", "mean" and "pad" by their ids).
-        batch_size: ablated prompts in one forward pass; where hooks are active, one at a time all the same.
-        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales, for the scope; the ablated runs
-            are those of the model as it is.
-        options: of the scope, where it is given by name: ``target`` for one. ``at`` is refused: tokens are left out at
-            ``hook_embed``, where the scope must be taken too.
+        batch_size: the number of ablated prompts in one forward pass; if hooks are active, always one.
+        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales. This applies to the scope; the ablated
+            runs use the unchanged model.
+        options: options of the scope, if it is given by name, such as ``target``. ``at`` is not allowed: tokens are ablated at
+            ``hook_embed``, and the scores must be taken at the same hook point.
         {shared}
 
     Raises:
-        InputError: as `attribute`; a replacement that is neither zero nor mean nor one token.
+        InputError: the cases in which `attribute` raises it; an unknown replacement.
 
     Example:
         >>> import jscope_tl as js
@@ -169,7 +169,7 @@ def ablate(
 def _effects(
     base: Float[Tensor, "1 d_vocab"], ablated: Float[Tensor, "n d_vocab"], target: int
 ) -> Float[Tensor, "effect n"]:
-    """On the target's logit and log-probability, and on the distribution."""
+    """The changes of the target's logit and log-probability, and the KL divergence."""
     log_p, log_q = base.log_softmax(-1), ablated.log_softmax(-1)
     return torch.stack(
         [ablated[:, target] - base[0, target], log_q[:, target] - log_p[0, target], divergence(log_p, log_q)]

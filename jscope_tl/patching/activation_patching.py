@@ -1,4 +1,4 @@
-"""`compare`: does a scope agree with activation patching, and what does each cost?"""
+"""`compare`: the agreement of a scope with activation patching, and the cost of both."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -51,35 +51,35 @@ def compare(
     progress: bool | None = None,
     **options: Any,
 ) -> Comparison:
-    """Patch every (layer, position) and hold the effects against the scope that predicts them.
+    """Patch every (layer, position), and compare the effects with the scores and predictions of a scope.
 
-    The base run is the clean one for ``"noising"`` (the scope explains the clean prediction, corrupted activations are
-    patched in), the corrupted one for ``"denoising"``. The effect is the change of what the scope explains: of the target's
-    logit for ``semantic``, of ``‖y‖`` for ``temperature``, the KL divergence ``KL(base ‖ patched)`` for ``fisher``. Its
-    prediction, ``C J_t (x_source - x_base)`` or ``½ δ^T J_t^T F_u J_t δ``, comes from the rows of the scope itself.
+    For ``"noising"`` the base run is the clean prompt: the scope explains its prediction, and corrupted activations are patched in. For
+    ``"denoising"`` the base run is the corrupted prompt. The effect is the change of the quantity that the scope explains: the target's
+    logit for ``semantic``, ``‖y‖`` for ``temperature``; for ``fisher`` it is the KL divergence ``KL(base ‖ patched)``. The predicted
+    effect, ``C J_t (x_source - x_base)`` or ``½ δ^T J_t^T F_u J_t δ``, needs no further backward passes than the scores.
 
-    Cells where both runs have the same activation and those after the explained position have no effect and are not run. The
-    others run side by side, from the patched block on; where any hook of the user's is active, one whole run after the other.
+    Cells with the same activation in both runs and cells after the explained position have no effect and are not run. The others run
+    in batches that start at the patched block; if any hooks of the user are active, they run one at a time through the whole model.
 
     Args:
         clean, corrupted: prompts of the same number of tokens.
         direction: ``"noising"`` or ``"denoising"``.
         at: ``"resid_pre"``, ``"resid_post"`` (``"resid_mid"`` on a HookedTransformer), or a list of hook points.
-        only_top: patch only so many cells of each hook point, those that rank first, and all of them together (`held`).
-        rank_by: what ranks them: the scope's ``"score"``, or the absolute ``"predicted"`` effect, which knows where the two
-            runs differ.
-        cache: the source run's cache, where it is at hand.
-        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales, for the scope and its
-            predictions; the patched runs are those of the model as it is.
-        options: of the scope, where it is given by name; its target refers to the base run.
+        only_top: patch only this number of cells at each hook point, the highest ones, and also all of them together (`held`).
+        rank_by: the ranking for ``only_top``: the scope's ``"score"``, or the absolute ``"predicted"`` effect, which takes into account
+            how much the two runs differ.
+        cache: the `ActivationCache` of the source run, if you have it.
+        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales. This applies to the scope and its
+            predictions; the patched runs use the unchanged model.
+        options: options of the scope, if it is given by name; the target refers to the base run.
         {shared}
 
     Returns:
         A `Comparison`.
 
     Raises:
-        InputError: prompts of different length or the same, a cache of another model or prompt, hook points outside the
-            residual stream, and what `attribute` refuses.
+        InputError: prompts of different length, or identical prompts; a cache of another model or prompt; hook points outside the
+            residual stream; and the cases in which `attribute` raises it.
 
     Example:
         >>> import jscope_tl as js
@@ -107,8 +107,8 @@ def compare(
     found = patched_effects(view, pair, source, explained, effect, hooks, asked, jointly, progress)
     if cache is not None and not (predicted.any() or found.effects.nan_to_num().any()):
         raise InputError(
-            "Patching in what the cache holds changes nothing: are these the activations of the run that is patched? Needed are "
-            "those of the other prompt."
+            "Patching in the activations of the cache changes nothing. The cache is probably that of the run that is patched; give the "
+            "cache of the other prompt."
         )
     skipped = int((asked & ~found.ran).sum())
     return Comparison(
@@ -128,7 +128,7 @@ def compare(
 def _explained(
     setup: Setup, pair: Pair, position: int, source: dict[str, Float[Tensor, "1 pos d_in"]]
 ) -> tuple[Attribution, Float[Tensor, "layer pos"], Effect]:
-    """The base run's layer map, predictions from the same rows, and how to measure an effect; the graph ends here."""
+    """The base run's layer map, the predicted effects, and the function that measures an effect. The graph is freed afterwards."""
     warnings = setup.warnings(pair.base)
     with setup.run(pair.base, [position]) as (forward, backward):
         setup.scope.target_id(forward.state())
@@ -146,7 +146,7 @@ def _checked_top(only_top: Any, rank_by: Any) -> int | None:
 def _asked(
     result: Attribution, predicted: Float[Tensor, "layer pos"], only_top: int | None, rank_by: str
 ) -> Bool[Tensor, "layer pos"]:
-    """Which cells are to be patched: all, or the highest of each hook point up to the explained position."""
+    """The cells to patch: all, or the highest of each hook point up to the explained position."""
     if only_top is None:
         return torch.ones(predicted.shape, dtype=torch.bool, device="cpu")
     places = range(result.position + 1)

@@ -1,4 +1,4 @@
-"""`Comparison`: a scope beside activation patching, their agreement and their cost."""
+"""`Comparison`: the scores and predictions of a scope beside the effects of activation patching, with their agreement and cost."""
 
 import math
 from dataclasses import dataclass
@@ -15,16 +15,22 @@ from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
 
 EFFECTLESS = 0.01
-"""Share of the largest effect below which a cell is not ranked."""
+"""The fraction of the largest effect below which a cell is not ranked."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Spearman's correlation with the absolute effect of patching over ``n`` cells, and overlap of the ``k`` highest.
+    """The agreement with the absolute effects of patching, at one hook point or over all of them.
 
-    ``k`` is what was asked for, or the number of cells whose effect is more than a hundredth of the largest, if that is
-    less: the order of cells without an effect means nothing. ``score`` is that of the scope's score, ``predicted`` that of
-    the absolute predicted effect.
+    Attributes:
+        hook_point: the name of the hook point; ``"all"`` for all cells together.
+        score: Spearman's correlation of the scope's scores with the effects.
+        predicted: Spearman's correlation of the absolute predicted effects with the effects.
+        top_score: the share of the ``k`` highest scores that are among the ``k`` largest effects.
+        top_predicted: the share of the ``k`` largest predicted effects that are among the ``k`` largest effects.
+        k: the requested number, or the number of cells whose effect is more than a hundredth of the largest, if that is less: the
+            order of cells without an effect has no meaning.
+        n: the number of cells.
     """
 
     hook_point: str
@@ -38,20 +44,20 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class Comparison(Saved):
-    """A scope beside activation patching, cell by cell.
+    """The scores and predictions of a scope beside the effects of activation patching, for each cell (hook point and position).
 
     Attributes:
         scope: the layer map of the base run's scores.
-        effects: ``[layer, pos]``, actual effect of patching each cell, in `effect_unit`; NaN where ``only_top`` left it out, and
-            0 where there can be none: both runs have the same activation, or the cell is after the explained position.
-        predicted: ``[layer, pos]``, what the scope's rows predict for it, to first order (Fisher: second).
-        total: the effect of the whole source prompt, run as it is.
-        joint: ``[layer]``, effect of patching the cells ``only_top`` together; None without it.
-        effect_unit: unit of effects; signed except for Fisher, whose effect is a KL divergence.
+        effects: ``[layer, pos]``, measured effect of patching each cell, in `effect_unit`; NaN for cells that ``only_top`` left out,
+            and 0 where there cannot be an effect: both runs have the same activation, or the cell is after the explained position.
+        predicted: ``[layer, pos]``, the effect that the scope predicts, to first order (Fisher: second).
+        total: the effect of replacing the whole prompt by the source prompt.
+        joint: ``[layer]``, effect of patching the ``only_top`` cells of a hook point together; None without ``only_top``.
+        effect_unit: unit of effects, which are signed except for Fisher, whose effect is a KL divergence.
         direction: ``"noising"`` (corrupted activations into the clean run) or ``"denoising"``.
         str_tokens: text of the base run's tokens.
         source_str_tokens: text of the source run's tokens.
-        costs: of the ``"scope"`` with its predictions, and of ``"patching"``.
+        costs: the cost of the ``"scope"`` with its predictions, and of ``"patching"``.
     """
 
     scope: Attribution
@@ -66,24 +72,24 @@ class Comparison(Saved):
     costs: dict[str, Cost]
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         shape = self.scope.scores.shape
         need(self.effects.shape == self.predicted.shape == shape and len(shape) == 2, "each score has an effect")
         need(self.joint is None or len(self.joint) == shape[0], "joint effects are one for each hook point")
         need(len(self.str_tokens) == len(self.source_str_tokens) == shape[1], "both prompts have a text for each score")
         need(not self.effects.isinf().any() and math.isfinite(self.total), "effects are not infinite")
         need_finite("predicted effects", self.predicted)
-        need({"scope", "patching"} <= self.costs.keys(), "costs are those of the scope and of patching")
+        need({"scope", "patching"} <= self.costs.keys(), "there are costs of the scope and of patching")
 
     @property
     def held(self) -> Float[Tensor, "layer"] | None:
-        """Share of the total effect that the cells of ``only_top`` hold together, at each hook point."""
+        """The joint effect of the ``only_top`` cells of each hook point as a share of the total effect; None without ``only_top``."""
         return None if self.joint is None else self.joint / self.total
 
     def agreement(self, k: int = 5) -> list[Agreement]:
-        """How scores and predictions agree with patching: for each hook point, and for all cells together (last).
+        """The agreement of scores and predictions with patching, for each hook point, and for all cells together as the last entry.
 
-        Over the cells that were asked for up to the explained position, BOS left out.
+        It covers the requested cells up to the explained position, without BOS.
 
         Args:
             k: how many of the highest cells are compared.
@@ -141,10 +147,12 @@ class Comparison(Saved):
         ]
         if self.held is not None:
             shares = ", ".join(f"{share:.0%}" for share in self.held.tolist())
-            lines.append(f"  share of the whole effect that the patched cells of a hook point hold together: {shares}")
+            lines.append(
+                f"  joint effect of the patched cells of each hook point, as a share of the whole effect: {shares}"
+            )
         return "\n".join(lines)
 
 
 def _overlap(a: Float[Tensor, "n"], b: Float[Tensor, "n"], k: int) -> float:
-    """Share of the ``k`` highest of one that are among the ``k`` highest of the other."""
+    """The share of the ``k`` highest values of one that are among the ``k`` highest of the other."""
     return len(set(a.topk(k).indices.tolist()) & set(b.topk(k).indices.tolist())) / max(k, 1)

@@ -1,4 +1,4 @@
-"""`ContextEffects`: which tokens of an answer depend on which part of its prompt."""
+"""`ContextEffects`: how much each token of an answer depends on each part of its prompt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,13 +28,13 @@ class DependentToken:
     """A token of the answer and a part of the prompt that it depends on.
 
     Attributes:
-        out: number of the token in the answer.
-        str_token: its text.
-        part: number of the part.
+        out: the number of the token in the answer.
+        str_token: the text of the token.
+        part: the number of the part.
         source: the part.
-        kl: of the prediction of this token, when the part is taken out of the text, in nats.
-        probability, without: of the token, with and without the part.
-        instead: what the model finds most probable without it.
+        kl: the KL divergence of the prediction of this token when the part is removed from the text, in nats.
+        probability, without: the probability of the token with the part, and without it.
+        instead: the most probable token without the part.
     """
 
     out: int
@@ -49,23 +49,23 @@ class DependentToken:
 
 @dataclass(frozen=True, eq=False)
 class ContextEffects(Saved):
-    """For every token of an answer how far its prediction moves when a part of the prompt is left out.
+    """How much the prediction of each token of an answer changes when a part of the prompt is left out.
 
     Attributes:
-        tokens, str_tokens: prompt and answer.
-        text: where every token stands.
-        parts: what is left out, one at a time.
-        removed: ``[part, out]``, ``KL(p ‖ p without the part)`` in nats, its tokens taken out of the text, measured.
-        zeroed: ``[part, out]``, the same with its vectors at ``hook_embed`` set to 0 and every token where it was, measured.
-        predicted: ``[part, out]``, what Fisher information says of the latter, ``½ δ^T J^T F_u J δ`` for ``δ`` the vectors of the part
-            together; None where the model cannot be differentiated twice, or memory is short.
-        probabilities: ``[out]``, of the tokens of the answer.
-        without: ``[part, out]``, these with the part taken out.
-        instead: for each part and token what the model finds most probable without the part.
-        continued: where the answer comes from, in words.
-        basis, provenance: of the model.
-        costs: of ``"removed"``, ``"zeroed"`` and ``"predicted"``.
-        warnings: doubts about these numbers, in sentences.
+        tokens, str_tokens: the tokens of prompt and answer.
+        text: the place of every token in the text.
+        parts: the parts of the prompt, which are left out one at a time.
+        removed: ``[part, out]``, measured ``KL(p ‖ p without the part)`` in nats, with the tokens of the part removed from the text.
+        zeroed: ``[part, out]``, the same with the part's vectors at ``hook_embed`` set to 0 and all positions unchanged.
+        predicted: ``[part, out]``, the prediction of ``zeroed`` by Fisher information, ``½ δ^T J^T F_u J δ``, in which ``δ`` has all
+            vectors of the part; None if the model cannot be differentiated twice, or if memory is short.
+        probabilities: ``[out]``, the probabilities of the tokens of the answer.
+        without: ``[part, out]``, the same with the part removed.
+        instead: the most probable token without the part, for each part and token of the answer.
+        continued: the origin of the answer, in words.
+        basis, provenance: the basis of the residual stream, and the model, versions and cost.
+        costs: the cost of ``"removed"``, ``"zeroed"`` and ``"predicted"``.
+        warnings: sentences about the limits of these numbers.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -85,7 +85,7 @@ class ContextEffects(Saved):
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         n, shape = len(self.str_tokens), (len(self.parts), len(self.str_tokens) - self.text.n_prompt)
         need(len(self.tokens) == n == len(self.text.offsets) and min(shape) > 0, "there is a prompt and an answer")
         need(len(self.text.roles) == len(self.text.messages) == n, "every token has its place")
@@ -100,7 +100,7 @@ class ContextEffects(Saved):
             "probabilities are at most 1",
         )
         need([len(row) for row in self.instead] == [shape[1]] * shape[0], f"alternatives are {list(shape)}")
-        need({*KINDS} >= self.costs.keys(), f"costs are those of {', '.join(KINDS)}")
+        need({*KINDS} >= self.costs.keys(), f"there are costs of {', '.join(KINDS)} only")
 
     @property
     def answer(self) -> list[str]:
@@ -108,14 +108,14 @@ class ContextEffects(Saved):
         return self.str_tokens[self.text.n_prompt :]
 
     def top(self, k: int = 5, part: int | None = None) -> list[DependentToken]:
-        """The ``k`` tokens of the answer that depend most on a part of the prompt, measured by taking it out.
+        """The ``k`` tokens of the answer that depend most on a part of the prompt, as measured by removing it.
 
         Args:
-            k: how many.
-            part: of one part; None: of all.
+            k: how many tokens.
+            part: the number of the part; None: all parts.
 
         Raises:
-            InputError: ``k`` is not 1 or more, or there is no such part.
+            InputError: ``k`` is not 1 or more, or the part does not exist.
         """
         k, parts = count("k", k, 1), range(len(self.parts)) if part is None else [self._part(part)]
         places = sorted(
@@ -134,17 +134,14 @@ class ContextEffects(Saved):
         return DependentToken(j, self.answer[j], i, self.parts[i], float(self.removed[i, j]), p, q, self.instead[i][j])
 
     def cues(self, out: int, part: int) -> Attribution:
-        """Why this token and not what the model would say without the part: the scores of all tokens before it.
+        """The scores of all tokens before a token of the answer: why the model predicts it, and not the token that it predicts without the part.
 
-        The second step of PECoRe (Sarti et al., ICLR 2024): ``contrastive`` scope of the token against `instead` (``log_prob`` where
-        the two are the same).
+        This is the second step of PECoRe (Sarti et al., ICLR 2024), which calls the tokens with high scores cues: the ``contrastive``
+        scope of the token against `instead` (``log_prob`` if the two are the same).
 
         Args:
-            out: number of the token in the answer.
-            part: number of the part.
-
-        Raises:
-            InputError: there is no such token or part, or this result comes from a file, which has no model.
+            out: the number of the token in the answer.
+            part: the number of the part.
         """
         cue: Cues | None = getattr(self, "_cues", None)
         number, n = whole(out), len(self.answer)
@@ -155,13 +152,13 @@ class ContextEffects(Saved):
         return cue(self, number % n, self._part(part))
 
     def correlation(self) -> float:
-        """Spearman's correlation of predicted and measured effects of setting a part's vectors to 0; NaN without predictions."""
+        """Spearman's correlation of the predicted and the measured effects of setting a part's vectors to 0; NaN without predictions."""
         if self.predicted is None:
             return float("nan")
         return float(spearman(self.predicted.flatten().numpy(), self.zeroed.flatten().numpy()))
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each part and token: all effects, probabilities, and what the model says instead."""
+        """One row for each part and token: all effects, probabilities, and the most probable token without the part."""
         lines = [
             {
                 "part": i, "out": j, "source": part.text, "role": part.role, "str_token": token,
@@ -188,10 +185,10 @@ class ContextEffects(Saved):
 
 
 Cues = Callable[[ContextEffects, int, int], Attribution]
-"""From effects, a token and a part to the scores of why this token."""
+"""A function from effects, a token and a part to the scores of `ContextEffects.cues`."""
 
 
 def with_cues(effects: ContextEffects, cues: Cues) -> ContextEffects:
-    """The effects, whose cues can be asked for from now on; beside the fields, as a file cannot hold it."""
+    """The effects with a function for `ContextEffects.cues`. It is no field, because files cannot contain it."""
     object.__setattr__(effects, "_cues", cues)
     return effects

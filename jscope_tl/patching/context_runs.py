@@ -1,4 +1,4 @@
-"""`context`: an answer without parts of its prompt, measured and predicted."""
+"""`context`: the predictions of an answer without parts of its prompt, measured and predicted."""
 
 import time
 from collections.abc import Sequence
@@ -53,24 +53,25 @@ def context(
     fwd_hooks: FwdHooks = (),
     progress: bool | None = None,
 ) -> ContextEffects:
-    """Which tokens of an answer depend on which part of its prompt: the KL divergence of each prediction without the part.
+    """How much each token of an answer depends on each part of its prompt: the KL divergence of its prediction without the part.
 
-    The first of PECoRe's two steps (Sarti et al., ICLR 2024) for each part; the second is `ContextEffects.cues`. A part is left out in
-    two ways: its tokens are taken out of the text, and its vectors at ``hook_embed`` are set to 0, which is what Fisher information
-    predicts to second order from the block of the part. One forward pass for each part and way, and one Jacobian-vector product for the
-    predictions of all tokens.
+    This is the first of PECoRe's two steps (Sarti et al., ICLR 2024), for each part; the second is `ContextEffects.cues`. A part is left
+    out in two ways: its tokens are removed from the text, and its vectors at ``hook_embed`` are set to 0. Fisher information predicts the
+    effect of the latter to second order. The cost is two forward passes for each part, and one Jacobian-vector product for each part for
+    the predictions at all tokens.
 
     Args:
         prompt: a string, ids, or the messages of a chat, as in `js.attribute_text`.
-        continuation: the answer, a string or ids; None: the model's own, generated.
-        by: parts: ``"message"`` (of a prompt that is no chat: all of it), ``"line"``, ``"sentence"``, ``"word"``, ``"token"``, or segments
-            of your own, as in `js.attribute_text`. BOS and template text are left where they are.
+        continuation: the answer, a string or ids; None: the model generates it.
+        by: the parts: ``"message"`` (the whole prompt if it is not a chat), ``"line"``, ``"sentence"``, ``"word"``, ``"token"``, or your
+            own segments, as in `js.attribute_text`. BOS and template text are never left out.
         max_new_tokens, temperature, generation_seed, stop, chat_template: as in `js.attribute_text`.
-        progress: a progress bar of runs always (True), never (False), or where the wait is over a second (None).
+        progress: a progress bar of runs always (True), never (False), or if the call takes more than a second (None).
         {shared}
 
     Raises:
-        InputError: as `js.attribute_text`; where there is no part to leave out, or nothing is left before the answer.
+        InputError: the cases in which `js.attribute_text` raises it; there is no part to leave out, or nothing is left before the
+            answer.
 
     Example:
         >>> import jscope_tl as js
@@ -113,7 +114,7 @@ def context(
 
 
 def _parts(setup: Setup, given: Tokenized, by: Any) -> list[Source]:
-    """The sources of the prompt that somebody wrote."""
+    """The parts of the prompt, without template text."""
     str_tokens = prompt_texts(setup.view, given.tokens.tolist())
     name, segments = to_segments(by, given.text.string)
     n = given.text.n_prompt
@@ -123,11 +124,11 @@ def _parts(setup: Setup, given: Tokenized, by: Any) -> list[Source]:
         found = [source for source in found if source.text in named]
     if not found:
         raise InputError(
-            "There is no part of the prompt to leave out; by= makes none but of the answer or of template text."
+            "There is no part of the prompt to leave out: by= has only parts of the answer or of template text. Give other parts."
         )
     if any(len(part.positions) == n for part in found):
         raise InputError(
-            "Without this part nothing would be left before the answer. Give the prompt with its BOS, or smaller parts (by=...)."
+            "Without one of the parts, nothing would be left before the answer. Give the prompt with its BOS, or smaller parts (by=...)."
         )
     return found
 
@@ -135,7 +136,7 @@ def _parts(setup: Setup, given: Tokenized, by: Any) -> list[Source]:
 def _predicted(
     setup: Setup, given: Tokenized, masks: Bool[Tensor, "part pos"]
 ) -> tuple[Float[Tensor, "part out"] | None, dict[str, Any], list[str]]:
-    """``½ ‖S J δ‖²`` from one product with ``J`` for each part, at all predictions of the answer together."""
+    """``½ ‖S J δ‖²`` from one Jacobian-vector product for each part, at all predictions of the answer together."""
     positions = list(range(given.text.n_prompt - 1, len(given.tokens) - 1))
     with setup.run(given.tokens, positions) as (forward, backward):
         found = second_order(forward, backward, masks)
@@ -144,7 +145,7 @@ def _predicted(
 
 
 def second_order(forward: Run, backward: Backward, masks: Bool[Tensor, "part pos"]) -> Float[Tensor, "part out"] | None:
-    """``½ ‖S J δ‖²`` at every explained position, for ``δ`` the vectors of each mask; None where there are no products with ``J``."""
+    """``½ ‖S J δ‖²`` at every explained position, with the vectors of each mask as ``δ``; None if there are no Jacobian-vector products."""
     x = forward.activations[0].detach()
     moved = jvp(backward, rearrange(masks, "part pos -> part pos 1").to(x.device) * x, slice(None))
     if moved is None:
@@ -182,7 +183,7 @@ def _zeroed(
     costs: dict[str, Cost],
     progress: bool | None,
 ) -> Float[Tensor, "part out"]:
-    """KL divergences with each part's vectors set to 0."""
+    """The KL divergences with each part's vectors set to 0."""
     start, passes, n_out, view = time.perf_counter(), Passes(), len(base), setup.view
     hooks = setup.settings.fwd_hooks
 
@@ -206,7 +207,7 @@ def _zeroed(
 def _compared(
     setup: Setup, given: Tokenized, base: LogProbs, removed: list[LogProbs]
 ) -> tuple[Float[Tensor, "part out"], Float[Tensor, "part out"], tuple[tuple[PredictedToken, ...], ...]]:
-    """Divergences, probabilities of the answer's tokens, and the most probable token, without each part."""
+    """The KL divergences, the probabilities of the answer's tokens, and the most probable tokens, without each part."""
     answer = given.tokens[given.text.n_prompt :].cpu().unsqueeze(1)
     kl = torch.stack([divergence(base, log_q) for log_q in removed]).clamp_min(0)
     without = torch.stack([log_q.gather(1, answer)[:, 0].exp() for log_q in removed])
@@ -220,7 +221,7 @@ def _compared(
 
 
 def _cues(setup: Setup, effects: ContextEffects, out: int, part: int) -> Attribution:
-    """A contrast of the token with what the model says instead."""
+    """The contrastive scope of the token against the most probable token without the part."""
     token, instead = int(effects.tokens[effects.text.n_prompt + out]), effects.instead[part][out].token
     name, options = (
         ("log_prob", {"target": token}) if token == instead else ("contrastive", {"target": token, "baseline": instead})

@@ -1,8 +1,8 @@
-"""Patched runs: what a prompt predicts with activations of another one at some places, and which runs can be spared.
+"""Patched runs: predictions of a prompt with some activations of another prompt, with as few runs as possible.
 
-A patch that puts in what is there already has no effect. Where no hook of the user's may count on one whole run, prompts run side by
-side, and only from the first patched block on: before it, they are the base run. Unpatched prompts among them tell whether this
-model allows it.
+A patch whose activations are equal to those of the base run has no effect and is not run. If no hooks of the user are active (they may
+need whole runs), prompts run in batches that start at the first patched block, because the blocks before it compute the same as in the
+base run. Unpatched prompts in the batches check that this gives the right result on this model.
 """
 
 from collections.abc import Sequence
@@ -26,22 +26,22 @@ from jscope_tl.model.view import ModelView
 from jscope_tl.scopes.base import Effect
 
 Patch = tuple[int, tuple[int, ...]]
-"""A hook point by its number, and the positions that are taken from the source run there."""
+"""The number of a hook point, and the positions whose activations are replaced by those of the source run."""
 Ended = tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch"]]
-"""The ``y`` of runs, and how far their predictions are from the base run's."""
+"""The final hidden states ``y`` of runs, and the values of the effect function for them."""
 
 
 @dataclass(frozen=True)
 class Patched:
-    """What patches do.
+    """The effects of patches.
 
     Attributes:
-        effects: how far each cell's patch moves the prediction from the base run's; 0 where it changes nothing, NaN where it was
-            not asked for.
+        effects: the effect of patching each cell, relative to the base run; 0 if the patch changes nothing, NaN if the cell was not
+            requested.
         ran: the cells that were run.
-        joint: the same of all cells of a hook point that were asked for.
-        total: the same of the whole source prompt, run as it is.
-        n_forward: forward passes; one from a later block on counts as the share of blocks that ran.
+        joint: the effect of patching all requested cells of a hook point together.
+        total: the effect of replacing the whole prompt by the source prompt.
+        n_forward: forward passes; a run that starts at a later block counts as the fraction of blocks that ran.
     """
 
     effects: Float[Tensor, "layer pos"]
@@ -62,8 +62,8 @@ def patched_effects(
     jointly: bool,
     progress: bool | None,
 ) -> Patched:
-    """What the patches that are asked for do, measured by ``effect`` at the explained position, behind which none has an effect."""
-    with ONE_AT_A_TIME:  # the hooks of another thread's run are gone by then
+    """The effects of the ``asked`` patches, measured by ``effect`` at the explained position. Patches after that position have no effect."""
+    with ONE_AT_A_TIME:  # waits until the hooks of another thread's run are removed
         is_hooked, at_once = view.is_hooked(fwd_hooks), view.prompts_at_once(len(pair.base), fwd_hooks)
     with undisturbed(view, fwd_hooks), ends_at(view, fwd_hooks, position) as ends:
         runs = _Runs(view, pair, source, ends, effect)
@@ -88,14 +88,14 @@ def put(
     activation: Float[Tensor, "batch pos d_in"],
     hook: Any,
 ) -> Float[Tensor, "batch pos d_in"]:
-    """A hook that takes some positions from the source run."""
+    """A hook that replaces the activations at some positions by those of the source run."""
     taken = rearrange(where, "batch pos -> batch pos 1").to(activation.device)
     return torch.where(taken, source.to(activation), activation)
 
 
 @dataclass(frozen=True)
 class _Base:
-    """The run that is patched: its ``y``, its own measure, where it differs from the source run, and what its blocks return."""
+    """The run that is patched: its ``y``, its value, where it differs from the source run, and the outputs of its blocks."""
 
     y: Float[Tensor, "1 d_model"]
     value: Float[Tensor, "1"]
@@ -105,7 +105,7 @@ class _Base:
 
 @dataclass
 class _Runs:
-    """Runs of the two prompts, measured and counted."""
+    """Runs of the two prompts. They are counted in forward passes."""
 
     view: ModelView
     pair: Pair
@@ -115,11 +115,11 @@ class _Runs:
     n_forward: float = 0.0
 
     def whole(self, tokens: Int[Tensor, "pos"]) -> Ended:
-        """A prompt by itself, as it is."""
+        """A run of one unpatched prompt."""
         return self._ended(rearrange(tokens, "pos -> 1 pos"), 1.0)
 
     def base(self) -> _Base:
-        """The base run, compared with the source run where the patches will be."""
+        """The base run, compared with the source run at the hook points of the patches."""
         differs: dict[str, Tensor] = {}
 
         def compare(name: str, activation: Float[Tensor, "1 pos d_in"], hook: Any) -> None:
@@ -131,7 +131,7 @@ class _Runs:
         return _Base(y, value, torch.stack([differs[name] for name in self.source]), blocks)
 
     def patched(self, patches: Sequence[Patch], blocks: list[Any] | None) -> Ended:
-        """The base prompt under each patch, side by side; from the first patched block on where ``blocks`` are given."""
+        """The base prompt with each patch, in one batch, which starts at the first patched block if ``blocks`` are given."""
         start = min(self.block(patch) for patch in patches) if blocks else 0
         replayed = blocks_replayed(self.view, blocks or [], range(start), len(patches))
         with hooked(self.view, [], self._hooks(patches)), replayed:
@@ -139,12 +139,12 @@ class _Runs:
             return self._ended(rows, 1 - start / self.n_blocks)
 
     def block(self, patch: Patch) -> int:
-        """The block that a patch is in."""
+        """The number of the block that is patched."""
         return block_of(list(self.source)[patch[0]])
 
     @property
     def n_blocks(self) -> int:
-        """Of the model."""
+        """The number of blocks of the model."""
         return int(self.view.cfg.n_layers)
 
     def _hooks(self, patches: Sequence[Patch]) -> list[Any]:
@@ -169,11 +169,13 @@ def _effects(
     ways: Sequence[tuple[int, list[Any] | None]],
     progress: bool | None,
 ) -> Float[Tensor, "patches"]:
-    """By the first of the ways (how many at once, and what blocks return) in which the model works; else whole runs one by one."""
+    """Effects by the first of the ``ways`` (batch size, and outputs of blocks) that works on this model; else by whole runs one at a time."""
     if not patches:
         return torch.zeros(0, dtype=torch.float64, device="cpu")
     for at_once, blocks in ways:
-        with suppress(Exception):  # a model that takes one prompt only, or whose blocks share more than the stream
+        with suppress(
+            Exception
+        ):  # a model that accepts one prompt only, or whose blocks share more than the residual stream
             return _side_by_side(runs, base, patches, at_once, blocks, progress)
     return _swept(runs, patches, 1, None, progress)[1] - base.value
 
@@ -181,14 +183,14 @@ def _effects(
 def _side_by_side(
     runs: _Runs, base: _Base, patches: Sequence[Patch], at_once: int, blocks: list[Any] | None, progress: bool | None
 ) -> Float[Tensor, "patches"]:
-    """In the order of the blocks, between two prompts without a patch: the first is what the others are measured against."""
+    """Effects from batches in the order of the blocks, between two unpatched prompts. Effects are relative to the first of these."""
     order = sorted(range(len(patches)), key=lambda i: runs.block(patches[i]))
     rows = [patches[i] for i in order]
     unpatched = [[(patch[0], ())] for patch in rows[:1] + rows[-1:]]
     y, values = _swept(runs, [*unpatched[0], *rows, *unpatched[-1]], at_once, blocks, progress)
     allowed = torch.finfo(base.y.dtype).eps ** 0.5
     if not ((y[[0, -1]] - base.y).norm(dim=-1) <= allowed * base.y.norm()).all():
-        raise RuntimeError("Unpatched prompts end elsewhere in batches, or from a later block on.")
+        raise RuntimeError("Unpatched prompts give another result in a batch, or when they start at a later block.")
     effects = torch.empty(len(patches), dtype=torch.float64, device="cpu")
     effects[order] = values[1:-1] - values[0]
     return effects
@@ -197,7 +199,7 @@ def _side_by_side(
 def _swept(
     runs: _Runs, patches: Sequence[Patch], at_once: int, blocks: list[Any] | None, progress: bool | None
 ) -> Ended:
-    """All of them, with a bar in blocks, which take the same time each."""
+    """Runs of all patches. The progress bar counts blocks, which all take the same time."""
     n_blocks = [runs.n_blocks - (runs.block(patch) if blocks else 0) for patch in patches]
 
     def run(part: slice) -> Ended:

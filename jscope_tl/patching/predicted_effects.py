@@ -1,4 +1,4 @@
-"""Scores and predicted effects of a patch from the same backward rows."""
+"""Scores and predicted effects of patches from the same backward passes."""
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,10 @@ from jscope_tl.scopes.base import Scope, Score
 def scored_and_predicted(
     forward: Run, scope: Scope, backward: Backward, source: list[Float[Tensor, "1 pos d_in"]]
 ) -> tuple[Score, Float[Tensor, "layer pos"]]:
-    """The scope's score, and for every cell the effect to expect when it is patched with the source's activation.
+    """The scope's score, and for every cell the predicted effect of patching it with the source's activation.
 
-    To first order ``C J_t (x_source - x)``, signed; for Fisher half the sum of its squares, the second-order KL divergence.
+    The prediction is the first-order change ``C J_t (x_source - x)``, signed; for Fisher it is half the sum of its squares, the
+    second-order KL divergence.
     """
     pairs = zip(source, forward.xs, strict=True)
     deltas = [(theirs.to(own.device, backward.dtype) - own.detach().to(backward.dtype))[0] for theirs, own in pairs]

@@ -1,4 +1,4 @@
-"""`side_by_side`: one scope of a clean, a corrupted and a patched run."""
+"""`side_by_side`: the same scope for a clean, a corrupted and a patched run."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,10 +32,10 @@ Name = Literal["clean", "corrupted", "patched"]
 
 @dataclass(frozen=True, eq=False)
 class SideBySide(Saved):
-    """The same scope of three runs: the clean prompt, the corrupted one, and one of them with activations of the other.
+    """The results of one scope for three runs: the clean prompt, the corrupted prompt, and one of them with activations of the other.
 
     Attributes:
-        clean, corrupted, patched: the results. The patched run has the corrupted prompt for ``"denoising"``.
+        clean, corrupted, patched: the results. The patched run has the corrupted prompt for ``"denoising"``, else the clean one.
         patched_at: the hook point and the positions that were patched.
     """
 
@@ -45,16 +45,16 @@ class SideBySide(Saved):
     patched_at: tuple[str, tuple[int, ...]]
 
     def __post_init__(self) -> None:
-        """Refuse runs that cannot be laid side by side, as a damaged file may hold."""
+        """Refuse runs of different shapes, as in a damaged file."""
         shape = self.clean.scores.shape
-        need(shape == self.corrupted.scores.shape == self.patched.scores.shape, "the three runs have alike scores")
+        need(shape == self.corrupted.scores.shape == self.patched.scores.shape, "the scores of the runs have one shape")
         need(all(0 <= t < shape[-1] for t in self.patched_at[1]), f"patched positions are below {shape[-1]}")
 
     def difference(self, of: Name, minus: Name) -> Float[Tensor, "*layer pos"]:
-        """Scores of one run minus those of another, in their unit; signed.
+        """The scores of one run minus those of another, signed, in the unit of the scores.
 
         Args:
-            of, minus: ``"clean"``, ``"corrupted"`` or ``"patched"``.
+            of, minus: the names of the two runs, ``"clean"``, ``"corrupted"`` or ``"patched"``.
         """
         runs = {"clean": self.clean, "corrupted": self.corrupted, "patched": self.patched}
         for name in (of, minus):
@@ -90,14 +90,16 @@ def side_by_side(
 
     Args:
         clean, corrupted: prompts of the same number of tokens.
-        patch_at, patch_positions: the hook point and the positions that the patched run takes from the other run.
-        direction: ``"denoising"``: clean activations in the corrupted run; ``"noising"``: the reverse.
-        at: hook point of the scores; below the patch it sees only what the patch leaves to it.
-        options: of the scope, where it is given by name. Without a ``target`` all three explain that of the clean run.
+        patch_at, patch_positions: the hook point and the positions at which the patched run has the activations of the other run.
+        direction: ``"denoising"`` puts clean activations into the corrupted run, ``"noising"`` corrupted ones into the clean run.
+        at: the hook point of the scores. If it comes before ``patch_at``, scores do not include paths through the patched activations,
+            which are constant.
+        options: options of the scope, if it is given by name. Without a ``target``, all three runs explain the target of the clean run.
         {shared}
 
     Raises:
-        InputError: as `attribute`; prompts of different length or the same; positions outside the prompt.
+        InputError: the cases in which `attribute` raises it; prompts of different length, or identical prompts; positions outside the
+            prompt.
 
     Example:
         >>> import jscope_tl as js
@@ -133,5 +135,7 @@ def _positions(positions: Any, n_tokens: int) -> tuple[int, ...]:
     given = list(positions) if isinstance(positions, Iterable) and not isinstance(positions, str) else [positions]
     places = tuple(dict.fromkeys(to_position(position, n_tokens) for position in given))
     if not places:
-        raise InputError("patch_positions are the positions to take from the other run, one or more; got none.")
+        raise InputError(
+            "patch_positions are the positions to replace by those of the other run, one or more; got none."
+        )
     return places

@@ -213,7 +213,7 @@ def test_only_the_first_cells(llama: Any) -> None:
         1.0, abs=1e-4
     )  # the two positions where the prompts differ are the whole effect
     assert whole.held is None
-    assert "hold together: 100%" in repr(some)
+    assert "as a share of the whole effect: 100%" in repr(some)
 
 
 def test_agreement_is_scipys(llama: Any) -> None:
