@@ -427,7 +427,7 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
         ([{"prompt": "the keys", "target": " are", "causes": "x"}], {}, "causes are positions among"),
         ([("the keys", " are")], {}, "One prompt at a time"),
         (["the keys are here"], {"methods": [{"scope": "fisher"}]}, "In a list, methods are names"),
-        (["the keys are here"], {"fractions": ["a"]}, "rising numbers"),
+        (["the keys are here"], {"fractions": ["a"]}, "increasing numbers"),
         (["the keys are here"], {"measures": ()}, "measures are one or more of"),
         ([{"text": "the keys are"}], {}, "Prompt 0: has the keys"),
         (
@@ -446,7 +446,7 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
         (["the keys are here"], {"methods": []}, "no methods"),
         (["the keys are here"], {"ablations": "zero"}, "Did you mean 'ablation'"),
         (["the keys are here"], {"ablation": "nothing"}, "ablation is one of zero, mean, pad"),
-        (["the keys are here"], {"fractions": (0.5, 0.1)}, "rising numbers"),
+        (["the keys are here"], {"fractions": (0.5, 0.1)}, "increasing numbers"),
         (["the keys are here"], {"protocol": "author"}, "Did you mean 'authors'"),
     ],
 )

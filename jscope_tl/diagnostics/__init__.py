@@ -1,4 +1,4 @@
-"""Checks of a map: attention sinks, the range of the linear approximation, two scopes on the same prompts, heads that agree."""
+"""Checks of scores: attention sinks, the range of the linear approximation, two scopes on the same prompts, and heads that agree with a scope."""
 
 from jscope_tl.diagnostics.attention_sink import MaskEffect, Sink, sink
 from jscope_tl.diagnostics.linear_range import Linearity, linearity

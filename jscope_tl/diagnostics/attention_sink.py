@@ -1,4 +1,4 @@
-"""How much of a score the first tokens have, and whether the prediction needs them."""
+"""Attention sinks: the share of the scores on the first tokens, and whether the prediction needs these tokens."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -25,10 +25,10 @@ CONTROLS = 8
 
 @dataclass(frozen=True)
 class MaskEffect:
-    """What hiding some tokens from all later ones does to a prediction.
+    """The effect on a prediction of hiding some tokens from all later ones.
 
-    ``kl`` is ``KL(p ‖ p_masked)`` in nats, ``log_prob`` the change of the target's log-probability, ``control_kl`` the mean
-    divergence where as many other tokens are hidden, drawn at random (NaN where there are not enough). All are NaN where there is nothing to hide.
+    ``kl`` is ``KL(p ‖ p_masked)`` in nats, ``log_prob`` the change of the target's log-probability. ``control_kl`` is the mean divergence
+    when the same number of other tokens is hidden, drawn at random (NaN if there are not enough). All are NaN if there is no token to hide.
     """
 
     kl: float
@@ -38,21 +38,21 @@ class MaskEffect:
 
 @dataclass(frozen=True, eq=False)
 class Sink(Saved):
-    """Shares of scores on the first tokens, result by result.
+    """The share of the scores on the first tokens, for each result.
 
-    Scores do not add up to anything; a share says how a map looks, not how much of the prediction is explained.
+    The sum of scores has no meaning of its own: a share describes a map, and not how much of the prediction is explained.
 
     Attributes:
-        rows: for each result its scope, number of tokens up to the explained one, share on BOS, share on the first tokens,
-            the share that these would have if all scored alike, and, where a model was given, effects of hiding them.
-        first: how many tokens the first ones are, BOS included.
+        rows: for each result its scope, the number of tokens up to the explained one, the share on BOS, the share on the first tokens,
+            the share of the first tokens if all scores were equal, and, if a model was given, the effects of hiding these tokens.
+        first: how many tokens count as the first ones, including BOS.
     """
 
     rows: list[dict[str, Any]]
     first: int
 
     def __post_init__(self) -> None:
-        """Refuse rows that lack something, as a damaged file may hold."""
+        """Refuse rows without one of the columns, as in a damaged file."""
         effects = [f"{of}_{f.name}" for of in ("first", "bos") for f in fields(MaskEffect)]
         measured = effects if self.rows and {*effects} & {*self.rows[0]} else []
         need_rows(self.rows, ("n_tokens", "bos_share", "first_share", "even_share", *measured), texts=("scope",))
@@ -62,7 +62,7 @@ class Sink(Saved):
         return pd.DataFrame(self.rows)
 
     def summary(self) -> pd.DataFrame:
-        """Means over the results of each scope, and their number."""
+        """Means over the results of each scope, and the number of results."""
         frame = self.to_dataframe()
         means = frame.groupby("scope", sort=False).mean(numeric_only=True)
         return means.assign(n=frame.groupby("scope", sort=False).size())
@@ -81,16 +81,17 @@ class Sink(Saved):
 
 
 def sink(results: Any, model: Any = None, *, first: int = 5, seed: int = 0) -> Sink:
-    """How much of each map lies on BOS and on the first tokens, and what hiding these does to the prediction.
+    """The share of each map on BOS and on the first tokens, and the effect of hiding these tokens on the prediction.
 
-    Hidden tokens get no attention from later ones: their columns of every attention pattern are set to 0 and the rows
-    scaled back to 1, as a mask before the softmax would do. Other tokens, as many and drawn at random, are the control.
+    Later tokens cannot attend to hidden ones: the columns of hidden tokens in every attention pattern are set to 0, and the rows are
+    rescaled to sum to 1, which is equivalent to a mask before the softmax. The control hides the same number of other tokens, drawn at
+    random.
 
     Args:
-        results: an `Attribution` or several (`js.attribute_batch` yields them), of any prompts and scopes.
-        model: the model that they are of, to measure what hiding does; None leaves that out.
-        first: how many of the first tokens, BOS included.
-        seed: of the control tokens.
+        results: an `Attribution` or several (`js.attribute_batch` yields them), for any prompts and scopes.
+        model: the model of these results, to measure the effect of hiding tokens; None: the effect is not measured.
+        first: the number of first tokens, including BOS.
+        seed: the seed for the control tokens.
 
     Raises:
         InputError: no results, layer maps, or a model that has no attention patterns.
@@ -107,7 +108,7 @@ def sink(results: Any, model: Any = None, *, first: int = 5, seed: int = 0) -> S
     given = [results] if isinstance(results, Attribution) else results
     shown = list(given) if isinstance(given, Iterable) else []
     if not shown or any(not isinstance(result, Attribution) or result.hook_points for result in shown):
-        raise InputError("sink takes attributions of single hook points, one or more, as js.attribute returns them.")
+        raise InputError("sink needs attributions of single hook points, one or more, as js.attribute returns them.")
     rows, known = [_row(result, n_first) for result in shown], dict[tuple[Any, ...], dict[str, float]]()
     if model is None:
         return Sink(rows, n_first)
@@ -115,11 +116,11 @@ def sink(results: Any, model: Any = None, *, first: int = 5, seed: int = 0) -> S
     others = sorted({result.provenance.model_name for result in shown} - {view.name})
     if others:
         raise InputError(
-            f"These results are of {others[0]!r}, the model given is {view.name!r}. Give the model that they are of."
+            f"These results come from the model {others[0]!r}, and the given model is {view.name!r}. Give the model of the results."
         )
     for row, result in zip(rows, shown, strict=True):
         same = (tuple(result.tokens.tolist()), result.position, result.prediction.target.token)
-        if same not in known:  # of several scopes on one prompt
+        if same not in known:  # several scopes on one prompt share these effects
             known[same] = _effects(view, result, n_first, seed + len(known))
         row |= known[same]
     return Sink(rows, n_first)
@@ -140,7 +141,7 @@ def _row(result: Attribution, first: int) -> dict[str, Any]:
 
 
 def _effects(view: ModelView, result: Attribution, first: int, seed: int) -> dict[str, float]:
-    """Of hiding BOS, and the first tokens."""
+    """The effects of hiding BOS, and the first tokens."""
     early = list(range(min(first, result.position)))
     bos = [t for t in result.bos_positions if t < result.position]
     effects = {name: _effect(view, result, t, seed) for name, t in (("first", early), ("bos", bos))}
@@ -158,8 +159,8 @@ def _effect(view: ModelView, result: Attribution, hidden: list[int], seed: int) 
     log_p, log_q, *log_controls = logits.log_softmax(-1)
     if torch.equal(logits[0], logits[1]):
         raise InputError(
-            f"Hiding tokens in the attention patterns that {view.name} shows changes nothing: it computes past them. Load it with "
-            "attn_implementation='eager', or leave the model out."
+            f"Hiding tokens in the attention patterns of {view.name} changes nothing, because it does not use hook_pattern in its forward pass. "
+            "Load it with attn_implementation='eager', or leave the model out."
         )
     kl = [float(divergence(log_p, masked)) for masked in (log_q, *log_controls)]
     target = result.prediction.target.token
@@ -169,12 +170,10 @@ def _effect(view: ModelView, result: Attribution, hidden: list[int], seed: int) 
 def _masked_logits(
     view: ModelView, tokens: Int[Tensor, "pos"], sets: Sequence[Sequence[int]]
 ) -> Float[Tensor, "n d_vocab"]:
-    """The explained prediction with each set of positions hidden, side by side."""
+    """The explained prediction with each set of positions hidden, in batches."""
     names = view.points_showing("hook_pattern")
     if not names:
-        raise InputError(
-            f"{view.name} shows no attention patterns ('hook_pattern'), so no token can be hidden in them."
-        )
+        raise InputError(f"{view.name} has no attention patterns ('hook_pattern'), so no token can be hidden in them.")
     hidden = torch.zeros(len(sets), len(tokens), dtype=torch.bool, device="cpu")
     for row, places in zip(hidden, sets, strict=True):
         row[list(places)] = True
@@ -189,11 +188,11 @@ def _masked_logits(
 def _hide(
     hidden: Bool[Tensor, "n src"], pattern: Float[Tensor, "n head dest src"], hook: Any = None
 ) -> Float[Tensor, "n head dest src"]:
-    """Attention of every token to the hidden ones shared out among the others; each still sees itself."""
+    """Attention patterns in which hidden tokens get attention only from themselves, with rows rescaled to sum to 1."""
     itself = torch.eye(pattern.shape[-1], dtype=torch.bool, device=pattern.device)
     seen = ~rearrange(hidden.to(pattern.device), "n src -> n 1 1 src") | itself
     kept = torch.where(seen, pattern, 0.0)
     whole_row = kept.sum(-1, keepdim=True)
-    # A row whose attention lay on hidden tokens alone attends to itself.
+    # A row whose attention is on hidden tokens only attends to itself.
     scaled = kept / whole_row.clamp_min(torch.finfo(pattern.dtype).tiny)
     return torch.where(whole_row > 0, scaled, itself.to(pattern))

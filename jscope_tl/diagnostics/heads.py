@@ -1,4 +1,4 @@
-"""Where to look: how much each head's attention pattern agrees with a scope."""
+"""The agreement of each head's attention pattern with a scope."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from jscope_tl.results.pattern import InfluencePattern
 from jscope_tl.results.ranks import spearman
 
 FEWEST = 3
-"""Sources that a row must have to be ranked: two are always in perfect order or in perfect disorder."""
+"""The fewest sources that a row needs: the rank correlation over two sources is always 1 or -1."""
 
 
 @dataclass(frozen=True)
 class HeadAgreement:
-    """How a head's attention agrees with a scope over ``n_rows`` destinations.
+    """The agreement of a head's attention with a scope, over ``n_rows`` destinations.
 
-    ``correlation`` is Spearman's, the mean over the destinations; ``same_top`` the share of destinations where the head
-    attends most to the scope's strongest source.
+    ``correlation`` is Spearman's correlation, averaged over the destinations; ``same_top`` is the share of destinations at which the
+    head attends most to the source with the scope's highest score.
     """
 
     layer: int | None
@@ -37,16 +37,16 @@ def head_agreement(
     layers: Iterable[int] | int | None = None,
     heads: Iterable[int] | int | None = None,
 ) -> list[HeadAgreement]:
-    """How much each head's attention ranks the sources of a prediction as the scope does, best agreement first.
+    """How well each head's attention ranks the sources of a prediction as the scope does, the best agreement first.
 
-    For every destination the sources up to it are ranked, BOS left out, once by the head's attention and once by the
-    scope's score; what is returned is Spearman's correlation of the two (1: the same order; 0: none; -1: the reverse),
-    averaged over the destinations with three sources or more. Scores of different destinations are never compared.
+    For every destination, the sources up to it except BOS are ranked by the head's attention and by the scope's scores. The result is
+    Spearman's correlation of the two (1: the same order; 0: no relation; -1: the reverse order), averaged over the destinations with three
+    sources or more. Scores of different destinations are never compared.
 
     Args:
         pattern: an `InfluencePattern`.
         cache_or_patterns: the cache of the same prompt, or a tensor ``[layer, head, dest, src]``.
-        layers, heads: which to compare; None is all.
+        layers, heads: the layers and heads to compare; None: all.
 
     Raises:
         InputError: patterns of another prompt, or no destination with three sources.
@@ -61,17 +61,17 @@ def head_agreement(
     """
     if not isinstance(pattern, InfluencePattern):
         raise InputError(
-            f"head_agreement compares one InfluencePattern, as of js.influence_pattern; got a {type(pattern).__name__}."
+            f"head_agreement needs an InfluencePattern, the result of js.influence_pattern; got a {type(pattern).__name__}."
         )
     return agreement_of(pattern, to_heads(cache_or_patterns, pattern.tokens, layers, heads))
 
 
 def agreement_of(pattern: InfluencePattern, heads: list[Head]) -> list[HeadAgreement]:
-    """`head_agreement` for heads that are at hand."""
+    """`head_agreement` for a list of heads."""
     rows = [row for i, dest in enumerate(pattern.positions) if (row := _row(pattern, heads, i, dest)) is not None]
     if not rows:
         raise InputError(
-            f"No destination of this pattern has {FEWEST} sources besides BOS to rank; take a longer prompt or later "
+            f"No destination of this pattern has {FEWEST} sources besides BOS, which a ranking needs; give a longer prompt or later "
             "positions."
         )
     correlations, same_top = np.mean(rows, axis=0)
@@ -83,7 +83,7 @@ def agreement_of(pattern: InfluencePattern, heads: list[Head]) -> list[HeadAgree
 
 
 def _row(pattern: InfluencePattern, heads: list[Head], i: int, dest: int) -> Any:
-    """Correlation and whether the strongest source is the same, for each head."""
+    """The correlation, and whether the strongest source is the same, for each head."""
     sources = [t for t in range(dest + 1) if t not in pattern.bos_positions]
     if len(sources) < FEWEST or not pattern.scores[i, sources].any():
         return None

@@ -1,4 +1,4 @@
-"""How far the linear picture holds: predicted against actual change as one token's vector is moved further and further."""
+"""The range of the linear approximation: predicted and actual changes for growing perturbations of one token's vector."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,16 +36,16 @@ class Linearity(Saved):
     """Predicted and actual changes along the scope's own direction and along random ones.
 
     Attributes:
-        sizes: ``[size]``, of the perturbation, in units of the norm of the token's vector.
-        predicted: ``[direction, sign, size]``, to leading order; the first direction is the scope's own.
-        actual: in the same shape.
-        unit: of both.
-        scope: its name.
-        str_token: the token that was moved, at ``source``.
-        source: its position.
-        norm: of its vector.
-        warnings: doubts.
-        asked: the token that the scope explains and the one that it is held against; empty where it explains none.
+        sizes: ``[size]``, the sizes of the perturbation, in units of the norm of the token's vector.
+        predicted: ``[direction, sign, size]``, the changes predicted to leading order; the first direction is the scope's own.
+        actual: the actual changes, in the same shape.
+        unit: the unit of both changes.
+        scope: the name of the scope.
+        str_token: the text of the token whose vector is perturbed.
+        source: the position of this token.
+        norm: the norm of its vector.
+        warnings: sentences about the limits of these numbers.
+        asked: the target of the scope and its baseline, as text; empty if the scope has no target.
     """
 
     sizes: Float[Tensor, "size"]
@@ -60,18 +60,18 @@ class Linearity(Saved):
     asked: str = field(default="", metadata=LATER)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         shape, n_sizes = self.predicted.shape, len(self.sizes)
         need(
             self.actual.shape == shape and shape[1:] == (2, n_sizes),
-            f"changes are [direction, 2, {n_sizes}], both ways",
+            f"changes have the shape [direction, 2, {n_sizes}]",
         )
         need(shape[0] > 1 and n_sizes > 1 and self.source >= 0, "there are several directions and sizes")
         need_sizes("sizes", self.sizes)
 
     @property
     def own_error(self) -> Float[Tensor, "size"]:
-        """Root mean square of actual less predicted over that of predicted, along the scope's own direction."""
+        """The root mean square of ``actual - predicted`` divided by that of ``predicted``, along the scope's own direction."""
         return self._error(slice(0, 1))
 
     @property
@@ -80,14 +80,14 @@ class Linearity(Saved):
         return self._error(slice(1, None))
 
     def radius(self, error: Float[Tensor, "size"], tolerance: float = TOLERANCE) -> float:
-        """The size up to which an error stays under ``tolerance``, in units of the vector's norm.
+        """The size up to which an error stays below ``tolerance``, in units of the vector's norm.
 
-        Between two sizes by a straight line in logarithms; 0 where it never is, infinite where it still is at the largest.
-        Sizes so small that rounding is all one sees are passed over.
+        Between two sizes it is interpolated linearly in logarithms. It is 0 if the error is never below the tolerance, and infinite if it
+        still is at the largest size. Sizes at the lower end at which rounding dominates are skipped.
 
         Args:
             error: `own_error` or `random_error`.
-            tolerance: relative.
+            tolerance: the largest accepted relative error.
         """
         under = (error <= tolerance).nonzero().flatten()
         if not len(under):
@@ -102,7 +102,7 @@ class Linearity(Saved):
 
     @property
     def own_radius(self) -> float:
-        """Up to where the error along the scope's own direction stays under 10 %."""
+        """The size up to which the error along the scope's own direction stays below 10 %."""
         return self.radius(self.own_error)
 
     @property
@@ -145,24 +145,25 @@ def linearity(
     progress: bool | None = None,
     **options: Any,
 ) -> Linearity:
-    """Move one token's vector by more and more, and hold what the scope predicts against what the model does.
+    """Perturb one token's vector by growing amounts, and compare the changes that the scope predicts with those of the model.
 
-    Along the direction that the scope says moves it most (the first right singular vector of ``C J_t``) and along random
-    ones, forwards and backwards. Predicted is what a scope predicts to leading order (Fisher: the second-order KL), actual
-    the change of what it explains.
+    The perturbations go along the scope's own direction, to which it is most sensitive (the first right singular vector of ``C J_t``),
+    and along random directions, with both signs. The predicted change is that of leading order (Fisher: the second-order KL divergence);
+    the actual change is that of the quantity which the scope explains.
 
     Args:
         scope: a registered name, with its options as further keywords; a scope object; or a function from the `State` to
-            cotangents. ``fisher`` is taken with all directions, at most ``d_model`` backward passes.
-        source: the position whose vector is moved; None is the one with the highest score besides BOS.
-        sizes: of the perturbation, in units of the norm of that vector, rising.
-        n_random: random directions.
-        seed: of the random directions.
-        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales, in the moved runs too.
+            cotangents. ``fisher`` uses all directions of the Fisher matrix, which takes at most ``d_model`` backward passes.
+        source: the position whose vector is perturbed; None: the one with the highest score, BOS excluded.
+        sizes: increasing sizes of the perturbation, in units of the norm of that vector.
+        n_random: the number of random directions.
+        seed: the seed of the random directions.
+        frozen: ``"attn"`` holds attention patterns constant, ``"norm"`` normalisation scales, also in the perturbed runs.
         {shared}
 
     Raises:
-        InputError: as `attribute`; sizes that are not rising and positive; a source behind the explained position.
+        InputError: the cases in which `attribute` raises it; sizes that are not increasing and positive; a source after the explained
+            position.
 
     Example:
         >>> import jscope_tl as js
@@ -191,7 +192,7 @@ def linearity(
         predicted = setup.scope.predicted_from(along, Score(rows[:, 0, 0]))
         each = rearrange(moves, "direction sign size d -> (direction sign size) d")
         actual = _actual(base, setup.scope, t, each).view(predicted.shape)
-        says = asked(setup, base.state())
+        asked_for = asked(setup, base.state())
     return Linearity(
         sizes=grid,
         predicted=predicted.double().cpu(),
@@ -202,7 +203,7 @@ def linearity(
         source=t,
         norm=float(x.norm()),
         warnings=[*warnings, *backward.notes, *_rounded(x.dtype)],
-        asked=says,
+        asked=asked_for,
     )
 
 
@@ -210,9 +211,9 @@ def _sizes(sizes: Any) -> Float[Tensor, "size"]:
     try:
         grid = torch.as_tensor([float(size) for size in sizes], dtype=torch.float64, device="cpu")
     except (TypeError, ValueError) as error:
-        raise InputError(f"sizes are two or more rising numbers above 0; got {sizes!r}.") from error
+        raise InputError(f"sizes are two or more increasing numbers above 0; got {sizes!r}.") from error
     if len(grid) < 2 or not grid.isfinite().all() or not (grid.diff() > 0).all() or grid[0] <= 0:
-        raise InputError(f"sizes are two or more rising numbers above 0; got {sizes!r}.")
+        raise InputError(f"sizes are two or more increasing numbers above 0; got {sizes!r}.")
     return grid
 
 
@@ -220,7 +221,7 @@ def _rounded(dtype: torch.dtype) -> list[str]:
     if dtype not in (torch.float16, torch.bfloat16):
         return []
     return [
-        f"In {str(dtype).removeprefix('torch.')} rounding hides what small moves do: a radius of 0 may be that. Try float32."
+        f"In {str(dtype).removeprefix('torch.')}, rounding hides the effects of small perturbations, which can make the radius 0. Try float32."
     ]
 
 
@@ -230,7 +231,9 @@ def _source(
     if source is not None:
         t = to_position(source, len(tokens))
         if t > explained:
-            raise InputError(f"source {source} is behind the explained position {explained}, which does not see it.")
+            raise InputError(
+                f"source {source} is after the explained position {explained}, which does not attend to it. Give an earlier source."
+            )
         return t
     scores = rows[:, : explained + 1].square().sum((0, 2))
     scores[list(bos_positions(view, tokens[:explained]))] = -1
@@ -238,14 +241,14 @@ def _source(
 
 
 def _directions(rows: Float[Tensor, "k d_in"], n_random: int, seed: int) -> Float[Tensor, "direction d_in"]:
-    """The scope's own, then random ones, of unit length."""
+    """The scope's own direction, followed by random ones, all of unit length."""
     own = torch.linalg.svd(rows, full_matrices=False).Vh[:1]
     drawn = torch.randn(n_random, rows.shape[1], generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     return torch.cat([own, (drawn / drawn.norm(dim=1, keepdim=True)).to(own)])
 
 
 def _actual(base: Run, scope: Scope, t: int, moves: Float[Tensor, "n d_in"]) -> Float[Tensor, "n"]:
-    """What each move does to what the scope explains."""
+    """The change of the quantity that the scope explains, for each perturbation."""
     effect, found = scope.effect_from(base.state()), []
     for some in moves.split(base.view.prompts_at_once(len(base.tokens), base.settings.fwd_hooks)):
         with run_again(base, len(some), Inputs(place=partial(_moved, t, some))) as away:

@@ -1,4 +1,4 @@
-"""Two scopes on the same prompts: how alike their maps are, and how much longer one takes."""
+"""Two scopes on the same prompts: how similar their scores are, and how much longer one takes."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,17 +19,20 @@ from jscope_tl.scopes.base import Scope
 
 @dataclass(frozen=True)
 class ScopeComparison(Saved):
-    """Two scopes, prompt by prompt: rank correlation (BOS left out), highest token in common, seconds and passes.
+    """The similarity and the times of two scopes for each prompt.
 
-    Each row has the number of tokens, Spearman's correlation of the two maps, the share of the ten highest that they have in
-    common, seconds of both, and the ratio of the second to the first.
+    Attributes:
+        scopes: the names of the two scopes.
+        rows: for each prompt the number of tokens (``n_tokens``), Spearman's correlation of the two sets of scores without BOS
+            (``spearman``), the share of their ten highest tokens that they have in common (``top_10``), the times of the first and the
+            second scope (``seconds``, ``other_seconds``), and the second time divided by the first (``time_ratio``).
     """
 
     scopes: tuple[str, str]
     rows: list[dict[str, Any]]
 
     def __post_init__(self) -> None:
-        """Refuse rows that lack something, as a damaged file may hold."""
+        """Refuse rows without one of the columns, as in a damaged file."""
         need_rows(self.rows, ("n_tokens", "spearman", "top_10", "seconds", "other_seconds", "time_ratio"))
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -56,17 +59,17 @@ def compare_scopes(
     repeats: int = 1,
     **how: Any,
 ) -> ScopeComparison:
-    """How alike the maps of two scopes are on long prompts, and how much longer one takes than the other.
+    """Compare two scopes on the same prompts: how similar their scores are, and how much longer one takes than the other.
 
     Args:
         model: a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.
-        prompts: several prompts.
-        scope, other: names, scopes, or functions.
-        repeats: times are the least of so many runs, after one that does not count.
-        how: further keywords of `jscope_tl.attribute`, for both.
+        prompts: a list of prompts.
+        scope, other: the two scopes, each as a name, a scope object, or a function.
+        repeats: each time is the shortest of this number of runs, after one warm-up run.
+        how: further keywords of `jscope_tl.attribute`, for both scopes.
 
     Raises:
-        InputError: as `attribute`; prompts that are one prompt, or of fewer than three tokens.
+        InputError: the cases in which `attribute` raises it; a single prompt instead of a list; a prompt of fewer than three tokens.
 
     Example:
         >>> import jscope_tl as js
@@ -86,7 +89,7 @@ def compare_scopes(
 
 
 def _named(result: Attribution) -> str:
-    """The scope, with the target that it was given."""
+    """The name of the scope, with its target if that was given."""
     return result.scope + (result.asked if result.options.get("target") is not None else "")
 
 
@@ -101,10 +104,10 @@ def _timed(model: Any, prompt: Any, scope: Any, repeats: int, how: dict[str, Any
 
 def _alike(a: Attribution, b: Attribution) -> dict[str, Any]:
     if a.hook_points or b.hook_points:
-        raise InputError("Maps of one hook point are compared; give at=... a single one.")
+        raise InputError("Only scores of a single hook point can be compared; give one hook point as at=.")
     kept = [t for t in range(a.position + 1) if t not in a.bos_positions]
     if len(kept) < 3:
-        raise InputError(f"Maps are compared over three tokens or more besides BOS; this prompt has {len(kept)}.")
+        raise InputError(f"The comparison needs three tokens or more besides BOS; this prompt has {len(kept)}.")
     k = min(10, len(kept))
     tops = [set(result.scores[kept].topk(k).indices.tolist()) for result in (a, b)]
     correlation = float(spearman(a.scores[kept].numpy(), b.scores[kept].numpy()))

@@ -52,7 +52,7 @@ class Protocol:
             )
         rising = all(a < b for a, b in zip(self.fractions, self.fractions[1:], strict=False))
         if len(self.fractions) < 2 or not rising or self.fractions[0] < 0 or self.fractions[-1] > 1:
-            raise InputError(f"fractions are two or more rising numbers between 0 and 1; got {self.fractions}.")
+            raise InputError(f"fractions are two or more increasing numbers between 0 and 1; got {self.fractions}.")
 
     def count(self, fraction: float, n: int) -> int:
         """How many of ``n`` tokens are ablated: one at least, unless the fraction is 0."""
@@ -86,5 +86,5 @@ def resolve_protocol(protocol: Any, changes: dict[str, Any]) -> Protocol:
         try:
             changes = {**changes, "fractions": tuple(float(fraction) for fraction in changes["fractions"])}
         except (TypeError, ValueError) as error:
-            raise InputError(f"fractions are two or more rising numbers; got {changes['fractions']!r}.") from error
+            raise InputError(f"fractions are two or more increasing numbers; got {changes['fractions']!r}.") from error
     return replace(found, **changes)

@@ -57,7 +57,7 @@ def test_a_sink_of_many_prompts(pocket: Any) -> None:
 
 @pytest.mark.parametrize("results", [[], 3, "x", [3]])
 def test_a_sink_needs_results(results: Any) -> None:
-    with pytest.raises(js.InputError, match="takes attributions"):
+    with pytest.raises(js.InputError, match="needs attributions"):
         js.diagnostics.sink(results)
 
 
@@ -157,13 +157,13 @@ def test_what_was_moved(llama: Any) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"sizes": [0.2, 0.1]}, "rising numbers"),
-        ({"sizes": [0.0, 0.1]}, "rising numbers"),
-        ({"sizes": None}, "rising numbers"),
-        ({"sizes": ["a"]}, "rising numbers"),
+        ({"sizes": [0.2, 0.1]}, "increasing numbers"),
+        ({"sizes": [0.0, 0.1]}, "increasing numbers"),
+        ({"sizes": None}, "increasing numbers"),
+        ({"sizes": ["a"]}, "increasing numbers"),
         ({"seed": 2**80}, "seed is a whole number"),
         ({"n_random": 0}, "n_random is a whole number"),
-        ({"source": 7, "position": 4}, "source 7 is behind"),
+        ({"source": 7, "position": 4}, "source 7 is after"),
         ({"source": 99}, "outside the prompt"),
         ({"at": "resid_pre"}, "One hook point"),
     ],
