@@ -419,7 +419,7 @@ def test_prompts_of_many_kinds(pocket: Any) -> None:
 @pytest.mark.parametrize(
     ("prompts", "how", "says"),
     [
-        ("one string", {}, "several prompts"),
+        ("one string", {}, "a list of prompts"),
         ([], {}, "no prompts to measure on"),
         (["the"], {}, "Prompt 0: its last token"),
         ([{"prompt": "the keys", "target": " are", "causes": [0]}], {"measures": "known_cause"}, "only causes are BOS"),

@@ -1,4 +1,4 @@
-"""How faithful methods are: do they find known causes, and do the tokens that they name matter to the prediction?"""
+"""The faithfulness of attribution methods: whether they find known causes, and whether the tokens with high scores matter to the prediction."""
 
 from jscope_tl.faithfulness.evaluation import evaluate
 from jscope_tl.faithfulness.families import FAMILIES, Family, Template

@@ -1,4 +1,4 @@
-"""What attention alone says: baselines that need no backward pass."""
+"""Baselines from attention patterns alone, without a backward pass."""
 
 from typing import Any
 
@@ -34,6 +34,6 @@ def _mean_patterns(model: Any, tokens: Int[Tensor, "pos"]) -> list[Float[Tensor,
     view = ModelView(model)
     names = view.points_showing("hook_pattern")
     if not names:
-        raise InputError(f"{view.name} shows no attention patterns ('hook_pattern').")
+        raise InputError(f"{view.name} has no attention patterns ('hook_pattern').")
     patterns = captured(view, rearrange(tokens, "pos -> 1 pos"), names, [], Passes())
     return [reduce(pattern.float(), "1 head dest src -> dest src", "mean").cpu() for pattern in patterns.values()]

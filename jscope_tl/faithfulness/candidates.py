@@ -1,4 +1,4 @@
-"""Candidates for the ground truth: templates filled with words, and what each word may be swapped for."""
+"""Candidates for the ground truth: templates filled with words, and the possible swaps of each word."""
 
 import random
 import re
@@ -16,7 +16,7 @@ REDRAWN = 2000
 
 @dataclass(frozen=True)
 class Blank:
-    """A slot before it is filled: an expression, its kind, and the role that the construction gives it."""
+    """A slot before it is filled: an expression, its kind of word, and its role by construction."""
 
     expression: str
     kind: str
@@ -25,17 +25,17 @@ class Blank:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt as it was made, before any model has seen it.
+    """A filled template, before it is validated on a model.
 
     Attributes:
-        template: its number within its family.
+        template: the number of the template within its family.
         between: the text before, between and after the slots.
-        words: what fills the slots.
-        kinds: of each slot.
-        roles: of each slot: ``"cause"``, ``"open"`` (may change the answer) or ``"inert"`` (must not).
-        others: what each slot may be swapped for, best first.
-        answers: all that are right, with leading space.
-        alternatives: what each answer is contrasted with; empty where the swaps tell.
+        words: the words in the slots.
+        kinds: the kind of word of each slot.
+        roles: the role of each slot: ``"cause"``, ``"open"`` (may change the answer) or ``"inert"`` (must not change it).
+        others: the words for which each slot may be swapped, in the order of preference.
+        answers: all correct answers, with a leading space.
+        alternatives: the answer with which each correct answer is contrasted; empty if it is taken from the swaps.
     """
 
     template: int
@@ -48,7 +48,7 @@ class Candidate:
     alternatives: tuple[str, ...]
 
     def text(self, slot: int | None = None, word: str = "") -> str:
-        """The prompt, or what it is with another word in one slot."""
+        """The prompt, or the prompt with another word in one slot."""
         words = [word if i == slot else own for i, own in enumerate(self.words)]
         return "".join(part for pair in zip(self.between, [*words, ""], strict=True) for part in pair)
 
@@ -56,7 +56,7 @@ class Candidate:
 def candidates(
     template: Template, number: int, rng: random.Random, is_usable: Callable[[str], bool]
 ) -> Iterator[Candidate]:
-    """Fillings of one template with words that are usable, each once, until many draws in a row bring nothing new."""
+    """Different fillings of one template with usable words, until many draws in a row give no new one."""
     seen: set[str] = set()
     blanks, kinds = parsed(template)
     between = tuple(SLOT.sub("\0", template.text).split("\0"))
@@ -90,7 +90,7 @@ def parsed(template: Template) -> tuple[list[Blank], dict[str, str]]:
     """The slots of a template, and the kind of every name.
 
     Raises:
-        InputError: a kind, a relation or a name that is not there, no slot that is the cause, or an answer without a slot.
+        InputError: an unknown kind, relation or name, no slot that is the cause, or an answer without a slot.
     """
     kinds: dict[str, str] = {}
     for expression, kind, _ in SLOT.findall(template.text):
@@ -100,13 +100,13 @@ def parsed(template: Template) -> tuple[list[Blank], dict[str, str]]:
     blanks = [Blank(e, _kind(e, kinds), ROLES[mark]) for e, _, mark in SLOT.findall(template.text)]
     if not any(blank.role == "cause" for blank in blanks):
         raise InputError(
-            f"Template {template.text!r} marks no slot as the cause; put '!' at the end of one: {{a:name!}}."
+            f"Template {template.text!r} marks no slot as the cause; add '!' at the end of one, as in {{a:name!}}."
         )
     for text in (template.answer, template.alternative or template.answer):
-        said = SLOT.findall(text)
-        if len(said) != 1:
+        slots = SLOT.findall(text)
+        if len(slots) != 1:
             raise InputError(f"An answer is text with one slot, such as ' {{a}}' or ' {{capital(a)}}'; got {text!r}.")
-        _kind(said[0][0], {**kinds, "answer": ""})
+        _kind(slots[0][0], {**kinds, "answer": ""})
     return blanks, kinds
 
 
@@ -137,7 +137,7 @@ def _kind(expression: str, kinds: dict[str, str]) -> str:
 
 
 def _value(expression: str, named: dict[str, tuple[str, str]]) -> tuple[str, ...]:
-    """What an expression stands for, given kind and word of every name; a KeyError where nothing follows from the word."""
+    """The words that an expression stands for, from the kind and the word of every name; a KeyError if a relation has no entry for the word."""
     relation, inner, steps = _split(expression)
     if relation is None:
         kind, word = named[inner]
@@ -151,7 +151,8 @@ def _value(expression: str, named: dict[str, tuple[str, str]]) -> tuple[str, ...
 def _filled(
     blanks: list[Blank], kinds: dict[str, str], rng: random.Random, is_usable: Callable[[str], bool]
 ) -> tuple[dict[str, tuple[str, str]], tuple[str, ...]] | None:
-    """Kind and word of every name, and the words of the slots; None where nothing follows from a word, or two are the same."""
+    """Kind and word of every name, and the words of the slots; None if a relation has no entry for a word, if two words are equal, or if
+    a word is not usable."""
     named = {name: (kind, rng.choice(KINDS[kind].words)) for name, kind in kinds.items()}
     try:
         by_expression = {blank.expression: _value(blank.expression, named)[0] for blank in blanks}
@@ -163,15 +164,15 @@ def _filled(
 
 
 def _values(text: str, named: dict[str, tuple[str, str]]) -> tuple[str, ...]:
-    """What an answer stands for; several where its relation has several."""
+    """The texts that an answer stands for; several if its relation gives several words."""
     (expression,) = (found[0] for found in SLOT.findall(text))
     return tuple(SLOT.sub(value, text) for value in _value(expression, named))
 
 
 def _others(blanks: list[Blank], words: tuple[str, ...], slot: int, rng: random.Random) -> tuple[str, ...]:
-    """Other words of the kind in random order: first another form, then words that are new to the prompt.
+    """The words for which a slot may be swapped, in random order: other forms of its word first, then words that are not in the prompt.
 
-    A slot that repeats an earlier one is swapped for words of the prompt first, which asks for something that is there.
+    A slot that repeats an earlier one is preferably swapped for words of the prompt, so that the prompt still has an answer.
     """
     kind, word = KINDS[blanks[slot].kind], words[slot]
     forms = kind.forms(word)

@@ -1,4 +1,4 @@
-"""Prompts to measure methods on: tokens, the token that follows, and its cause where it is known."""
+"""Cases, on which methods are measured: the tokens of a prompt, the token that follows, and its cause if it is known."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Case:
     """One prediction.
 
     Attributes:
-        tokens: ``[pos]``, up to and with the explained position.
-        target: id of the token that follows.
-        causes: positions that decide it, where they are known.
-        bos: positions of BOS.
-        task: what kind of prompt it is.
-        alternative: id of the answer that the target is contrasted with, where it is known.
-        swaps: positions whose words were swapped for others, each with the mean of ``KL(p ‖ p_swapped)``.
+        tokens: ``[pos]``, up to and including the explained position.
+        target: the id of the token that follows.
+        causes: the positions that determine the target, if they are known.
+        bos: the positions of BOS.
+        task: the task of the prompt.
+        alternative: the id of the answer with which the target is contrasted, if there is one.
+        swaps: the positions whose words were swapped for others, each with the mean of ``KL(p ‖ p_swapped)``.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -41,26 +41,27 @@ class Case:
 
     @property
     def position(self) -> int:
-        """The explained position: the last."""
+        """The explained position, which is the last one."""
         return len(self.tokens) - 1
 
     def candidates(self, with_bos: bool) -> list[int]:
-        """Positions that are ranked."""
+        """The positions that are ranked."""
         kept = [t for t in range(len(self.tokens)) if with_bos or t not in self.bos]
         return kept or [self.position]
 
 
 def to_cases(view: ModelView, prompts: Any, prepend_bos: bool | None = None, with_causes: bool = True) -> list[Case]:
-    """Cases from what a user has: see `jscope_tl.faithfulness.evaluate`.
+    """The cases for the prompts that `jscope_tl.faithfulness.evaluate` accepts.
 
     Raises:
-        InputError: no prompts, or one that has no token to predict; the message says which.
+        InputError: no prompts, or a prompt without a token to predict; the message says which.
     """
     if isinstance(prompts, str | PocketPrompt | ValidatedPrompt | Tensor | Mapping) or not isinstance(
         prompts, Iterable
     ):
         raise InputError(
-            f"prompts are several prompts: strings, lists of ids, dictionaries, PocketPrompts or a GroundTruth; got {prompts!r}."
+            "prompts are a list of prompts (strings, lists of ids, dictionaries or PocketPrompts) or a GroundTruth; got "
+            f"{prompts!r}."
         )
     cases = []
     for n, prompt in enumerate(prompts):
@@ -78,14 +79,14 @@ def _case(view: ModelView, prompt: Any, prepend_bos: bool | None, with_causes: b
         tokens = to_tokens(view, prompt.text, prepend_bos)
         if not with_causes:
             return _made(view, tokens, to_id(view, prompt.target, view.d_vocab), (), prompt.task)
-        shift = len(bos_positions(view, tokens)) - 1  # its causes count one BOS
+        shift = len(bos_positions(view, tokens)) - 1  # causes of a PocketPrompt count one BOS
         causes = tuple(t + shift for t in prompt.causes)
         words = prompt.text.split()
-        said = [text.strip() for text in to_str_tokens(view, tokens.tolist())]
-        if [said[t] for t in causes if t < len(said)] != [words[t - 1] for t in prompt.causes]:
+        str_tokens = [text.strip() for text in to_str_tokens(view, tokens.tolist())]
+        if [str_tokens[t] for t in causes if t < len(str_tokens)] != [words[t - 1] for t in prompt.causes]:
             raise InputError(
-                f"the causes of a PocketPrompt are tokens of the pocket model's tokenizer, and {view.name} reads other ones. "
-                "Give prompts and causes of your own (jscope faithfulness --prompts FILE)."
+                f"the causes of a PocketPrompt are tokens of the pocket model's tokenizer, and {view.name} has other tokens. "
+                "Give your own prompts and causes (jscope faithfulness --prompts FILE)."
             )
         return _made(view, tokens, to_id(view, prompt.target, view.d_vocab), causes, prompt.task)
     if isinstance(prompt, ValidatedPrompt):
@@ -109,8 +110,8 @@ def _validated(view: ModelView, prompt: ValidatedPrompt, prepend_bos: bool | Non
     )
     if own != saved_own or to_str_tokens(view, [prompt.target]) != [prompt.answer]:
         raise InputError(
-            f"it was validated with other tokens than those of {view.name}: make the ground truth with this model "
-            "(js.ground_truth), or load the one that was made with it."
+            f"it was validated with tokens that differ from those of {view.name}: make the ground truth with this model "
+            "(js.ground_truth), or load one that was made with it."
         )
     shift = bos - saved_bos
     causes = tuple(t + shift for t in prompt.causes)
@@ -124,7 +125,9 @@ def _from_dict(view: ModelView, prompt: dict[str, Any], prepend_bos: bool | None
         raise InputError(f"has the keys {sorted(map(str, prompt))}; known are 'prompt', 'target', 'causes' and 'task'.")
     text, task = prompt["prompt"], str(prompt.get("task") or "")
     if isinstance(text, dict | PocketPrompt):
-        raise InputError(f"its 'prompt' is a string or token ids, not a {type(text).__name__}; give that by itself.")
+        raise InputError(
+            f"its 'prompt' must be a string or token ids, not a {type(text).__name__}; give the {type(text).__name__} itself."
+        )
     if prompt.get("target") is None:
         plain = _case(view, text, prepend_bos)
         return _made(view, plain.tokens, plain.target, _positions(prompt.get("causes"), plain.tokens), task)
@@ -150,6 +153,6 @@ def _made(
 
 
 def predicted(view: ModelView, case: Case) -> int:
-    """The token that the model itself finds most probable."""
+    """The model's most probable next token."""
     with undisturbed(view, []):
         return int(logits_of(view, rearrange(case.tokens, "pos -> 1 pos"), Passes())[0, -1].argmax())

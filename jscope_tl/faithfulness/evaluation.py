@@ -1,4 +1,4 @@
-"""`evaluate`: methods on prompts, prompt by prompt."""
+"""`evaluate`: measure the faithfulness of methods on a set of prompts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from jscope_tl.model.prompts import to_id
 from jscope_tl.model.view import ModelView
 
 Rows = dict[str, list[dict[str, Any]]]
-"""By measure."""
+"""Rows by the name of the measure."""
 
 
 def evaluate(
@@ -28,45 +28,43 @@ def evaluate(
     progress: bool | None = None,
     **changes: Any,
 ) -> dict[str, Faithfulness]:
-    """Several measurements of the same methods on the same prompts; each prompt is explained once.
+    """Apply several measures of faithfulness to the same methods on the same prompts; each prompt is explained once.
 
-    - ``"known_cause"``, whether a method points at the cause, on prompts whose cause is known (others are left out):
-      ``top_1``, the highest score is on a cause; ``reciprocal_rank`` of the best-ranked cause; ``share`` of all
-      scores that lies on the causes (a squared score, as Fisher's, puts more on its highest); ``top_1_without_last``
-      is the hit where the last token is not ranked either, NaN where it is the only cause. The token explained is the
-      correct next one, whatever the model predicts.
-    - ``"leave_one_out"``, whether it ranks tokens as leaving each one out does, by ``KL(p ‖ p_ablated)`` of the whole
-      distribution: ``percentile`` of its highest token among all ablations (0 is the strongest), whether that is
-      among the strongest 5 % (``in_top_5``), Spearman's correlation of scores and divergences, Kendall's tau-b, and the share
-      of the highest 10 % of the one that is among those of the other (``top_10_overlap``).
-    - ``"swap"``, on the prompts of `jscope_tl.ground_truth`: Spearman's correlation of scores with ``KL(p ‖ p_swapped)``,
-      over the tokens that were swapped for others of their kind, each with the mean over its swaps. NaN, and not in any
-      mean, where fewer than five were.
-    - ``"aopc"``, how much the prediction suffers as the tokens with the highest scores are ablated: for each fraction
-      the ``max(1, ⌊fraction · n⌋)`` highest-scored embeddings together (attention is not masked). The area over the
-      curve of one token's log-probability by the trapezoid rule, divided by its width; lower is better.
-      ``protocol="authors"`` takes their three fractions, does not divide, explains the token that follows while it
-      evaluates the model's own choice, and states their standard error.
+    - ``"known_cause"``: whether the highest score is on the cause. It uses the prompts whose cause is known, and explains the correct
+      next token, whatever the model predicts. ``top_1``: the highest score is on a cause; ``reciprocal_rank``: 1 divided by the rank of
+      the best-ranked cause; ``share``: the share of all scores that is on the causes (squared scores, such as Fisher's, have more of it
+      on the highest token); ``top_1_without_last``: as ``top_1`` with the last token excluded from the ranking, NaN if the last token is
+      the only cause.
+    - ``"leave_one_out"``: whether the scores rank tokens as their ablation does, by ``KL(p ‖ p_ablated)`` of the whole distribution.
+      ``percentile``: the rank of the highest-scored token among all ablations (0 is the strongest); ``in_top_5``: whether it is among the
+      strongest 5 %; ``spearman`` and ``kendall``: Spearman's correlation and Kendall's tau-b of scores and divergences;
+      ``top_10_overlap``: the share of the strongest 10 % of ablations that is among the highest 10 % of scores.
+    - ``"swap"``, for the prompts of `jscope_tl.ground_truth`: Spearman's correlation of scores and ``KL(p ‖ p_swapped)``, over the tokens
+      that were swapped for others of their kind, with the mean over the swaps of each token. It is NaN, and not included in means, if
+      fewer than five tokens were swapped.
+    - ``"aopc"``: how much a log-probability falls when the tokens with the highest scores are ablated. For each fraction, the
+      ``max(1, ⌊fraction · n⌋)`` highest-scored embeddings are ablated together (attention is not masked). The number is the area under
+      the curve of one token's change in log-probability by the trapezoid rule, divided by its width; lower is better.
+      ``protocol="authors"`` has the three fractions of the authors of Jacobian Scopes, does not divide by the width, explains the token
+      that follows in the text but evaluates the model's most probable token, and gives the authors' standard error.
 
     Args:
         model: a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.
-        prompts: strings or token ids whose last token is the one to predict (the position before it is explained);
-            dictionaries with ``prompt``, and if it is not in the prompt ``target``, and if it is known ``causes`` (positions,
-            BOS counted where the protocol has one) and ``task``; `jscope_tl.PocketPrompt`; or a `jscope_tl.GroundTruth`.
-        methods: names of `jscope_tl.faithfulness.METHODS` or of scopes, or a mapping from names of your own to such a name, a
-            scope, a function from the `State` to cotangents, keywords of `jscope_tl.attribute`, or a `Method`. None is all of
-            `METHODS`.
-        measures: names of `MEASURES`, as listed above, or a `Measure` of your own; one or several. None is all of
-            `MEASURES`.
-        protocol: ``"corrected"``, ``"authors"`` or a `Protocol`. BOS is not ranked unless it says so.
-        changes: fields of the protocol that are to be others, ``ablation="mean"`` for one.
-        progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
+        prompts: strings or token ids whose last token is the one to predict (the position before it is explained); dictionaries with the
+            key ``prompt`` and the optional keys ``target`` (if it is not the last token of the prompt), ``causes`` (positions, which
+            count BOS if the protocol prepends one) and ``task``; `jscope_tl.PocketPrompt`; or a `jscope_tl.GroundTruth`.
+        methods: names of `jscope_tl.faithfulness.METHODS` or of scopes; or a mapping from your own names to such a name, a scope, a
+            function from the `State` to cotangents, keywords of `jscope_tl.attribute`, or a `Method`. None: all of `METHODS`.
+        measures: one or several names of `MEASURES`, as listed above, or your own `Measure`. None: all of `MEASURES`.
+        protocol: ``"corrected"``, ``"authors"`` or a `Protocol`. BOS is not ranked unless the protocol has ``bos=True``.
+        changes: fields of the protocol to change, such as ``ablation="mean"``.
+        progress: a progress bar over prompts always (True), never (False), or if the call takes more than a second (None).
 
     Returns:
         A `Faithfulness` for each measure.
 
     Raises:
-        InputError: no prompts, methods or causes, or what a method refuses; the message says which.
+        InputError: no prompts, methods or causes, or an error of a method; the message says which.
 
     Example:
         >>> import jscope_tl as js
@@ -84,7 +82,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was asked for, checked; nothing was run yet."""
+    """The checked arguments of an evaluation, before anything is run."""
 
     view: ModelView
     cases: list[Case]
@@ -94,7 +92,7 @@ class Evaluation:
     _questions: dict[int, Question] = field(default_factory=dict)
 
     def rows(self, n: int, methods: Iterable[str]) -> Rows:
-        """One prompt by some of the methods; what all methods share is computed once for each prompt."""
+        """The rows of one prompt for some of the methods; values that all methods share are computed once for each prompt."""
         case = self.cases[n]
         if n not in self._questions:
             self._questions[n] = Question(self.view, case, self.protocol, predicted(self.view, case))
@@ -103,7 +101,7 @@ class Evaluation:
         return {measure.name: _rows(n, measure, question, explainer) for measure in asked}
 
     def results(self, rows: Iterable[Rows], methods: Iterable[str]) -> dict[str, Faithfulness]:
-        """The rows of some methods, each on the same prompts, by measure."""
+        """The results by measure, from the rows of some methods on the same prompts."""
         given, names, found = list(rows), tuple(methods), {}
         for measure in self.measures:
             kept = [row for some in given for row in some.get(measure.name, []) if row["method"] in names]
@@ -116,7 +114,7 @@ class Evaluation:
 def prepared(
     model: Any, prompts: Any, methods: Any, measures: Any, protocol: str | Protocol, changes: dict[str, Any]
 ) -> Evaluation:
-    """What `evaluate` does before it runs anything."""
+    """Check the arguments of `evaluate`."""
     asked, view, rules = (
         _measures(MEASURES if measures is None else measures),
         ModelView(model),
@@ -143,7 +141,7 @@ def _measures(given: Any) -> list[Measure]:
         if isinstance(measure, str | Measure)
     }
     if not found or None in found.values() or len(found) < len({*map(str, listed)}):
-        raise InputError(f"measures are one or more of {', '.join(MEASURES)}, or Measures of your own; got {given!r}.")
+        raise InputError(f"measures are one or more of {', '.join(MEASURES)}, or your own Measures; got {given!r}.")
     return [measure for measure in found.values() if measure is not None]
 
 
@@ -165,20 +163,20 @@ def _rows(n: int, measure: Measure, question: Question, explainer: Explainer) ->
 def _need_ranked(n: int, case: Case, rules: Protocol) -> None:
     if not set(case.causes) & set(case.candidates(rules.bos)):
         raise InputError(
-            f"Prompt {n}: its only causes are BOS, at {list(case.bos)}, which is not ranked. Causes count from 0, BOS "
-            "included; bos=True ranks it too."
+            f"Prompt {n}: its only causes are BOS, at {list(case.bos)}, which is not ranked. Positions of causes count from 0 and include "
+            "BOS; bos=True ranks BOS too."
         )
 
 
 def _need_causes(asked: list[Measure], cases: list[Case]) -> None:
-    """Prompts without a cause are passed over, unless nothing but causes is asked for or none has one."""
+    """Prompts without a cause are skipped; they are an error if all measures need causes, or if no prompt has one."""
     swapping = [measure.name for measure in asked if measure.needs_swaps]
     if swapping and not any(case.swaps for case in cases):
-        raise InputError(f"{swapping[0]} needs prompts whose words were swapped: take those of js.ground_truth.")
+        raise InputError(f"{swapping[0]} needs prompts whose words were swapped: use those of js.ground_truth.")
     asking = [measure.name for measure in asked if measure.needs_cause]
     without = [n for n, case in enumerate(cases) if not case.causes]
     if asking and without and (len(asking) == len(asked) or len(without) == len(cases)):
         raise InputError(
-            f"{asking[0]} needs prompts whose causes are known; {len(without)} of {len(cases)} have none (prompt {without[0]} "
-            "first). Take js.pocket_prompts, dictionaries with 'causes', or measures=('leave_one_out', 'aopc') alone."
+            f"{asking[0]} needs prompts whose causes are known; {len(without)} of {len(cases)} have none (the first is prompt {without[0]}). "
+            "Use js.pocket_prompts, dictionaries with 'causes', or measures=('leave_one_out', 'aopc') alone."
         )

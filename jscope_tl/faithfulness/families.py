@@ -1,9 +1,9 @@
-"""Families of prompts whose cause is known by construction: declarations only.
+"""Families of prompts whose cause is known by construction. This module has only declarations.
 
-A template is text with slots. ``{a:color}`` is a word of the kind "color", called ``a``; ``{a}`` is that word once more,
-``{capital(a)}`` the word that follows from it by a relation, and ``{a+2}`` the second one after it in the order of its kind. A mark
-says what the construction expects: ``!`` the cause, whose swaps all change the answer; ``?`` a word that may change it; no mark, one
-that must never change it.
+A template is text with slots. ``{a:color}`` is a word of the kind "color" with the name ``a``; ``{a}`` is the same word again,
+``{capital(a)}`` is the word that a relation assigns to it, and ``{a+2}`` is the second word after it in the order of its kind. A mark
+gives the expected role of a slot: ``!`` is the cause, all of whose swaps change the answer; ``?`` is a word that may change the answer;
+a slot without a mark must never change it.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Template:
     """One sentence frame.
 
     Attributes:
-        text: up to the word that is predicted.
-        answer: that word, with its leading space.
-        alternative: the answer that it is contrasted with (``{answer}`` is the answer); None is what the model says once the
-            cause is swapped.
+        text: the text before the predicted word.
+        answer: the predicted word, with its leading space.
+        alternative: the answer with which it is contrasted (``{answer}`` stands for the answer); None: the model's prediction after
+            the first swap of the cause.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Family:
-    """Templates that ask for the same thing."""
+    """Templates of the same task."""
 
     name: str
     templates: tuple[Template, ...]
@@ -229,4 +229,4 @@ FAMILIES = {
         GREATER_THAN, TRANSLATION,
     )
 }  # fmt: skip
-"""By name."""
+"""The families by name."""

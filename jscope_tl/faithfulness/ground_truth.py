@@ -1,4 +1,4 @@
-"""`ground_truth`: prompts whose causes were validated on a model by swapping words, and how they are kept."""
+"""`ground_truth`: prompts whose causes are validated on a model by swapping words, and the file format for them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -23,12 +23,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Yield:
-    """What became of a family's candidates.
+    """The numbers of kept and dropped candidates of a family.
 
     Attributes:
-        kept: validated prompts.
-        tried: candidates.
-        dropped: how many for which reason.
+        kept: the number of validated prompts.
+        tried: the number of candidates.
+        dropped: the number of dropped candidates for each reason.
     """
 
     kept: int
@@ -38,14 +38,14 @@ class Yield:
 
 @dataclass(frozen=True)
 class GroundTruth(Sequence[ValidatedPrompt]):
-    """Prompts with validated causes: a sequence, which `jscope_tl.faithfulness.evaluate` takes as it is.
+    """A sequence of prompts with validated causes, which `jscope_tl.faithfulness.evaluate` accepts as ``prompts``.
 
     Attributes:
-        model: the name of the model that they were validated on, or of its folder.
-        seed: which prompts.
-        n: how many were asked for of each family.
-        yields: of each family that was asked for, also where none was kept.
-        prompts: the prompts, family by family.
+        model: the name of the model on which they were validated, or of its folder.
+        seed: the seed that selects the prompts.
+        n: the requested number of prompts of each family.
+        yields: the numbers of kept and dropped candidates of each requested family, also if no prompt was kept.
+        prompts: the prompts, ordered by family.
     """
 
     model: str
@@ -55,10 +55,10 @@ class GroundTruth(Sequence[ValidatedPrompt]):
     prompts: tuple[ValidatedPrompt, ...]
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         need(
             all(prompt.family in self.yields for prompt in self.prompts),
-            "every prompt is of a family that was asked for",
+            "every prompt has one of the requested families",
         )
         for prompt in self.prompts:
             places = [slot.position for slot in prompt.slots]
@@ -71,12 +71,12 @@ class GroundTruth(Sequence[ValidatedPrompt]):
 
     @property
     def tune(self) -> "GroundTruth":
-        """One half, to choose a method on: every other prompt of each template."""
+        """One half of the prompts, on which to choose a method: every second prompt of each family, ordered by template."""
         return self._half(0)
 
     @property
     def report(self) -> "GroundTruth":
-        """The other half, to report figures on."""
+        """The other half of the prompts, on which to report results."""
         return self._half(1)
 
     def family(self, name: str) -> "GroundTruth":
@@ -106,7 +106,7 @@ class GroundTruth(Sequence[ValidatedPrompt]):
         return self.prompts[item]
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON, one prompt a line with its causes, its slots and their swaps, which `load` reads back.
+        """Write a JSON file with one line for each prompt with its causes, slots and swaps. `load` reads it.
 
         Args:
             path: the file to write; its folder must exist.
@@ -125,30 +125,32 @@ class GroundTruth(Sequence[ValidatedPrompt]):
 
     @classmethod
     def load(cls, path: str | Path) -> "GroundTruth":
-        """Read what `save` wrote.
+        """Load a ground truth that `save` wrote.
 
         Args:
             path: the file.
 
         Raises:
-            InputError: there is no such file, or it holds something else.
+            InputError: the file does not exist, or is not a ground truth.
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             schema = found.pop("ground_truth", None)
             if schema != SCHEMA:
-                raise ValueError(f"its ground_truth is {schema}, this version reads {SCHEMA}")
+                raise ValueError(f"its format 'ground_truth' is {schema}, this version reads {SCHEMA}")
             for prompt in found["prompts"]:
-                prompt.pop("causes", None)  # which the swaps say
+                prompt.pop("causes", None)  # they follow from the swaps
             return restored(cls, found, {})
         except Exception as error:
-            raise InputError(f"{str(path)!r} holds no ground truth ({type(error).__name__}: {error}).") from error
+            raise InputError(
+                f"{str(path)!r} is not a file of a ground truth ({type(error).__name__}: {error})."
+            ) from error
 
     def __repr__(self) -> str:
         lines = [f"GroundTruth: {len(self)} prompts validated on {self.model}, seed {self.seed}"]
         for name, found in self.yields.items():
             why = ", ".join(f"{n} {reason}" for reason, n in sorted(found.dropped.items(), key=lambda item: -item[1]))
-            why = why if found.tried else "no filling has words that are one token each"
+            why = why if found.tried else "the model has no filling whose words are one token each"
             lines.append(
                 f"  {name:<18} {found.kept:>4} of {found.tried} candidates" + (f"   (dropped: {why})" if why else "")
             )
@@ -163,33 +165,33 @@ def ground_truth(
     *,
     progress: bool | None = None,
 ) -> GroundTruth:
-    """Prompts of which it is known which words decide what this model says next: validated by swapping them.
+    """Make prompts for which it is known which words determine this model's next token, validated by swapping words.
 
-    A family is a task (indirect objects, agreement, capitals, series of days, ...) as templates with slots for one word each, of a
+    A family is a task (indirect objects, agreement, capitals, series of days, ...). It has templates with slots, each for one word of a
     declared kind; one slot is the cause by construction. A prompt is kept if
 
     1. the model's most probable next token is the answer;
-    2. every swap of the constructed cause changes it. Each slot is swapped for three other words of its kind: of the opposite
-       number or gender where the kind has one, its own other form first, else for any others;
-    3. no swap of a word that must not matter changes it.
+    2. every swap of the constructed cause changes it. Each slot is swapped for three other words of its kind: words of the opposite
+       number or gender if the kind has these (the other form of the same word first), else any other words;
+    3. no swap of a word that must not matter by construction changes it.
 
-    The ``causes`` are then all slots of which every swap changes the answer: further words may do so, such as the second mention
-    of the key whose value is asked for. Every word and its swaps are one token in place. Where the most probable token leads by
-    less than 0.01 nats, rounding decides, and the prompt is dropped. Each swap also gives ``KL(p ‖ p_swapped)`` of the whole
-    next-token distribution, which the measure ``"swap"`` compares scores with.
+    The ``causes`` are then all slots for which every swap changes the answer. Further words may do so, such as the second mention of the
+    key in a prompt that asks for its value. Every word and each of its swaps is one token at the same position. If the most probable
+    token leads by less than 0.01 nats, rounding could change the result, and the prompt is dropped. Each swap also gives
+    ``KL(p ‖ p_swapped)`` of the whole next-token distribution, with which the measure ``"swap"`` compares scores.
 
-    Costs a forward pass for each candidate and for each swap, side by side: about 30 for each prompt that is kept.
+    The cost is one forward pass for each candidate and for each swap, in batches: about 30 for each prompt that is kept.
 
     Args:
         model: a `HookedTransformer` or `TransformerBridge` with a tokenizer, in evaluation mode.
-        families: names of `jscope_tl.faithfulness.FAMILIES`, ``"pocket"`` (the pocket model's own held-out prompts) or a `Family` of
-            your own; one or several. None is all of `FAMILIES`.
-        n: how many prompts of each family. A model may yield fewer, or none: `GroundTruth.yields` says how many and why.
-        seed: which prompts; the same seed, model and version give the same.
-        progress: a progress bar always (True), never (False), or where the wait is over a second (None).
+        families: one or several names of `jscope_tl.faithfulness.FAMILIES`, ``"pocket"`` (the pocket model's held-out prompts) or your
+            own `Family`. None: all of `FAMILIES`.
+        n: the number of prompts of each family. A model may yield fewer, or none: `GroundTruth.yields` has the numbers and the reasons.
+        seed: selects the prompts; the same seed, model and version give the same prompts.
+        progress: a progress bar always (True), never (False), or if the call takes more than a second (None).
 
     Raises:
-        InputError: there is no such family, kind or relation, a template marks no cause, or the model has no tokenizer.
+        InputError: an unknown family, kind or relation, a template that marks no cause, or a model without a tokenizer.
 
     Example:
         >>> import jscope_tl as js
@@ -204,7 +206,7 @@ def ground_truth(
     chosen, wanted, start = _families(families), count("n", n, 1), count("seed", seed, 0)
     view = ModelView(model)
     if view.tokenizer is None:
-        raise InputError(f"{view.name} has no tokenizer, and the families are text; load the model with its tokenizer.")
+        raise InputError(f"{view.name} has no tokenizer, which the families need; load the model with its tokenizer.")
     found: dict[str, Found] = {}
     with progress_bar(progress, "validated prompts", "prompt", total=wanted * len(chosen)) as bar:
         for place, family in enumerate(chosen):
@@ -214,7 +216,7 @@ def ground_truth(
             bar.refresh()
     yields = {name: Yield(len(f.prompts), f.tried, dict(f.dropped)) for name, f in found.items()}
     prompts = tuple(prompt for f in found.values() for prompt in sorted(f.prompts, key=lambda p: p.template))
-    name = Path(view.name).name if Path(view.name).is_absolute() else view.name  # of a folder, not where it lies
+    name = Path(view.name).name if Path(view.name).is_absolute() else view.name  # without the path of a local folder
     return GroundTruth(name, start, wanted, yields, prompts)
 
 
@@ -232,7 +234,7 @@ def _families(given: Any) -> list[Family | PocketFamily]:
         for template in getattr(family, "templates", ()):
             parsed(template)
         if chosen.setdefault(family.name, family) is not family:
-            raise InputError(f"Two families are called {family.name!r}; give each a name of its own.")
+            raise InputError(f"Two families are called {family.name!r}; give each a different name.")
     if not chosen:
-        raise InputError("There are no families; name at least one, or None for all.")
+        raise InputError("There are no families; give at least one, or None for all.")
     return list(chosen.values())

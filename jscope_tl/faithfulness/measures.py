@@ -1,6 +1,6 @@
 """Measures of faithfulness: known causes, leave-one-out ranking, and the area over the perturbation curve.
 
-To add a measure, add a `Measure` to `MEASURES`: `evaluate` takes its name and ``jscope faithfulness`` prints its column.
+To add a measure, add a `Measure` to `MEASURES`: then `evaluate` accepts its name, and ``jscope faithfulness`` prints its column.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +24,14 @@ from jscope_tl.results.ranks import kendall, spearman
 
 BATCH = 32
 FEWEST_SWAPPED = 5
-"""Words that a rank correlation is taken over."""
+"""The fewest swapped words for a rank correlation."""
 Scores = dict[str, Float[Tensor, "pos"]]
 Rows = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number of a measure: its name, which way is better (1 up, -1 down, 0 neither), and what it means."""
+    """One of the numbers of a measure: its name, which direction is better (1 higher, -1 lower, 0 neither), and its meaning."""
 
     name: str
     better: int
@@ -40,7 +40,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt as a measure sees it: the model, the case, the protocol, and the model's most probable next token."""
+    """The input of a measure for one prompt: the model, the case, the protocol, and the model's most probable next token."""
 
     view: ModelView
     case: Case
@@ -54,7 +54,7 @@ class Question:
 
     @cached_property
     def leave_one_out(self) -> Float[np.ndarray, "n"]:
-        """``KL(p ‖ p_ablated)`` where each of the ranked tokens is ablated by itself; the same for all methods."""
+        """``KL(p ‖ p_ablated)`` for the ablation of each ranked token alone; it is the same for all methods."""
         kept = self.case.candidates(self.protocol.bos)
         masks = torch.zeros(len(kept) + 1, len(self.case.tokens), dtype=torch.bool, device="cpu")
         masks[torch.arange(len(kept), device="cpu"), kept] = True  # the last row ablates nothing
@@ -65,17 +65,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measurement of every method on every prompt.
+    """A measure of faithfulness, which is applied to every method on every prompt.
 
     Attributes:
-        name: as `evaluate` takes it.
-        title: of its column in ``jscope faithfulness``.
-        quoted: the number that stands there.
-        columns: all its numbers.
-        needs_cause: whether it is taken only where the cause is known; then the correct token is explained, else that of
-            the protocol.
-        function: from the question and the scores of every method to a row of numbers for each.
-        needs_swaps: whether it is taken only where words were swapped for others.
+        name: the name under which `evaluate` accepts it.
+        title: the title of its column in ``jscope faithfulness``.
+        quoted: the name of the number in that column.
+        columns: all numbers of the measure.
+        needs_cause: whether it applies only to prompts with a known cause. If so, methods explain the correct token, else the token
+            that the protocol chooses.
+        function: a function from the question and the scores of every method to a row of numbers for each method.
+        needs_swaps: whether it applies only to prompts whose words were swapped for others.
     """
 
     name: str
@@ -87,12 +87,12 @@ class Measure:
     needs_swaps: bool = False
 
     def fits(self, case: Case) -> bool:
-        """Whether a prompt has what is needed."""
+        """Whether the measure applies to a prompt."""
         return bool(case.causes or not self.needs_cause) and bool(case.swaps or not self.needs_swaps)
 
 
 def known_cause(question: Question, scores: Scores) -> Rows:
-    """Whether the highest score is on a cause. Equal scores share a hit, and their mean rank."""
+    """Whether the highest score is on a cause. Tokens with equal scores share the hit, and have their mean rank."""
     kept = question.case.candidates(question.protocol.bos)
     inner = [t for t in kept if t != question.case.position]
     is_cause = torch.tensor([t in question.case.causes for t in range(len(question.case.tokens))], device="cpu")
@@ -103,7 +103,7 @@ def known_cause(question: Question, scores: Scores) -> Rows:
 
 
 def _hit(values: Float[Tensor, "n"], is_cause: Bool[Tensor, "n"]) -> float:
-    """The share of causes among the highest scores; NaN where none is ranked."""
+    """The share of causes among the tokens with the highest score; NaN if no cause is ranked."""
     return float(is_cause[values == values.max()].double().mean()) if is_cause.any() else float("nan")
 
 
@@ -116,7 +116,7 @@ def _found(values: Float[Tensor, "n"], is_cause: Bool[Tensor, "n"]) -> dict[str,
 
 
 def leave_one_out(question: Question, scores: Scores) -> Rows:
-    """One token after the other is ablated; ``KL(p ‖ p_ablated)`` of the whole distribution ranks them."""
+    """Compare the scores with ``KL(p ‖ p_ablated)`` of the whole distribution, where one token at a time is ablated."""
     kept, kl = question.case.candidates(question.protocol.bos), question.leave_one_out
     return {name: _ranked(values[kept].numpy(), kl) for name, values in scores.items()}
 
@@ -133,7 +133,7 @@ def _ranked(values: Float[np.ndarray, "n"], kl: Float[np.ndarray, "n"]) -> dict[
 
 
 def _in_top(values: Float[np.ndarray, "n"], fraction: float = 0.1) -> Float[np.ndarray, "n"]:
-    """1 for the highest values, at least one; those that are equal at the edge share what places are left."""
+    """1 for the highest values (at least one), 0 for others; values that are tied at the threshold share the remaining places."""
     places = max(1, int(fraction * len(values) + 1e-9))
     edge = np.sort(values)[-places]
     return (values > edge) + (values == edge) * (places - np.sum(values > edge)) / np.sum(values == edge)
@@ -144,7 +144,7 @@ def _highest(values: Float[np.ndarray, "n"]) -> Sequence[int]:
 
 
 def swap(question: Question, scores: Scores) -> Rows:
-    """Words are swapped for others of their kind; the mean of ``KL(p ‖ p_swapped)`` over a word's swaps ranks them."""
+    """Compare the scores with the mean of ``KL(p ‖ p_swapped)`` over a word's swaps for other words of its kind."""
     swapped = [(t, kl) for t, kl in question.case.swaps if t in question.case.candidates(question.protocol.bos)]
     places, kl = [t for t, _ in swapped], np.array([kl for _, kl in swapped])
     enough = len(swapped) >= FEWEST_SWAPPED
@@ -155,7 +155,7 @@ def swap(question: Question, scores: Scores) -> Rows:
 
 
 def aopc(question: Question, scores: Scores) -> Rows:
-    """Area over the perturbation curve (Samek et al. 2017): the highest scores are ablated together, more and more of them."""
+    """Area over the perturbation curve (Samek et al. 2017): growing fractions of the highest-scored tokens are ablated together."""
     case, protocol = question.case, question.protocol
     kept = torch.tensor(case.candidates(protocol.bos), device="cpu")
     counts = [protocol.count(fraction, len(kept)) for fraction in protocol.fractions]
@@ -171,7 +171,7 @@ def aopc(question: Question, scores: Scores) -> Rows:
 
 
 def _masks(values: Float[Tensor, "pos"], kept: Tensor, counts: Sequence[int]) -> Bool[Tensor, "fraction pos"]:
-    # Equal scores in random order, the same for all methods.
+    # Tokens with equal scores are in random order, which is the same for all methods.
     shuffled = kept[torch.randperm(len(kept), generator=torch.Generator("cpu").manual_seed(len(kept)), device="cpu")]
     order = shuffled[values[shuffled].argsort(descending=True, stable=True)]
     masks = torch.zeros(len(counts), len(values), dtype=torch.bool, device="cpu")
@@ -195,23 +195,25 @@ def _put(view: ModelView, protocol: Protocol) -> str | int:
 
 KNOWN_CAUSE = (
     Column("top_1", 1, "the highest score is on a cause"),
-    Column("top_1_without_last", 1, "the highest score but for the last token's is on a cause"),
+    Column("top_1_without_last", 1, "the highest score, the last token excluded, is on a cause"),
     Column("reciprocal_rank", 1, "1 / rank of the best-ranked cause"),
-    Column("share", 1, "share of all scores that lies on the causes"),
+    Column("share", 1, "share of all scores that is on the causes"),
 )
 LEAVE_ONE_OUT = (
-    Column("percentile", -1, "where the highest score stands among single ablations, 0 the strongest, 100 the weakest"),
-    Column("in_top_5", 1, "it is among the strongest 5 %"),
+    Column(
+        "percentile", -1, "rank of the highest-scored token among single ablations, 0 the strongest, 100 the weakest"
+    ),
+    Column("in_top_5", 1, "the highest-scored token is among the strongest 5 % of single ablations"),
     Column("spearman", 1, "rank correlation of scores and KL divergences"),
     Column("kendall", 1, "Kendall's tau-b of scores and KL divergences"),
-    Column("top_10_overlap", 1, "share of the highest 10 % of scores that is among the strongest 10 %"),
-)
-SWAP = (
     Column(
-        "spearman", 1, "rank correlation of scores and KL divergences of swaps, where five words or more were swapped"
+        "top_10_overlap", 1, "share of the strongest 10 % of single ablations that is among the highest 10 % of scores"
     ),
 )
-AOPC = (Column("aopc", -1, "change of the log-probability as the highest scores are ablated, over the curve"),)
+SWAP = (
+    Column("spearman", 1, "rank correlation of scores and KL divergences of swaps, if five words or more were swapped"),
+)
+AOPC = (Column("aopc", -1, "change of the log-probability when the highest-scored tokens are ablated, over the curve"),)
 
 MEASURES = {
     measure.name: measure
@@ -222,4 +224,4 @@ MEASURES = {
         Measure("aopc", "AOPC (less is better)", "aopc", AOPC, False, aopc),
     )
 }
-"""By name; `jscope_tl.faithfulness.evaluate` says what they are."""
+"""The measures by name; `jscope_tl.faithfulness.evaluate` describes them."""

@@ -1,4 +1,4 @@
-"""The methods that are measured: scopes, and what they must be better than."""
+"""The methods that are measured: scopes, and baselines."""
 
 import inspect
 import time
@@ -26,14 +26,14 @@ from jscope_tl.scopes.registry import RESERVED, available_scopes, resolve_scope
 
 @dataclass(frozen=True)
 class Method:
-    """A method of its own, which is no scope.
+    """An attribution method that is not a scope.
 
     Attributes:
-        function: of the model, tokens ``[pos]`` and a target id; returns scores ``[pos]`` for the prediction at the last
+        function: a function of the model, tokens ``[pos]`` and a target id, which returns scores ``[pos]`` for the prediction at the last
             position, or an `Attribution`.
-        n_forward: forward passes that it makes itself, besides those that an `Attribution` counts.
-        needs_alternative: whether the function takes one more id, the answer that the target is to be contrasted with. It is
-            measured on prompts that have one, such as those of `jscope_tl.ground_truth`.
+        n_forward: the number of its forward passes, besides those that an `Attribution` counts.
+        needs_alternative: whether the function has one more argument, the id of the answer with which the target is contrasted. Such a
+            method is measured on prompts that have an alternative, such as those of `jscope_tl.ground_truth`.
     """
 
     function: Callable[..., Any]
@@ -42,17 +42,17 @@ class Method:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise InputError(f"Method takes a function of model, tokens and target; got {self.function!r}.")
+            raise InputError(f"Method needs a function of model, tokens and target; got {self.function!r}.")
 
 
 def at_random(model: Any, tokens: Int[Tensor, "pos"], target: int, seed: int = 0) -> Float[Tensor, "pos"]:
-    """Scores drawn at random, the same for the same prompt and seed."""
+    """Random scores, which are the same for the same prompt and seed."""
     mixed = zlib.crc32(repr(tokens.tolist()).encode()) ^ (seed * 2654435761 % 2**32)
     return torch.rand(len(tokens), generator=torch.Generator("cpu").manual_seed(mixed), device="cpu")
 
 
 def against_runner_up(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Any:
-    """The target's logit against that of the most probable other token."""
+    """The contrastive scope of the target against the most probable other token."""
     view = ModelView(model)
     with undisturbed(view, []):
         logits = logits_of(view, rearrange(tokens, "pos -> 1 pos"), Passes())
@@ -62,19 +62,19 @@ def against_runner_up(model: Any, tokens: Int[Tensor, "pos"], target: int) -> An
 
 
 def against_alternative(model: Any, tokens: Int[Tensor, "pos"], target: int, alternative: int) -> Any:
-    """The target's logit against that of the known alternative, or of the runner-up where the alternative is explained itself."""
+    """The contrastive scope of the target against the known alternative, or against the runner-up if the target is the alternative."""
     if alternative == target:
         return against_runner_up(model, tokens, target)
     return attribute(model, tokens, "contrastive", target=target, baseline=alternative, progress=False)
 
 
 def explained(model: Any, tokens: Int[Tensor, "pos"], target: int, alternative: int | None = None) -> Any:
-    """`jscope_tl.explain`, against the known alternative where there is one and it is not explained itself."""
+    """`jscope_tl.explain`, against the known alternative if there is one and it is not the target."""
     return explain(model, tokens, target, None if alternative == target else alternative, progress=False)
 
 
 def alike(model: Any, tokens: Int[Tensor, "pos"], target: int) -> Float[Tensor, "pos"]:
-    """The same score everywhere: what equal scores share is what a token drawn at random is expected to get."""
+    """The same score for all tokens. Tied scores share hits, which gives the expected values of a token drawn at random."""
     return torch.ones(len(tokens), device="cpu")
 
 
@@ -106,11 +106,11 @@ METHODS: dict[str, Any] = {
     "random": Method(at_random, n_forward=0),
     "chance": Method(alike, n_forward=0),
 }
-"""By name: keywords of `jscope_tl.attribute`, or a `Method`."""
+"""The methods by name: keywords of `jscope_tl.attribute`, or a `Method`."""
 
 
 def resolve_methods(methods: Any) -> dict[str, Any]:
-    """The methods meant by names, by a mapping of them, or by None, which is all of `METHODS`."""
+    """The methods from a list of names, a mapping, or None for all of `METHODS`."""
     if methods is None:
         return dict(METHODS)
     if isinstance(methods, str):
@@ -120,7 +120,7 @@ def resolve_methods(methods: Any) -> dict[str, Any]:
     elif isinstance(methods, Iterable):
         chosen = {name: _named(name) for name in map(_name, methods)}
     else:
-        raise InputError(f"methods are names, or a mapping from names to what they stand for; got {methods!r}.")
+        raise InputError(f"methods are names, or a mapping from names to methods; got {methods!r}.")
     if not chosen:
         raise InputError("There are no methods to measure; give at least one.")
     for name, method in chosen.items():
@@ -130,7 +130,7 @@ def resolve_methods(methods: Any) -> dict[str, Any]:
             chosen[name] = method()
         elif not (callable(method) or isinstance(method, Scope | Mapping | Method)):
             raise InputError(
-                f"Method {name!r} is a scope's name, a scope, a function of the state, keywords of js.attribute or a "
+                f"Method {name!r} must be a scope's name, a scope, a function of the state, keywords of js.attribute or a "
                 f"js.faithfulness.Method; got {method!r}."
             )
     return chosen
@@ -139,7 +139,7 @@ def resolve_methods(methods: Any) -> dict[str, Any]:
 def _name(method: Any) -> str:
     if not isinstance(method, str):
         raise InputError(
-            f"In a list, methods are names; give others as a mapping from a name of yours: {{'mine': {method!r}}}."
+            f"In a list, methods are names; give other methods in a mapping with your own name: {{'mine': {method!r}}}."
         )
     return method
 
@@ -154,20 +154,20 @@ def _named(name: Any) -> Any:
 
 
 def contrasted(methods: dict[str, Any], alternatives: Sequence[int | None], are_all: bool) -> dict[str, Any]:
-    """Methods that need an alternative are left out where not every prompt has one, unless they were asked for."""
+    """The methods without those that need an alternative, if a prompt has none; it is an error if the user chose such a method."""
     needing = [name for name, method in methods.items() if getattr(method, "needs_alternative", False)]
     without = [n for n, alternative in enumerate(alternatives) if alternative is None]
     if needing and without and not are_all:
         raise InputError(
             f"Method {needing[0]!r} contrasts the target with a known alternative; {len(without)} of {len(alternatives)} prompts "
-            f"have none (prompt {without[0]} first). Take the prompts of js.ground_truth, or leave it out."
+            f"have none (the first is prompt {without[0]}). Use the prompts of js.ground_truth, or leave the method out."
         )
     return {name: method for name, method in methods.items() if not (without and name in needing)}
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Scores of one prediction by one method, and what they took."""
+    """Scores of one prediction by one method, and their cost."""
 
     scores: Float[Tensor, "pos"]
     passes: int
@@ -176,14 +176,14 @@ class Explained:
 
 @dataclass
 class Explainer:
-    """Some methods on one case; what was explained once is not explained again."""
+    """Some methods on one case. Each method explains a target only once."""
 
     view: ModelView
     methods: dict[str, Any]
     _known: dict[tuple[str, int], Explained] = field(default_factory=dict)
 
     def all(self, tokens: Int[Tensor, "pos"], target: int, alternative: int | None = None) -> dict[str, Explained]:
-        """Every method's scores of the prediction of ``target``."""
+        """The scores of every method for the prediction of ``target``."""
         return {name: self._one(name, tokens, target, alternative) for name in self.methods}
 
     def _one(self, name: str, tokens: Int[Tensor, "pos"], target: int, alternative: int | None) -> Explained:
@@ -200,7 +200,7 @@ class Explainer:
 def _explained(
     name: str, method: Any, model: Any, tokens: Int[Tensor, "pos"], target: int, alternative: int | None
 ) -> tuple[Float[Tensor, "pos"], int]:
-    """Scores, and passes through the model, forward and backward."""
+    """The scores, and the number of forward and backward passes."""
     if isinstance(method, Method):
         contrasted = (alternative,) if method.needs_alternative else ()
         result, passes = method.function(model, tokens, target, *contrasted), method.n_forward
@@ -214,11 +214,11 @@ def _explained(
 
 
 def _attributed(keywords: dict[str, Any], model: Any, tokens: Int[Tensor, "pos"], target: int) -> Attribution:
-    """A scope that asks for a token and was given none explains ``target``."""
+    """The attribution with these keywords; a scope that needs a target and has none explains ``target``."""
     for name in ("model", "prompt", "position"):
         if name in keywords:
             raise InputError(
-                f"{name!r} is given by the prompts that are measured on, whose last position is explained."
+                f"{name!r} is set by the evaluation, which explains the last position of each of its prompts. Leave it out."
             )
     settings = {key: value for key, value in keywords.items() if key in RESERVED}
     scope = resolve_scope(settings.pop("scope"), {k: v for k, v in keywords.items() if k not in RESERVED})

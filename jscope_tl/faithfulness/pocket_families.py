@@ -1,4 +1,4 @@
-"""The pocket model's own held-out prompts as candidates: what each of their words may be swapped for."""
+"""The pocket model's held-out prompts as candidates for the ground truth, with the possible swaps of each of their words."""
 
 import random
 import re
@@ -14,7 +14,7 @@ DRAWN = 1000
 
 
 def _by_answer(name: str, answers: Mapping[str, object]) -> Kind:
-    """Words with the same answer are one group: a swap is for a word with another one."""
+    """A kind in which words with the same answer are one group, so that a swap changes the answer."""
     groups: dict[object, list[str]] = {}
     for word, answer in answers.items():
         groups.setdefault(answer, []).append(word)
@@ -22,7 +22,7 @@ def _by_answer(name: str, answers: Mapping[str, object]) -> Kind:
 
 
 def _languages() -> list[Kind]:
-    """Nouns, adjectives, ... of each language."""
+    """The nouns, adjectives and other parts of speech of each language, each as a kind."""
     found = []
     for part, table in w.ENGLISH_TO.items():
         if part != "function":
@@ -52,7 +52,7 @@ KINDS = {
     "translation": tuple(_languages()),
     "repetition": (plain("word", w.REPEATABLE),),
 }  # fmt: skip
-"""Words that can stand for each other, by task."""
+"""Kinds of words that can replace each other, by task."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class PocketFamily:
 
     @property
     def name(self) -> str:
-        """As `ground_truth` takes it."""
+        """The name under which `ground_truth` accepts it."""
         return f"pocket {self.task}"
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
-        """Its prompts, each once; other words are shuffled by the prompt's own text."""
+        """The prompts of the task, each once; words for swaps are shuffled with the prompt's text as the seed."""
         seen: set[str] = set()
         for prompt in pocket_prompts(self.task, DRAWN, seed=seed):
             if prompt.text not in seen:
@@ -76,13 +76,13 @@ class PocketFamily:
 
 
 FAMILIES = {family.name: family for family in map(PocketFamily, KINDS)}
-"""By name; number series are not among them, as their causes are not known."""
+"""The families by name, without number series, whose causes are not known."""
 
 
 def _candidate(prompt: PocketPrompt) -> Candidate:
-    words, causes = prompt.text.split(), [t - 1 for t in prompt.causes]  # which count BOS
+    words, causes = prompt.text.split(), [t - 1 for t in prompt.causes]  # causes count BOS
     kinds = {i: kind for i in range(len(words)) if (kind := _kind(prompt.task, words, i)) is not None}
-    parts = re.split(r"(\s+)", prompt.text)  # words and what is between them, by turns
+    parts = re.split(r"(\s+)", prompt.text)  # words and the spaces between them, alternating
     between = [""]
     for place, part in enumerate(parts):
         if place % 2 == 0 and place // 2 in kinds:
@@ -97,7 +97,7 @@ def _candidate(prompt: PocketPrompt) -> Candidate:
 
 
 def _kind(task: str, words: Sequence[str], i: int) -> Kind | None:
-    """What a word is; one of two languages is of the one that is being spoken."""
+    """The kind of a word; in translations, a word that exists in two languages belongs to the language of its part of the prompt."""
     spoken = (
         next((words[j - 1].title() for j in range(i, 0, -1) if words[j] == ":"), "") if task == "translation" else ""
     )
@@ -105,7 +105,7 @@ def _kind(task: str, words: Sequence[str], i: int) -> Kind | None:
 
 
 def _may_matter(task: str, words: Sequence[str], i: int) -> bool:
-    """In a repeated sequence the last word, and the same one before, say what is repeated."""
+    """Whether a word that is not the cause may change the answer: in a repeated sequence the last word and its first occurrence may."""
     return task == "repetition" and words[i] == words[-1]
 
 

@@ -1,4 +1,4 @@
-"""What is ablated, whose probability is watched, and how a curve becomes a number."""
+"""Conventions of the ablation measures: what is ablated, which token is evaluated, and how a curve becomes a number."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,16 +14,17 @@ class Protocol:
     """Conventions of the ablation measures.
 
     Attributes:
-        fractions: shares of the tokens that are ablated together, rising.
-        ablation: what takes an embedding's place: ``"zero"``, ``"mean"`` (of the vocabulary), ``"pad"`` or ``"filler"``.
-        filler: the token that ``"filler"`` puts there, a string of one token or an id.
-        explained: the token that scopes explain: ``"target"``, the one that follows, or ``"argmax"``, the model's own choice.
-        evaluated: the token whose log-probability is followed, named alike.
-        over: ``"width"``: the area under the curve divided by its width, a mean change; ``"area"``: not divided.
-        stderr: ``"paired"``: from the spread of the prompts' own numbers; ``"independent"``: as if the points of a prompt's
-            curve had nothing to do with each other, which is too small.
-        bos: whether BOS is ranked and ablated with the others.
-        prepend_bos: for strings; None is the model's default.
+        fractions: the fractions of the tokens that are ablated together, increasing.
+        ablation: the replacement of an embedding: ``"zero"``, ``"mean"`` (of the vocabulary), ``"pad"`` or ``"filler"``.
+        filler: the token that ``ablation="filler"`` inserts, a string of one token or an id.
+        explained: the token that scopes explain: ``"target"``, the one that follows in the text, or ``"argmax"``, the model's most
+            probable one.
+        evaluated: the token whose log-probability is measured, ``"target"`` or ``"argmax"``.
+        over: ``"width"``: the area under the curve divided by its width, which is a mean change; ``"area"``: not divided.
+        stderr: ``"paired"``: from the spread of the numbers of the prompts; ``"independent"``: treats the points of a prompt's curve as
+            independent, which makes the standard error too small.
+        bos: whether BOS is ranked and ablated like other tokens.
+        prepend_bos: whether strings get a BOS token; None: the model's default.
     """
 
     fractions: tuple[float, ...] = FULL
@@ -47,33 +48,33 @@ class Protocol:
                 raise InputError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.{near}")
         if (self.ablation == "filler") != (self.filler is not None):
             raise InputError(
-                f"ablation='filler' and filler='...', the token that is put there, go together; got {self.ablation!r} and "
-                f"{self.filler!r}."
+                f"ablation='filler' needs filler='...', the token that is inserted, and no other ablation has a filler; got "
+                f"{self.ablation!r} and {self.filler!r}."
             )
         rising = all(a < b for a, b in zip(self.fractions, self.fractions[1:], strict=False))
         if len(self.fractions) < 2 or not rising or self.fractions[0] < 0 or self.fractions[-1] > 1:
             raise InputError(f"fractions are two or more increasing numbers between 0 and 1; got {self.fractions}.")
 
     def count(self, fraction: float, n: int) -> int:
-        """How many of ``n`` tokens are ablated: one at least, unless the fraction is 0."""
+        """The number of tokens to ablate out of ``n``: at least one, unless the fraction is 0."""
         return 0 if fraction == 0 else max(1, int(fraction * n + 1e-9))
 
     def token(self, which: str, target: int, argmax: int) -> int:
-        """The one that is meant."""
+        """The token id that ``"target"`` or ``"argmax"`` stands for."""
         return target if which == "target" else argmax
 
 
 CORRECTED = Protocol()
-"""The whole curve from no token to all, its mean change, one token explained and evaluated, errors by prompt."""
+"""The whole curve from no token to all tokens, the mean change, the same token explained and evaluated, and standard errors over prompts."""
 
 AUTHORS = Protocol((0.05, 0.1, 0.2), "zero", "target", "argmax", "area", "independent", bos=True, prepend_bos=False)
-"""The authors' conventions, for comparison with their tables."""
+"""The conventions of the authors of Jacobian Scopes, for comparison with their tables."""
 
 NAMED = {"corrected": CORRECTED, "authors": AUTHORS}
 
 
 def resolve_protocol(protocol: Any, changes: dict[str, Any]) -> Protocol:
-    """A protocol by name or as it is, with some of its fields changed."""
+    """A protocol, given by its name or as an object, with some of its fields changed."""
     found = NAMED.get(protocol) if isinstance(protocol, str) else protocol
     if not isinstance(found, Protocol):
         near = nearest(str(protocol), NAMED)

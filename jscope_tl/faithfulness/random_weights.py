@@ -1,4 +1,4 @@
-"""Whether scores depend on what a model has learned: the same methods on the same prompts, with the weights shuffled."""
+"""A check whether scores depend on the trained weights: the same methods on the same prompts, with the weights shuffled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ from jscope_tl.results.ranks import spearman
 
 @dataclass(frozen=True, eq=False)
 class WeightDependence:
-    """How alike scores with trained and with shuffled weights are.
+    """The similarity of scores with trained and with shuffled weights.
 
     Attributes:
-        methods: their names.
-        spearman: ``[method, prompt]``, rank correlation over the ranked tokens. Near 1: what the map shows is the prompt and the
-            architecture; near 0: the weights.
-        model: its name.
-        seed: of the shuffling.
+        methods: the names of the methods.
+        spearman: ``[method, prompt]``, rank correlation over the ranked tokens. Near 1, scores depend on the prompt and the architecture
+            only; near 0, they depend on the weights.
+        model: the name of the model.
+        seed: the seed of the shuffling.
     """
 
     methods: tuple[str, ...]
@@ -37,7 +37,7 @@ class WeightDependence:
     seed: int
 
     def mean(self, method: str) -> Mean:
-        """Over prompts, with the 95 % interval of a bootstrap."""
+        """The mean over prompts, with the 95 % interval of a bootstrap."""
         return mean_of(self.spearman[self.methods.index(method)])
 
     def __repr__(self) -> str:
@@ -50,7 +50,7 @@ class WeightDependence:
         return "\n".join(
             [
                 *lines,
-                "  rank correlation of scores with trained and with shuffled weights; near 0 is what a method should have",
+                "  rank correlation of scores with trained and with shuffled weights; it should be near 0",
             ]
         )
 
@@ -58,27 +58,27 @@ class WeightDependence:
 def weight_dependence(
     model: Any, prompts: Any, methods: Any = None, *, seed: int = 0, progress: bool | None = None
 ) -> WeightDependence:
-    """Compare each method's scores with those that it gives once all weights are shuffled (Adebayo et al. 2018, "Sanity checks").
+    """Compare each method's scores with its scores after all weights are shuffled (Adebayo et al. 2018, "Sanity checks").
 
-    Every weight matrix keeps its numbers in another order, so that sizes stay as they were and everything learned is gone. What a
-    method still says then cannot be about what the model has learned. The weights are put back afterwards, bit by bit; meanwhile
-    they take twice the memory.
+    The entries of every weight matrix are permuted, so that their distribution stays the same and everything learned is lost. Scores that
+    stay the same do not depend on what the model has learned. Afterwards the original weights are restored exactly; until then, weights
+    take twice the memory.
 
     Args:
-        model: a `HookedTransformer` or `TransformerBridge`; it should run nowhere else meanwhile.
-        prompts: as `evaluate` takes them.
-        methods: names of `METHODS`, or a mapping, as `evaluate` takes them.
-        seed: of the shuffling.
-        progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
+        model: a `HookedTransformer` or `TransformerBridge`, which should not be used elsewhere during the call.
+        prompts: prompts as for `evaluate`.
+        methods: names of `METHODS`, or a mapping, as for `evaluate`.
+        seed: the seed of the shuffling.
+        progress: a progress bar over prompts always (True), never (False), or if the call takes more than a second (None).
 
     Raises:
-        InputError: as `evaluate`.
+        InputError: the cases in which `evaluate` raises it.
 
     Example:
         >>> import jscope_tl as js
         >>> model, prompts = js.load_pocket_model(), js.pocket_prompts("assistant", 3)
         >>> found = js.faithfulness.weight_dependence(model, prompts, ["log_prob", "random"])
-        >>> round(found.mean("random").mean, 6)  # which never looks at the model
+        >>> round(found.mean("random").mean, 6)  # random scores do not depend on the model
         1.0
     """
     view, chosen, start = ModelView(model), resolve_methods(methods), count("seed", seed, 0)
@@ -105,7 +105,7 @@ def weight_dependence(
 
 @contextmanager
 def _shuffled(view: ModelView, seed: int) -> Iterator[None]:
-    """All weights of two axes or more with their entries in another order; those of one, biases and gains, stay."""
+    """A context manager in which the entries of all weights with two or more axes are permuted; biases and gains stay the same."""
     generator = torch.Generator("cpu").manual_seed(seed)
     matrices = [weight for weight in view.parameters if weight.ndim > 1]
     kept = [weight.detach().clone() for weight in matrices]

@@ -1,4 +1,4 @@
-"""What a measurement returns: one row per prompt and method, means with paired intervals, and differences."""
+"""The result of a measure: one row for each prompt and method, means with confidence intervals, and paired differences."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of a number over prompts: standard error, and the 95 % interval of a bootstrap over prompts."""
+    """The mean of a number over prompts, its standard error, and the 95 % interval of a bootstrap over prompts."""
 
     mean: float
     stderr: float
@@ -29,15 +29,15 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness(Saved):
-    """How methods did on prompts.
+    """The faithfulness of methods on a set of prompts, by one measure.
 
     Attributes:
-        measure: what was measured.
-        methods: their names.
-        columns: the numbers, the first the one to quote.
+        measure: the name of the measure.
+        methods: the names of the methods.
+        columns: the numbers of the measure; the first is the one to report.
         rows: a dictionary for every prompt and method.
-        protocol: the conventions.
-        model: its name.
+        protocol: the conventions of the measure.
+        model: the name of the model.
     """
 
     measure: str
@@ -48,7 +48,7 @@ class Faithfulness(Saved):
     model: str
 
     def __post_init__(self) -> None:
-        """Refuse rows that lack something, as a damaged file may hold."""
+        """Refuse rows without one of the columns, as in a damaged file."""
         names = [column.name for column in self.columns]
         need(len(self.methods) > 0 and len(names) > 0, "there is one method or more, and one column or more")
         need(all(column.better in (-1, 0, 1) for column in self.columns), "better is 1, -1 or 0")
@@ -60,10 +60,10 @@ class Faithfulness(Saved):
         need(alike and sum(map(len, prompts.values())) == len(self.rows), "every method has a row for every prompt")
 
     def values(self, column: str, correct_only: bool = False, task: str | None = None) -> Float[np.ndarray, "method n"]:
-        """A number by method and prompt, prompts in one order: what is compared is paired.
+        """The values of a column, ``[method, n]``, with the prompts in the same order for all methods, so that they are paired.
 
         Raises:
-            InputError: no such column, or no prompt is left.
+            InputError: the column does not exist, or no prompt is left.
         """
         names = [name for name in self.rows[0] if name not in ("prompt", "method", "task")]
         if column not in names:
@@ -71,23 +71,25 @@ class Faithfulness(Saved):
         kept = [row for row in self.rows if (row["correct"] or not correct_only) and task in (None, row["task"])]
         table = [[row[column] for row in kept if row["method"] == method] for method in self.methods]
         if not table[0]:
-            raise InputError("No prompt is left: the model predicts none of them, or none is of that task.")
+            raise InputError(
+                "No prompt is left: the model predicts none of them correctly, or no prompt has that task."
+            )
         return np.array(table, dtype=float)
 
     def mean(self, method: str, column: str | None = None, correct_only: bool = False, task: str | None = None) -> Mean:
-        """Of one method; by default of the column to quote."""
+        """The mean of a column for one method; by default of the first column."""
         own = self.values(column or self.columns[0].name, correct_only, task)[self._index(method)]
         return mean_of(own, self._stderr(method, column, correct_only, task))
 
     def difference(
         self, a: str, b: str, column: str | None = None, correct_only: bool = False, task: str | None = None
     ) -> Mean:
-        """Of method ``a`` less that of ``b`` on the same prompts: the interval is that of the paired difference."""
+        """The mean of method ``a`` minus that of ``b`` on the same prompts; the interval is that of the paired difference."""
         values = self.values(column or self.columns[0].name, correct_only, task)
         return mean_of(values[self._index(a)] - values[self._index(b)])
 
     def summary(self, correct_only: bool = False, task: str | None = None) -> pd.DataFrame:
-        """Means over prompts by method: each column with ``_stderr``, ``_low`` and ``_high`` (95 %), passes and seconds."""
+        """Means over prompts by method: each column with its ``_stderr``, ``_low`` and ``_high`` (95 %), and passes and seconds."""
         table: dict[str, dict[str, float]] = {}
         for method in self.methods:
             row = table.setdefault(method, {})
@@ -125,7 +127,7 @@ class Faithfulness(Saved):
         return self.protocol.stderr == "independent" and column == "aopc"
 
     def _stderr(self, method: str, column: str | None, correct_only: bool, task: str | None) -> float | None:
-        """The authors' error of the area: that of the trapezoid rule over points taken for independent."""
+        """The authors' standard error of the area: that of the trapezoid rule over points that are treated as independent."""
         if not self._points_count(column or self.columns[0].name):
             return None
         x = np.array(self.protocol.fractions)
@@ -139,7 +141,8 @@ def _standard_error(values: Float[np.ndarray, "n"]) -> float:
 
 
 def mean_of(values: Float[np.ndarray, "n"], stderr: float | None = None) -> Mean:
-    """Percentile bootstrap over prompts that have a number; the same resamples for as many prompts, so that methods compare."""
+    """The mean with a percentile bootstrap over prompts that have a number. Equal numbers of prompts get the same resamples, so that
+    methods are comparable."""
     values = values[~np.isnan(values)]
     if not len(values):
         nothing = float("nan")

@@ -1,4 +1,4 @@
-"""Which of a prompt's words decide what a model says: every slot is swapped for other words of its kind."""
+"""Swaps: which words of a prompt determine a model's answer, found by swapping every slot for other words of its kind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from jscope_tl.model.view import ModelView
 
 SWAPS = 3
 MARGIN = 0.01
-"""Nats by which the most probable token must lead: what is closer is decided by rounding."""
+"""The lead in nats that the most probable token must have; rounding could change the order of closer tokens."""
 
 
 @dataclass(frozen=True)
 class Swap:
-    """What the model says with another word in a slot.
+    """The model's prediction with another word in a slot.
 
     Attributes:
         word: the other word.
-        token: its id.
-        answer: the most probable next token then.
-        lead: log-probability of the unswapped prompt's answer, less that of the best other token: below 0 the answer changed.
+        token: the id of the other word.
+        answer: the most probable next token with the other word.
+        lead: log-probability of the original answer minus that of the most probable other token; below 0 the answer changed.
         kl: ``KL(p ‖ p_swapped)`` of the whole next-token distribution, in nats.
     """
 
@@ -43,11 +43,11 @@ class Slot:
     """A token of a prompt and its swaps.
 
     Attributes:
-        position: of the token, BOS counted.
-        kind: what it is swapped for.
-        word: that stands there.
-        role: what the construction says: ``"cause"``, ``"open"`` or ``"inert"``.
-        swaps: three, or as many as the kind has.
+        position: the position of the token, counting BOS.
+        kind: the kind of words for which it is swapped.
+        word: the original word.
+        role: the role by construction: ``"cause"``, ``"open"`` or ``"inert"``.
+        swaps: three swaps, or fewer if the kind has fewer words.
     """
 
     position: int
@@ -63,22 +63,22 @@ class Slot:
 
     @property
     def is_inert(self) -> bool:
-        """Whether no swap changes it."""
+        """Whether no swap changes the answer."""
         return all(swap.lead > MARGIN for swap in self.swaps)
 
     @property
     def kl(self) -> float:
-        """Mean over the swaps of ``KL(p ‖ p_swapped)``."""
+        """The mean of ``KL(p ‖ p_swapped)`` over the swaps."""
         return sum(swap.kl for swap in self.swaps) / len(self.swaps)
 
 
 @dataclass(frozen=True)
 class Read:
-    """A candidate as a model reads it.
+    """A candidate with its tokens.
 
     Attributes:
         tokens: ``[pos]``.
-        answers: ids, in the order of the candidate's.
+        answers: the ids of the candidate's answers, in the same order.
     """
 
     candidate: Candidate
@@ -87,7 +87,7 @@ class Read:
 
 
 class Dropped(Exception):
-    """A candidate is no prompt for this model; the message says why."""
+    """Raised if a candidate is not suitable for this model; the message has the reason."""
 
 
 NOT_ONE = "a word is not one token"
@@ -107,13 +107,17 @@ def read(view: ModelView, candidate: Candidate) -> Read:
 
 
 def is_one_token(view: ModelView, word: str) -> bool:
-    """Whether a word is one token that reads so, by itself or behind a blank: only then can a slot hold it."""
+    """Whether a word is a single token with this text, alone or after a space; a slot needs this."""
     tokenized = [list(view.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (word, f" {word}")]
     return any(len(ids) == 1 and _reads(view, ids[0], word) for ids in tokenized)
 
 
 def following(view: ModelView, text: str, tokens: Int[Tensor, "pos"], answer: str) -> int:
-    """Id of an answer, where it is one token behind the text."""
+    """The id of an answer.
+
+    Raises:
+        Dropped: the answer is not one token after the text.
+    """
     whole = to_tokens(view, text + answer)
     if len(whole) != len(tokens) + 1 or not torch.equal(whole[:-1], tokens):
         raise Dropped(NOT_ONE)
@@ -121,7 +125,7 @@ def following(view: ModelView, text: str, tokens: Int[Tensor, "pos"], answer: st
 
 
 def said(view: ModelView, prompts: Sequence[Read]) -> list[tuple[int, float]]:
-    """The most probable token after each prompt, and by how much it leads; prompts of one length run side by side."""
+    """The most probable token after each prompt, and its lead in log-probability; prompts of the same length run in one batch."""
     found: dict[int, tuple[int, float]] = {}
     for length in sorted({len(prompt.tokens) for prompt in prompts}):
         alike = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) == length]
@@ -143,10 +147,10 @@ def log_probs(view: ModelView, rows: Int[Tensor, "n pos"]) -> Float[Tensor, "n d
 
 
 def swapped_rows(view: ModelView, prompt: Read, slot: int) -> tuple[int, list[tuple[str, Int[Tensor, "pos"]]]]:
-    """The position of a slot, and the prompt with each of its other words that is one token there.
+    """The position of a slot, and the prompt with each of its other words that is one token at that position.
 
     Raises:
-        Dropped: its own word is not one token, or too few others are.
+        Dropped: the word of the slot is not one token, or too few other words are.
     """
     candidate, rows, position = prompt.candidate, [], None
     for word in candidate.others[slot]:
@@ -173,7 +177,7 @@ def _reads(view: ModelView, token: int, word: str) -> bool:
 def swapped(
     view: ModelView, prompt: Read, answer: int, log_p: Float[Tensor, "d_vocab"], slots: Sequence[int]
 ) -> list[Slot]:
-    """What swaps of some slots do to a prompt whose next-token log-probabilities are ``log_p``; all swaps run side by side."""
+    """Some slots with their swaps, for a prompt with the next-token log-probabilities ``log_p``; all swaps run in batches."""
     places = [swapped_rows(view, prompt, slot) for slot in slots]
     rows = [row for _, found in places for row in found]
     log_q = log_probs(view, torch.stack([tokens for _, tokens in rows]))

@@ -1,4 +1,4 @@
-"""From candidates to validated prompts: which are kept, how many of each family, and why the others were dropped."""
+"""Validation of candidates on a model: which are kept, how many of each family, and why others are dropped."""
 
 import random
 from collections import Counter
@@ -30,25 +30,25 @@ from jscope_tl.model.prompts import to_str_tokens
 from jscope_tl.model.view import ModelView
 
 GIVEN_UP = 48
-"""Candidates after which a template that gave no prompt is left alone."""
+"""The number of candidates after which a template without a validated prompt is given up."""
 AT_ONCE = 3
-"""Slots whose swaps run side by side."""
+"""The number of slots whose swaps run in one batch."""
 TRIES = 8
-"""Candidates of one template at most, for each prompt that is asked for."""
+"""The largest number of candidates of one template for each requested prompt."""
 
 
 @dataclass(frozen=True)
 class ValidatedPrompt:
-    """A prompt that a model completes rightly, and the words that decide it.
+    """A prompt that a model completes correctly, and the words that determine the answer.
 
     Attributes:
-        family: what it asks for.
-        template: number of its sentence frame within the family.
-        text: up to the word that is predicted.
-        tokens: its ids, with BOS where the model has one.
+        family: the name of its family.
+        template: the number of its template within the family.
+        text: the text before the predicted word.
+        tokens: the token ids, with BOS if the model has one.
         answer, target: the most probable next token, as text and as id.
-        alternative, baseline: the answer that it is contrasted with, as text and as id.
-        slots: its words and their swaps, in order.
+        alternative, baseline: the answer with which it is contrasted, as text and as id.
+        slots: the words in slots and their swaps, in the order of the text.
     """
 
     family: str
@@ -63,13 +63,13 @@ class ValidatedPrompt:
 
     @property
     def causes(self) -> tuple[int, ...]:
-        """Positions of the slots of which every swap changes the answer."""
+        """Positions of the slots for which every swap changes the answer."""
         return tuple(slot.position for slot in self.slots if slot.decides)
 
 
 @dataclass
 class Found:
-    """Prompts of one family and what became of its candidates."""
+    """The validated prompts of one family, the number of its candidates, and the reasons for which others were dropped."""
 
     prompts: list[ValidatedPrompt] = field(default_factory=list)
     tried: int = 0
@@ -93,7 +93,7 @@ class _Source:
 
 
 def search(view: ModelView, family: Family | PocketFamily, n: int, seed: int, bar: Any) -> Found:
-    """Up to ``n`` validated prompts of a family; no template gives more than its double share while others can."""
+    """Up to ``n`` validated prompts of a family. No template gives more than twice its share as long as others can give prompts."""
     sources = [_Source(stream) for stream in _streams(view, family, seed)]
     found, share = Found(), -(-2 * n // len(sources))
     while len(found.prompts) < n:
@@ -118,7 +118,7 @@ def _streams(view: ModelView, family: Family | PocketFamily, seed: int) -> list[
 
 
 def _from_one(view: ModelView, family: str, source: _Source, wanted: int, limit: int, found: Found, bar: Any) -> None:
-    """Some candidates of one template, until it gave what is wanted."""
+    """Validate some candidates of one template, until ``wanted`` prompts are found."""
     ready = _answered(view, source.draw(min(8, limit) if wanted > 0 else 0, limit), found)
     for prompt, answer in ready:
         if wanted <= 0:
@@ -133,7 +133,7 @@ def _from_one(view: ModelView, family: str, source: _Source, wanted: int, limit:
 
 
 def _answered(view: ModelView, drawn: Sequence[Candidate], found: Found) -> list[tuple[Read, int]]:
-    """The candidates that the model completes rightly, with the number of the answer that it gives."""
+    """The candidates that the model completes correctly, with the number of the model's answer."""
     prompts = []
     found.tried += len(drawn)
     for candidate in drawn:
@@ -166,7 +166,7 @@ def _validated(view: ModelView, family: str, prompt: Read, number: int) -> Valid
 
 
 def _checked(view: ModelView, prompt: Read, target: int) -> list[Slot]:
-    """All slots with their swaps, the causes first; a few at a time, as most that fail do so early."""
+    """All slots with their swaps, the causes first; a few at a time, because most candidates that fail do so early."""
     roles = prompt.candidate.roles
     order = sorted(range(len(roles)), key=lambda i: ("cause", "inert", "open").index(roles[i]))
     parts = [order[: roles.count("cause")]]

@@ -1,6 +1,6 @@
-"""Words by kind, and which word follows from which: what the families of `jscope_tl.faithfulness.families` are filled with.
+"""Kinds of words and relations between words, with which the templates of `jscope_tl.faithfulness.families` are filled.
 
-A word that is no single token in a model is left out there, so the lists may be longer than any model needs.
+Words that are not a single token of a model are not used with this model, so the lists are longer than any model needs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,13 +10,13 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of slot: its words, in groups.
+    """A kind of word: its words, in groups.
 
     Attributes:
-        name: as prompts call it.
-        groups: a word is swapped for words of other groups: one group for each number or gender, so that a swap is to the
-            opposite, else one for each word.
-        paired: whether the words at one place of all groups are forms of one word; its other form is the first swap.
+        name: the name in templates.
+        groups: a word is swapped for words of other groups. There is one group for each number or gender, so that a swap is to the
+            opposite one; for other kinds each word is a group.
+        paired: whether the words at the same place of all groups are forms of one word; the other form is then the first swap.
     """
 
     name: str
@@ -30,15 +30,15 @@ class Kind:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All of them."""
+        """All words of the kind."""
         return tuple(self._group)
 
     def others(self, word: str) -> list[str]:
-        """What a word may be swapped for."""
+        """The words for which a word may be swapped."""
         return [other for other in self._group if self._group[other] != self._group.get(word)]
 
     def forms(self, word: str) -> list[str]:
-        """The other forms of the same word, where the kind has forms."""
+        """The other forms of the same word; none if the kind has no forms."""
         if not self.paired or word not in self._group:
             return []
         place = self.groups[self._group[word]].index(word)
@@ -47,11 +47,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Relation:
-    """Which word, or which words, follow from one: what ``{name(slot)}`` in a template stands for.
+    """A mapping from words to words, for ``{name(slot)}`` in a template.
 
     Attributes:
-        kind: of the words that follow.
-        of: word to word, or to several that are all right.
+        kind: the kind of the resulting words.
+        of: from a word to the resulting word, or to several words that are all correct.
     """
 
     kind: str
@@ -65,7 +65,7 @@ def plain(name: str, words: str | Iterable[str]) -> Kind:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """``one:other`` by spaces."""
+    """A dictionary from text such as ``one:other one:other``."""
     return dict(pair.split(":") for pair in text.split())
 
 

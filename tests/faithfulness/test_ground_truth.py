@@ -173,7 +173,7 @@ def test_a_word_that_must_not_matter_does(pocket: Any, monkeypatch: pytest.Monke
 def test_a_family_that_a_model_cannot_do_is_reported(pocket: Any) -> None:
     truth = js.ground_truth(pocket, ["capitals", "pocket assistant"], n=2, progress=False)
     assert [(name, found.kept) for name, found in truth.yields.items()] == [("capitals", 0), ("pocket assistant", 2)]
-    assert "capitals              0 of 0 candidates   (dropped: no filling has words that are one token each)" in repr(
+    assert "capitals              0 of 0 candidates   (dropped: the model has no filling whose words are one token each)" in repr(
         truth
     )
 
@@ -258,14 +258,14 @@ def test_files_that_hold_something_else(truth: Any, tmp_path: Path) -> None:
          whole.replace('"position": 1,', '"position": 900,'), whole.replace('"family": "pocket agreement"', '"family": "other"')]
     ):  # fmt: skip
         (tmp_path / f"{n}.json").write_text(content, encoding="utf-8")
-        with pytest.raises(js.InputError, match="holds no ground truth"):
+        with pytest.raises(js.InputError, match="is not a file of a ground truth"):
             js.GroundTruth.load(tmp_path / f"{n}.json")
-    with pytest.raises(js.InputError, match="holds no ground truth"):
+    with pytest.raises(js.InputError, match="is not a file of a ground truth"):
         js.GroundTruth.load(tmp_path / "missing.json")
 
 
 def test_prompts_of_another_model_are_refused(pocket: Any) -> None:
-    with pytest.raises(js.InputError, match="Prompt 0: it was validated with other tokens"):
+    with pytest.raises(js.InputError, match="Prompt 0: it was validated with tokens that differ"):
         faith.evaluate(pocket, js.GroundTruth.load(SMOLLM2), ["chance"], "known_cause", progress=False)
 
 
