@@ -138,7 +138,7 @@ def test_a_named_filler_takes_the_tokens_place(pocket: Any, filler: str | int) -
 def test_fillers_that_are_none(pocket: Any) -> None:
     prompts = js.pocket_prompts("assistant", 1)
     for changes, message in (
-        ({"ablation": "filler"}, "go together"), ({"filler": " the"}, "go together"),
+        ({"ablation": "filler"}, "needs filler="), ({"filler": " the"}, "needs filler="),
         ({"ablation": "filler", "filler": " xyzzy"}, "not in the vocabulary"),
     ):  # fmt: skip
         with pytest.raises(js.InputError, match=message):

@@ -1,6 +1,6 @@
-"""Many prompts: explained one after another, written as Parquet files, resumed, sharded, and asked afterwards.
+"""Runs over many prompts, which are written as Parquet files and can be resumed and sharded, and summaries of these runs.
 
-`schema` says what is written, the run of prompts writes it, the data set reads it, the summaries ask it.
+`schema` defines the columns of a run, `explaining` writes it, `dataset` reads it, and `summaries` evaluates it.
 """
 
 from jscope_tl.corpus.circuits import components

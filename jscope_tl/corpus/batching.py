@@ -1,4 +1,4 @@
-"""Lines in, rows out: prompts of like length share passes, as many as memory allows, and one that fails is a row too."""
+"""From lines to rows: prompts of similar length share passes, as many as memory allows. A prompt that fails has a row with its error."""
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,34 +19,35 @@ from jscope_tl.errors import InputError
 from jscope_tl.results.attribution import Attribution
 
 READ_AHEAD = 256
-"""Lines among which prompts of like length are looked for."""
+"""The number of lines that are read at once and sorted by length."""
 CPU_TOKENS = 512
-"""Of a batch on a CPU, where more are not faster."""
+"""The number of tokens of a batch on a CPU, where larger batches are not faster."""
 SHARE = 0.5
-"""Of the memory that is free."""
+"""The share of the free memory that a batch may use."""
 GIVE_UP = 10
-"""Errors in a row that nobody foresaw, after which it is not the prompts that are wrong."""
+"""The number of consecutive unexpected errors after which the run stops, because the cause is probably not in the prompts."""
 
 
 @dataclass
 class Budget:
-    """How many tokens go into one pass, padding included; what was learnt from passes so far.
+    """The number of tokens in one pass, including padding, as estimated from the passes so far.
 
     Attributes:
-        tokens: the most; None: not known before the first prompt was measured.
-        length: of the prompt that was measured; a pass takes memory that grows with the length at least, and with its square at most.
+        tokens: the largest number; None: not known before the first prompt was measured.
+        length: the length of the prompt that was measured. The memory of a pass grows at least linearly with the length, and at most
+            with its square.
     """
 
     tokens: int | None
     length: int | None = None
 
     def size(self, longest: int) -> int:
-        """How many prompts of that length."""
+        """The number of prompts of that length in one pass."""
         grown = max(1.0, longest / self.length) if self.length else 1.0
         return max(1, int((self.tokens or 1) / (longest * grown)))
 
     def less(self, batch: Sequence[Numbered]) -> None:
-        """After memory ran out: half of what was tried."""
+        """Halve the budget after a batch ran out of memory."""
         self.tokens = max(1, len(batch) * max(len(one.tokens) for one in batch) // 2)
 
 
@@ -55,11 +56,11 @@ Asked = list[tuple[Line, Numbered]]
 
 @dataclass
 class Explaining:
-    """Explains lines; keeps what it learns about memory, and counts what went wrong without a reason.
+    """Explains lines. It keeps an estimate of the memory, and counts unexpected errors.
 
     Attributes:
-        question: what is asked.
-        budget: tokens of a pass.
+        question: the settings of the run.
+        budget: the number of tokens in a pass.
     """
 
     question: Question
@@ -81,7 +82,7 @@ class Explaining:
                 yield from self._explained(batch)
 
     def _batches(self, asked: Asked) -> Iterator[Asked]:
-        """Batches of prompts with one target token each; a target of several tokens has passes of its own."""
+        """Batches of prompts with one target token each; a prompt whose target has several tokens is a batch by itself."""
         alike = []
         for pair in asked:
             if several_tokens(pair[1].setup) is None:
@@ -94,7 +95,7 @@ class Explaining:
             alike = alike[size:]
 
     def _explained(self, batch: Asked) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Rows of a batch; where it fails, those of its halves, down to the prompt that is to blame."""
+        """The rows of a batch. If it fails, each half is tried again, down to the prompt that causes the error."""
         try:
             found = self._run([asked for _, asked in batch])
         except (InputError, Exception) as error:
@@ -119,7 +120,7 @@ class Explaining:
         return [explain_target(one.setup, one.tokens, one.position)]
 
     def _measured(self, one: Numbered) -> Attribution:
-        """The first prompt, and what it says about the memory of the others."""
+        """Explain the first prompt, and estimate from its memory how many tokens fit into a pass."""
         device, n = one.tokens.device, len(one.tokens)
         with LiveBytes() as meter:
             found = explain_target(one.setup, one.tokens, one.position)
@@ -130,21 +131,21 @@ class Explaining:
         return found
 
     def _blamed(self, error: Exception, batch: Sequence[Numbered]) -> str:
-        """The reason for a row; an error that nobody foresaw is raised when there are many in a row."""
-        said = str(error)
+        """The error message for a row. An unexpected error is raised if there are too many in succession."""
+        reason = str(error)
         if is_out_of_memory(error):
             self.budget.less(batch)
-            said = f"There is too little memory for this prompt of {len(batch[0].tokens)} tokens."
+            reason = f"There is too little memory for this prompt of {len(batch[0].tokens)} tokens."
         elif not isinstance(error, InputError):
             self._unforeseen += len(batch) == 1
             if self._unforeseen >= GIVE_UP:
                 raise error
-            said = f"{type(error).__name__}: {' '.join(said.split())[:300]}"
+            reason = f"{type(error).__name__}: {' '.join(reason.split())[:300]}"
         if torch.cuda.is_available():
-            error.__traceback__ = None  # which keeps what was allocated alive
+            error.__traceback__ = None  # the traceback keeps tensors alive
             gc.collect()
             torch.cuda.empty_cache()
-        return said
+        return reason
 
     def _failed(self, line: Line, error: InputError) -> dict[str, Any]:
         return failed(line, str(error), self.question.setup.scope)

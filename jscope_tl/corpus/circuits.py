@@ -1,4 +1,4 @@
-"""`components`: the mean effect of each component over many prompts, the table that a circuit search starts from."""
+"""`components`: the mean effect of each component over many prompts, as a starting point for a circuit search."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ from jscope_tl.scopes.base import Scope
 from jscope_tl.scopes.registry import scope_entry
 
 NAMED = 20
-"""Prompts that failed, which are named."""
+"""The largest number of failed prompts that are listed."""
 CORRUPTED = "corrupted"
-"""The column of a prompt's own source."""
+"""The column with the source of each prompt."""
 
 
 def components(
@@ -42,27 +42,27 @@ def components(
     progress: bool | None = None,
     **how: Any,
 ) -> ComponentMeans:
-    """The mean effect of each head, layer or neuron over prompts, with 95 % intervals, as `jscope_tl.patching.components` finds it on each.
+    """The mean effect of each head, layer or neuron over prompts, with 95 % intervals, from `jscope_tl.patching.components` on each prompt.
 
     Args:
-        model: as everywhere.
-        prompts: whatever `jscope_tl.corpus.run` takes: a file, a data set, or an iterable of texts, lists of ids, chats and mappings, with
-            ``id``, ``target``, ``baseline`` and ``position`` of each prompt where it has its own. A column ``corrupted`` holds the other prompt
-            of as many tokens whose activations are put in place, as ``source`` in `jscope_tl.patching.components`.
-        scope: what is explained.
+        model: a `HookedTransformer` or `TransformerBridge`, in evaluation mode, on any device.
+        prompts: prompts as for `jscope_tl.corpus.run`: a file, a data set, or an iterable of strings, lists of ids, chats and mappings,
+            optionally with ``id``, ``target``, ``baseline`` and ``position`` for each prompt. A column ``corrupted`` has for each prompt
+            another prompt with the same number of tokens, which is its ``source`` in `jscope_tl.patching.components`.
+        scope: the scope, as for `jscope_tl.patching.components`.
         of: ``"heads"``, ``"attn"``, ``"mlps"`` or ``"neurons"``, which are the same in every prompt.
-        most: in how large a share of prompts each component is among so many strongest.
-        measure: how many of the strongest components of each prompt are measured by whole runs, in place of their predictions (as
-            `ComponentEffects.measure` does); 0 for none.
-        bootstrap_seed: of the resamples of prompts that the intervals come from.
-        progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
+        most: how many components of a prompt count as the strongest, for the share of prompts in which each component is among them.
+        measure: how many of the strongest components of each prompt are measured in whole runs (see `ComponentEffects.measure`), instead
+            of predicted; 0 for none.
+        bootstrap_seed: the seed of the bootstrap over prompts, from which the intervals come.
+        progress: a progress bar over prompts always (True), never (False), or if the call takes more than a second (None).
         how: further options of `jscope_tl.patching.components`, for all prompts: ``source``, ``refine``, ``target``, ...
 
     Returns:
-        `ComponentMeans`. A prompt that cannot be explained is counted and named there, with the reason.
+        `ComponentMeans`. It has the number of prompts that cannot be explained, and the first of them with the reasons.
 
     Raises:
-        InputError: no such kind, no prompts, or none that can be explained.
+        InputError: an unknown kind, no prompts, or no prompt that can be explained.
 
     Example:
         >>> import jscope_tl as js
@@ -87,14 +87,14 @@ def components(
 def _check(of: Any, how: Mapping[str, Any]) -> None:
     if of not in AXES:
         raise InputError(
-            f"Means over prompts are of {', '.join(AXES)}, which are the same in every prompt; got {of!r}.{nearest(str(of), AXES)}"
+            f"Means over prompts need components that are the same in every prompt: {', '.join(AXES)}; got {of!r}.{nearest(str(of), AXES)}"
         )
     if how.get("positions", "all") != "all":
-        raise InputError("positions='each' has no means over prompts, whose positions differ; leave it out.")
+        raise InputError("positions='each' has no means over prompts, because their positions differ; leave it out.")
 
 
 def _asked(view: ModelView, line: Line, scope: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """A prompt, the scope that it is explained by, and what is asked of it alone."""
+    """A prompt, its scope, and the keywords for this prompt alone."""
     if line.error is not None:
         raise InputError(line.error)
     prompt = tokenized(view, line.prompt).tokens if is_chat(line.prompt) else line.prompt
@@ -110,7 +110,7 @@ def _asked(view: ModelView, line: Line, scope: Any) -> tuple[Any, Any, dict[str,
 
 @dataclass
 class _Found:
-    """What the prompts so far have given."""
+    """The sums over the prompts so far."""
 
     most: int
     seed: int
@@ -125,7 +125,7 @@ class _Found:
     sources: set[str] = field(default_factory=set)
 
     def add(self, name: str, effects: ComponentEffects) -> None:
-        """One more prompt."""
+        """Add the effects of one prompt."""
         self.first = self.first or effects
         values = effects.values.flatten().double().numpy()
         self.resampled = self.resampled or Resampled(len(values), self.seed)
@@ -143,17 +143,17 @@ class _Found:
             self.doubt = self.doubt or f"{name}: {effects.warnings[0]}"
 
     def failure(self, name: str, error: InputError) -> None:
-        """One that cannot be explained."""
+        """Add a prompt that cannot be explained."""
         self.n_failed += 1
         if len(self.failed) < NAMED:
             self.failed[name] = str(error)
 
     def means(self, of: str) -> ComponentMeans:
-        """Of all prompts."""
+        """The means over all prompts."""
         first = self.first
         if first is None or self.resampled is None:
             why = (
-                f"all {self.n_failed} failed, the first because: {next(iter(self.failed.values()))}"
+                f"all {self.n_failed} failed; the error of the first is: {next(iter(self.failed.values()))}"
                 if self.failed
                 else "there are none"
             )
@@ -162,7 +162,7 @@ class _Found:
         low, high = map(self._tensor, self.resampled.interval())
         options = {name: value for name, value in first.options.items() if name != "resolved"}
         warned = (
-            [f"{self.doubted} of {self.n} prompts have warnings, the first of them, of prompt {self.doubt}"]
+            [f"{self.doubted} of {self.n} prompts have warnings; the first is that of prompt {self.doubt}"]
             if self.doubted
             else []
         )

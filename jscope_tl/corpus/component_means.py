@@ -1,4 +1,4 @@
-"""`ComponentMeans`: what changing each component does, on average over prompts."""
+"""`ComponentMeans`: the effect of changing each component, averaged over prompts."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from jscope_tl.results.files import Saved
 from jscope_tl.results.text import percent, shortened
 
 AXES = {"heads": ("layer", "head"), "attn": ("layer",), "mlps": ("layer",), "neurons": ("layer", "neuron")}
-"""Of the kinds whose components are the same in every prompt."""
+"""Names of the axes for the kinds whose components are the same in every prompt."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class MeanEffect:
     """The mean effect of one component.
 
     Attributes:
-        name: TransformerLens' name of the hook point, and which part of its activation it is: ``blocks.9.attn.hook_z head 6``.
-        mean: of the effect of changing it, over prompts.
-        stderr: its standard error; NaN of one prompt.
-        low, high: limits of its 95 % interval.
-        absolute: mean of the absolute effect.
-        in_top: share of prompts in which it is among the strongest.
-        layer, head, unit: where it is; None where it has no such number.
+        name: TransformerLens' name of the hook point, and the part of its activation: ``blocks.9.attn.hook_z head 6``.
+        mean: the mean over prompts of the effect of changing the component.
+        stderr: the standard error of the mean; NaN for one prompt.
+        low, high: the limits of its 95 % interval.
+        absolute: the mean of the absolute effect.
+        in_top: the share of prompts in which the component is among the strongest.
+        layer, head, unit: the numbers of its layer, head and neuron; None if the kind has no such number.
     """
 
     name: str
@@ -48,29 +48,29 @@ class MeanEffect:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ComponentMeans(Saved):
-    """Means over prompts of what changing each component of a model, by itself, would do.
+    """Means over prompts of the effect of changing each component of a model, one at a time.
 
     Attributes:
         of: the kind of components.
         axes: ``layer head``, ``layer`` or ``layer neuron``.
-        mean: of the effects, float32 on the CPU; signed for scopes with one cotangent, a KL divergence for Fisher's.
-        stderr: standard error of the mean over prompts; NaN of one prompt.
-        low, high: limits of the 95 % interval of the mean, by a bootstrap over prompts; of one prompt both are the mean.
-        absolute: mean of the absolute effects: where effects of both signs cancel, this is larger.
-        in_top: share of prompts in which a component is among the ``most`` strongest.
-        refined: share of prompts in which its effect is refined or measured, and no linear prediction.
-        n: prompts.
-        n_failed: prompts that are left out because they cannot be explained.
-        failed: the first of these, by id or number, and why.
+        mean: the means of the effects, float32 on the CPU; signed for scopes with one cotangent, KL divergences for ``"fisher"``.
+        stderr: standard errors of the means; NaN for one prompt.
+        low, high: limits of the 95 % interval of the mean, by a bootstrap over prompts; for one prompt both are the mean.
+        absolute: the means of the absolute effects, which are larger than ``|mean|`` if effects of both signs cancel.
+        in_top: the share of prompts in which a component is among the ``most`` strongest.
+        refined: the share of prompts in which its effect is refined or measured, and not a linear prediction.
+        n: the number of prompts.
+        n_failed: the number of prompts that are left out because they cannot be explained.
+        failed: the first of these prompts, by id or number, with the reason.
         most: how many components of a prompt count as the strongest.
-        hook_points: one for each layer.
-        source: what was put in place of the components, in words.
+        hook_points: one name for each layer.
+        source: the activations that replaced those of the components, in words.
         direction: ``"noising"`` or ``"denoising"``.
-        scope, options: what is explained, and how, where all prompts have it in common.
-        unit: of the effects.
-        seed: of the bootstrap.
-        model: its name.
-        warnings: doubts about these numbers, in sentences.
+        scope, options: the name of the scope, and its options that all prompts share.
+        unit: the unit of the effects.
+        seed: the seed of the bootstrap.
+        model: the name of the model.
+        warnings: sentences about the limits of these numbers.
     """
 
     of: str
@@ -97,10 +97,11 @@ class ComponentMeans(Saved):
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         need(AXES.get(self.of) == self.axes and len(self.axes) == self.mean.ndim, f"there are {self.mean.ndim} axes")
         need(
-            bool(self.mean.isfinite().all()) and self.n > 0 and self.most > 0, "means are finite, of one prompt or more"
+            bool(self.mean.isfinite().all()) and self.n > 0 and self.most > 0,
+            "means are finite, over one prompt or more",
         )
         need(bool((self.low <= self.high).all()), "intervals have a lower and an upper limit")
         need(self.n_failed >= len(self.failed), "not more prompts are named than have failed")
@@ -109,7 +110,7 @@ class ComponentMeans(Saved):
 
     @property
     def signed(self) -> bool:
-        """Whether any effect is negative on average; KL divergences never are."""
+        """Whether any effect is negative on average; KL divergences are never negative."""
         return bool((self.mean < 0).any())
 
     def top(self, k: int = 10) -> list[MeanEffect]:
@@ -123,10 +124,10 @@ class ComponentMeans(Saved):
         return [self.component(i) for i in strongest(self.mean, number)]
 
     def component(self, cell: int) -> MeanEffect:
-        """The component at a place of the flattened means.
+        """The component at one place of the flattened means.
 
         Args:
-            cell: its place.
+            cell: the place.
         """
         cell, n = count("cell", cell, 0), self.mean.numel()
         if cell >= n:
@@ -143,13 +144,13 @@ class ComponentMeans(Saved):
         )  # fmt: skip
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line for each component, in the order of the layers."""
+        """One row for each component, in the order of the layers."""
         frame = pd.DataFrame([vars(self.component(i)) for i in range(self.mean.numel())]).dropna(axis=1, how="all")
         frame.attrs = {"scope": self.scope, "unit": self.unit, "model": self.model, "source": self.source, "n": self.n}
         return frame
 
     def headline(self) -> str:
-        """What was explained, and what was changed, in one line."""
+        """One line with the explained quantity and the changed components."""
         failed = f" ({self.n_failed} more failed)" if self.n_failed else ""
         return (
             f"{self.scope} scope of {self.model}, mean effects of {self.of} over {self.n} prompts{failed}, source {self.source}, "
@@ -157,7 +158,7 @@ class ComponentMeans(Saved):
         )
 
     def notes(self) -> list[str]:
-        """How many prompts failed and why, and the doubts."""
+        """The number of prompts that failed, with reasons, and the warnings."""
         named = "; ".join(f"{id}: {shortened(reason, 80)}" for id, reason in list(self.failed.items())[:3])
         return [
             *([f"failed: {self.n_failed}, such as {named}"] if self.n_failed else []),

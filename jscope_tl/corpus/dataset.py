@@ -1,4 +1,4 @@
-"""`open_run`: the rows of a run as a data set, read from its files as far as they are asked for."""
+"""`open_run`: the rows of a run as a data set, which reads its files only when rows are used."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,22 @@ from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.results.files import Shown
 
 AT_ONCE = 512
-"""Rows in memory, unless more are asked for."""
+"""The default number of rows in a batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class CorpusRun(Shown):
-    """The rows of a run: one for each prompt. They stay in their files; only what is asked for is read.
+    """The rows of a run, one for each prompt. They stay in the files and are read only when they are used.
 
-    ``len`` is the number of rows, ``for row in run`` goes through them as `Row`, `where` asks for some of them.
+    ``len(run)`` is the number of rows, ``for row in run`` iterates over them as `Row`, and `where` selects some of them.
 
     Attributes:
-        folder: of the run.
-        settings: everything that determines the numbers, as ``run.json`` has it.
-        files: the Parquet files, for DuckDB, polars or whatever else reads them.
-        ids: of all rows, in their order, without regard to `where`.
-        starts: the number of the first row of each file, and that of all rows.
-        filters: what `where` asked for.
+        folder: the folder of the run.
+        settings: everything that determines the numbers, from ``run.json``.
+        files: the Parquet files, for example for DuckDB or polars.
+        ids: the ids of all rows in their order, independent of `where`.
+        starts: the number of the first row of each file, and the number of all rows as the last entry.
+        filters: the conditions given to `where`.
     """
 
     folder: Path
@@ -55,26 +55,26 @@ class CorpusRun(Shown):
 
     @property
     def unit(self) -> str:
-        """Of the scores."""
+        """The unit of the scores."""
         return str(self.settings.get("unit", ""))
 
     @property
     def scope(self) -> str:
-        """What was asked of each prompt: the scope, and what is not the paper's about its settings."""
+        """The name of the scope, with the settings that differ from the defaults."""
         return str(self.settings.get("label") or self.settings.get("scope", ""))
 
     @property
     def model(self) -> str:
-        """Its name."""
+        """The name of the model."""
         return str(self.settings.get("model", ""))
 
     @cached_property
     def n_errors(self) -> int:
-        """How many rows have an error in place of scores."""
+        """The number of rows that have an error instead of scores."""
         return sum(len(batch) - batch.column("error").null_count for batch in self.batches(["error"]))
 
     def lengths(self) -> Int[np.ndarray, "row"]:
-        """Number of tokens of each prompt; 0 where it has an error."""
+        """The number of tokens of each prompt; 0 for rows with an error."""
         found = [
             pc.fill_null(pc.list_value_length(batch.column("tokens")), 0).to_numpy(zero_copy_only=False)
             for batch in self.batches(["tokens"])
@@ -89,16 +89,16 @@ class CorpusRun(Shown):
         target: str | int | None = None,
         ids: Any = None,
     ) -> "CorpusRun":
-        """The rows for which all of this holds, as a data set of its own; nothing is read before it is used.
+        """The rows that satisfy all conditions, as a new data set. Files are read only when rows are used.
 
         Args:
-            errors: True: rows that have an error; False: those that have scores.
+            errors: True: rows with an error; False: rows with scores.
             contains: a part of the prompt's text.
-            target: text or id of the token that is explained.
-            ids: of prompts.
+            target: the text or the id of the explained token.
+            ids: ids of prompts.
 
         Raises:
-            InputError: one of them is of the wrong kind.
+            InputError: a condition has the wrong type.
         """
         asked = to_filter(errors, contains, target, ids)
         return replace(self, filters=(*self.filters, asked)) if asked.columns else self
@@ -107,11 +107,11 @@ class CorpusRun(Shown):
         """The rows as Arrow batches.
 
         Args:
-            columns: which ones; None: all.
-            size: the most rows of a batch.
+            columns: the names of the columns; None: all.
+            size: the largest number of rows in a batch.
 
         Raises:
-            InputError: no such column, or a file is damaged.
+            InputError: a column does not exist, or a file is damaged.
         """
         names = self._columns(columns)
         if (n := whole(size)) is None or n < 1:
@@ -124,7 +124,7 @@ class CorpusRun(Shown):
                     yield kept.select(names)
 
     def kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows of a batch that `where` asked for."""
+        """The rows of a batch that satisfy the conditions of `where`."""
         for one in self.filters:
             batch = batch.filter(one.mask(batch))
         return batch
@@ -137,10 +137,10 @@ class CorpusRun(Shown):
         """The row of one prompt.
 
         Args:
-            id: of the prompt.
+            id: the id of the prompt.
 
         Raises:
-            InputError: there is none, or `where` left it out.
+            InputError: the prompt is not in the run, or `where` left it out.
         """
         place = pc.index(self.ids, pa.scalar(str(id), pa.string())).as_py()
         if place < 0:
@@ -152,7 +152,7 @@ class CorpusRun(Shown):
         return next(rows_of(found))
 
     def at(self, places: Sequence[int]) -> pa.RecordBatch:
-        """Some rows by their numbers, those of one file after another, as far as `where` asked for them."""
+        """The rows with these numbers, in the order of the files, without those that `where` left out."""
         tables = []
         for path, start, stop in zip(self.files, self.starts, self.starts[1:], strict=False):
             own = [place - start for place in places if start <= place < stop]
@@ -197,7 +197,7 @@ class CorpusRun(Shown):
         return names
 
     def headline(self) -> str:
-        """What was asked of which model, and of how many prompts, in one line."""
+        """One line with the number of prompts, the scope, the model and the unit."""
         some = f" of {len(self.ids)}, {'; '.join(one.said for one in self.filters)}" if self.filters else ""
         errors = f", {self.n_errors} with an error" if self.n_errors else ""
         return f"{len(self)} prompts{some}{errors}; {self.scope} scope of {self.model}, scores in {self.unit}"
@@ -207,13 +207,13 @@ class CorpusRun(Shown):
 
 
 def open_run(folder: str | Path) -> CorpusRun:
-    """The rows of a run as a data set, also while it is still being written: what is complete by now.
+    """Open a run as a data set of its rows. If the run is still being written, it has the rows that are complete so far.
 
     Args:
-        folder: that `jscope_tl.corpus.run` or ``jscope corpus`` wrote.
+        folder: the folder that `jscope_tl.corpus.run` or ``jscope corpus`` wrote.
 
     Raises:
-        InputError: there is no such folder, it holds no run, a file is damaged, or two files hold the same prompt.
+        InputError: the folder does not exist or has no run, a file is damaged, or two rows have the same id.
 
     Example:
         >>> import tempfile
@@ -243,19 +243,19 @@ def _settings(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
-            f"{str(folder)!r} holds no {SETTINGS}, and so no run; give the folder that js.corpus.run wrote."
+            f"{str(folder)!r} has no {SETTINGS}, so it is not a run; give the folder that js.corpus.run wrote."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{str(path)!r} cannot be read ({error}). Without it nothing is known of these numbers."
+            f"{str(path)!r} cannot be read ({error}). Without this file, the settings of the run are unknown."
         ) from error
     if not isinstance(found, dict):
-        raise InputError(f"{str(path)!r} holds no settings of a run, but {str(found)[:50]!r}.")
+        raise InputError(f"{str(path)!r} must have the settings of a run, but has {str(found)[:50]!r}.")
     return found
 
 
 def _need_unique(ids: pa.Array, files: Sequence[str], starts: Sequence[int]) -> None:
-    """Each prompt has one row."""
+    """Refuse a run in which a prompt has several rows."""
     if len(ids) == len(ids.unique()):
         return
     counts = pc.value_counts(ids)
@@ -265,6 +265,6 @@ def _need_unique(ids: pa.Array, files: Sequence[str], starts: Sequence[int]) -> 
     where = [files[int(np.searchsorted(starts, place, side="right")) - 1] for place in places]
     held = repr(where[0]) if where[0] == where[1] else f"{where[0]!r} and {where[1]!r}"
     raise InputError(
-        f"{len(twice)} ids stand in more than one row, the first of them, {one.as_py()!r}, in {held}. A summary would count these prompts "
+        f"{len(twice)} ids are in more than one row, the first of them, {one.as_py()!r}, in {held}. A summary would count these prompts "
         "twice: move one of the files away."
     )

@@ -1,4 +1,4 @@
-"""`run_corpus`: many prompts explained, written as they come, resumed by the same call."""
+"""`run_corpus`: explain many prompts and write the results while it runs; the same call resumes an interrupted run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path as File
@@ -23,7 +23,7 @@ from jscope_tl.scopes.base import Scope
 
 PART_ROWS = 512
 PART_SECONDS = 60.0
-"""After which what there is is written: what a process that is killed loses at most."""
+"""The time after which finished rows are written, which is the most that a killed process loses."""
 
 
 @documented
@@ -51,34 +51,35 @@ def run_corpus(
     progress: bool | None = None,
     **options: Any,
 ) -> CorpusRun:
-    """Explain many prompts, one row each, in the Parquet files of a folder. The same call again goes on where it ended.
+    """Explain many prompts, and write one row for each to Parquet files in a folder. The same call again resumes an interrupted run.
 
-    Prompts of like length share a forward and a backward pass, where the scope is additive (all but ``fisher``, ``fisher_input`` and
-    ``spectral``). A prompt that cannot be explained is a row with its error. Rows are written in parts, each there as a whole or not at
-    all: a process that is killed loses what it did in the last minute.
+    Prompts of similar length share a forward and a backward pass if the scope is additive (all but ``fisher``, ``fisher_input`` and
+    ``spectral``). The row of a prompt that cannot be explained has the error. Rows are written in parts, each completely or not at all:
+    a process that is killed loses at most the work of the last minute.
 
     Args:
-        prompts: a file, ``.txt`` (one a line), ``.jsonl``, ``.parquet`` or ``.csv``; a `datasets` object; or any iterable of texts, lists of
-            ids, chats and mappings. Columns, or keys: ``prompt`` (or ``text``), ``messages`` (a chat) or ``tokens``; ``id`` (else the number
-            of the line, counted from 0); ``target``, ``baseline`` and ``position`` of that prompt; all others are carried along. A target goes to
-            the scopes that have one, and is carried along otherwise.
-        folder: that the run is in; made where there is none. A run that is there is resumed if its settings are the same.
-        column: that holds the prompts, where it has another name.
-        shard: ``"2/8"`` or ``(2, 8)``: every eighth line, from the third on, by a process of its own; all write into one folder.
+        prompts: a file, ``.txt`` (one prompt per line), ``.jsonl``, ``.parquet`` or ``.csv``; a `datasets` object; or any iterable of
+            strings, lists of ids, chats and mappings. Columns, or keys, are ``prompt`` (or ``text``), ``messages`` (a chat) or ``tokens``;
+            ``id`` (by default the number of the line, counted from 0); and ``target``, ``baseline`` and ``position`` for this prompt. All
+            other columns are copied to the row's ``carried``, as are targets if the scope has no target.
+        folder: the folder of the run, which is created if it does not exist. A run in it is resumed if its settings are the same.
+        column: the name of the column with the prompts, if it is another one.
+        shard: ``"2/8"`` or ``(2, 8)``: this process explains every eighth line, starting with the third; the processes of all shards
+            write to the same folder.
         at: the residual-stream hook point whose activation ``x`` the scores refer to, or ``"pattern"``.
-        chat_template: another than the tokenizer's: its name there, or its text.
-        batch_tokens: of the prompts in one pass, padding included; by default what fits into memory, at most 512 on a CPU.
-        part_rows: rows of a part; it is written earlier after a minute.
-        engine: ``"local"``, this process; or ``"ray"`` or `jscope_tl.corpus.Ray`, many machines. There ``model`` is a name, a folder or a
-            function that loads the model, which every worker calls.
-        progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
+        chat_template: a chat template to use instead of the tokenizer's default: its name in the tokenizer, or its text.
+        batch_tokens: the number of tokens in one pass, including padding; by default as many as fit into memory, at most 512 on a CPU.
+        part_rows: the number of rows of a part. A part is also written after a minute.
+        engine: ``"local"``: this process; ``"ray"`` or a `jscope_tl.corpus.Ray`: many machines. With Ray, ``model`` is a name, a folder,
+            or a function that loads the model, which every worker calls.
+        progress: a progress bar over prompts always (True), never (False), or if the call takes more than a second (None).
         {shared}
 
     Returns:
-        The rows as a data set, as `jscope_tl.corpus.open` gives it.
+        The rows as a `CorpusRun`, as `jscope_tl.corpus.open` returns it.
 
     Raises:
-        InputError: prompts, scope or settings that cannot be used; a folder with a run of other settings, whose differences are
+        InputError: prompts, a scope or settings that cannot be used; a folder with a run of other settings, whose differences are
             named; a shard that another process writes; a damaged part; a full disk.
 
     Example:
@@ -110,7 +111,7 @@ def run_corpus(
 def _write(
     explaining: Explaining, prompts: Prompts, folder: File, shard: Shard, part_rows: int, progress: bool | None
 ) -> None:
-    """Explain what has no row yet."""
+    """Explain the prompts that have no row yet."""
     done, parts = ids_done(folder), Parts(folder, shard.label, part_rows, PART_SECONDS)
     parts.number = next_number(folder, shard.label)
     bar = progress_bar(progress, "prompts", "prompt", total=shard.size(prompts.total))
@@ -121,7 +122,7 @@ def _write(
                 if line.id not in done:
                     yield line
                 elif not bar.disable:
-                    bar.initial += 1  # of no weight in the time that is left
+                    bar.initial += 1  # does not count for the estimate of the remaining time
                     bar.update(1)
 
     try:

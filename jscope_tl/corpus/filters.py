@@ -1,4 +1,4 @@
-"""Which rows of a run are asked for."""
+"""Conditions that select rows of a run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jscope_tl.model.pieces import text_of
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions on a row, all of which must hold; None leaves one out."""
+    """Conditions on a row, all of which must hold; None: no condition."""
 
     errors: bool | None
     contains: str | None
@@ -22,13 +22,13 @@ class Filter:
 
     @property
     def columns(self) -> set[str]:
-        """What must be read to tell."""
+        """The columns that the conditions need."""
         target = "target_str" if isinstance(self.target, str) else "target"
         asked = {"error": self.errors, "str_tokens": self.contains, target: self.target, "id": self.ids}
         return {name for name, value in asked.items() if value is not None}
 
     def mask(self, batch: pa.RecordBatch) -> pa.Array:
-        """Whether each row is asked for."""
+        """Whether each row satisfies the conditions."""
         masks = []
         if self.errors is not None:
             failed = pc.is_valid(batch.column("error"))
@@ -60,10 +60,10 @@ class Filter:
 
 
 def to_filter(errors: Any, contains: Any, target: Any, ids: Any) -> Filter:
-    """The conditions, checked.
+    """The checked conditions.
 
     Raises:
-        InputError: one of them is of the wrong kind.
+        InputError: a condition has the wrong type.
     """
     if errors not in (None, True, False):
         raise InputError(f"errors is True (rows with an error), False (those without) or None (all); got {errors!r}.")
@@ -76,6 +76,6 @@ def to_filter(errors: Any, contains: Any, target: Any, ids: Any) -> Filter:
         target = number
     if ids is not None:
         if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise InputError(f"ids are several ids of prompts; got {ids!r}.")
+            raise InputError(f"ids is a list of ids of prompts; got {ids!r}.")
         ids = tuple(map(str, ids))
     return Filter(errors, contains, target, ids)

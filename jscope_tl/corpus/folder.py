@@ -1,4 +1,4 @@
-"""The folder of a run: who writes to it."""
+"""The folder of a run, and the locks for the processes that write to it."""
 
 import errno
 import json
@@ -22,20 +22,20 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""File systems without locks."""
+"""Errors of file systems without locks."""
 
 
 @contextmanager
 def held(folder: Path, shard: Shard, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, this process alone writes this shard; the lock is the system's and ends with the process, however that ends.
+    """A context manager in which only this process writes this shard. The operating system releases the lock when the process ends.
 
     Raises:
-        InputError: another process writes the shard, or overlapping ones; or the folder holds a run of other settings.
+        InputError: another process writes the shard, or shards that overlap with it; or the folder has a run with other settings.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
+        raise InputError(f"The folder {str(folder)!r} cannot be created: {error.strerror}.") from error
     with ExitStack() as stack:
         with _locked(folder / ".lock", wait=True):
             for path in sorted(folder.glob(".lock-*-of-*")):
@@ -54,7 +54,7 @@ def _locked(path: Path, wait: bool = False) -> Iterator[None]:
     with path.open("a+", encoding="utf-8") as file:
         _lock(file, path, wait)
         if not wait:
-            with suppress(OSError):  # a full disk, of which the next part will speak
+            with suppress(OSError):  # the disk is full; writing the next part reports it
                 file.truncate(0)
                 os.write(file.fileno(), f"process {os.getpid()} of {socket.gethostname()}".encode())
         yield
@@ -69,14 +69,14 @@ def _lock(file: IO[str], path: Path, wait: bool) -> None:
         file.seek(0)
         which = path.name.removeprefix(".lock-").replace("-of-", "/")
         raise InputError(
-            f"{str(path.parent)!r} is being written by {file.read() or 'another process'}, shard {which}. One process writes a shard, and "
-            "shards of one run are all of the same number: wait for it, or give another folder or shard."
+            f"{str(path.parent)!r} is being written by {file.read() or 'another process'}, shard {which}. Only one process can write a shard, "
+            "and all shards of a run must have the same number of shards: wait for that process, or give another folder or shard."
         ) from error
     except OSError as error:
         if error.errno not in UNKNOWN:
             raise
         if not wait:
             warnings.warn(
-                f"The file system of {str(path.parent)!r} has no locks: see to it yourself that one process alone writes each shard.",
+                f"The file system of {str(path.parent)!r} has no locks: make sure that only one process writes each shard.",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""Files of prompts, line by line: text, JSON lines, Parquet and CSV."""
+"""Readers for files of prompts: text, JSON lines, Parquet and CSV."""
 
 import csv
 import json
@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from jscope_tl.errors import InputError
 
 AT_ONCE = 256
-"""Rows of a Parquet file in memory."""
-ONE_A_LINE = 'Give one JSON object a line, as in {"prompt": "..."}.'
+"""How many rows of a Parquet file are in memory at once."""
+ONE_A_LINE = 'Give one JSON object per line, such as {"prompt": "..."}.'
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that cannot be read, and why."""
+    """A line that cannot be read, with the reason."""
 
     error: str
 
@@ -30,7 +30,7 @@ def named_file(given: str | Path) -> Path:
     """The path of a file of prompts.
 
     Raises:
-        InputError: there is none, or of no kind that is read.
+        InputError: the file does not exist, or has an unknown format.
     """
     path = Path(given).expanduser()
     if not path.is_file():
@@ -38,24 +38,24 @@ def named_file(given: str | Path) -> Path:
         raise InputError(f"The file of prompts {str(given)!r} {held}; give a file, or a list of prompts.")
     if path.suffix.lower() not in READERS:
         raise InputError(
-            f"Prompts are read from {', '.join(READERS)}; {str(given)!r} is none of them. Rename it if its contents are."
+            f"Prompts are read from {', '.join(READERS)} files; {str(given)!r} is none of them. Rename it if it has one of these formats."
         )
     return path
 
 
 def texts(path: Path) -> Iterator[tuple[int, Any]]:
-    """One prompt a line; empty lines are none, and count."""
+    """One prompt per line. Empty lines are skipped, but counted in the numbers of lines."""
     for n, line in _lines(path):
         if line.strip():
             yield n, line
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """One JSON object a line, or a string or a list of ids."""
+    """One JSON object, string or list of ids per line."""
     lines = (pair for pair in _lines(path) if pair[1].strip())
     first = next(lines, None)
     if first is not None and first[1].strip() == "[":
-        raise InputError(f"{str(path)!r} holds a JSON array over several lines. {ONE_A_LINE}")
+        raise InputError(f"{str(path)!r} is a JSON array over several lines. {ONE_A_LINE}")
     for n, line in chain([] if first is None else [first], lines):
         yield n, _parsed(line)
 
@@ -64,7 +64,7 @@ def _parsed(line: str) -> Any:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Unreadable(f"The line is no JSON: {error}.")
+        return Unreadable(f"The line is not JSON: {error}.")
     return found if isinstance(found, dict | str | list) else Unreadable(f"The line is {found!r}. {ONE_A_LINE}")
 
 
@@ -82,7 +82,7 @@ def tables(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def separated(path: Path) -> Iterator[tuple[int, Any]]:
-    """The records of a CSV file below its header; an empty cell holds nothing."""
+    """The records of a CSV file after its header; an empty cell has no value."""
     with _readable(path), path.open(encoding="utf-8-sig", newline="") as file:
         records = csv.reader(file)
         names = next(records, [])
@@ -108,11 +108,11 @@ def _readable(path: Path) -> Iterator[None]:
     except (pa.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"The prompts {str(path)!r} cannot be read ({reason}). Text, JSON and CSV are UTF-8; mend the file, or convert it."
+            f"The prompts {str(path)!r} cannot be read ({reason}). Text, JSON and CSV must be UTF-8; repair the file, or convert it."
         ) from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".txt": texts, ".jsonl": json_lines, ".parquet": tables, ".csv": separated,
 }  # fmt: skip
-"""By the ending of the file's name."""
+"""The readers by the suffix of the file's name."""

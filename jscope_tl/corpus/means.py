@@ -1,4 +1,4 @@
-"""Means over prompts by category, in one pass: numbers of a category are kept, never those of a prompt."""
+"""Means over prompts by category, in one pass; memory is needed for each category, not for each prompt."""
 
 from functools import cache
 
@@ -11,11 +11,11 @@ from jscope_tl.faithfulness.results import Mean
 
 CONFIDENCE = 0.95
 QUANTITIES = ("share", "expected", "ratio", "top")
-"""Of a category in a prompt: share of the scores, that by chance, the first over the second, whether it has the highest score."""
+"""Quantities of a category in a prompt: its share of the scores, the share by chance, their ratio, and whether it has the highest score."""
 
 
 class Means:
-    """Running means of several quantities by category, with the sums of squares around them (Chan, Golub and LeVeque 1979)."""
+    """Running means of several quantities by category, with the sums of squared deviations (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self, n_quantities: int) -> None:
         self.n = np.zeros(0)
@@ -24,7 +24,7 @@ class Means:
         self._squares = np.zeros((n_quantities, 0))
 
     def add(self, category: Int[np.ndarray, "m"], values: Float[np.ndarray, "quantity m"]) -> None:
-        """One more value of each quantity for each of these categories."""
+        """Add one value of each quantity for each of these categories."""
         if not len(category):
             return
         kinds, place = np.unique(category, return_inverse=True)
@@ -39,7 +39,7 @@ class Means:
         self.n[kinds] = both
 
     def add_tokens(self, category: Int[np.ndarray, "n"], tokens: Tokens) -> None:
-        """`QUANTITIES` of each prompt by the category of its tokens; those below 0 belong to none."""
+        """Add the `QUANTITIES` of each prompt by the category of its tokens; categories below 0 are skipped."""
         kept = category >= 0
         category, row = category[kept], tokens.row[kept]
         if not len(category):
@@ -54,7 +54,7 @@ class Means:
         self.n_tokens[:width] += np.bincount(category, minlength=width)
 
     def mean(self, category: int, quantity: int) -> Mean:
-        """Of a quantity over the prompts that have the category, with the interval by Student's t; NaN where one prompt has it."""
+        """The mean of a quantity over the prompts that have the category, with the interval of Student's t, which is NaN for one prompt."""
         n, mean = int(self.n[category]), float(self.means[quantity, category])
         if n < 2:
             return Mean(mean, np.nan, np.nan, np.nan, n)
@@ -63,7 +63,7 @@ class Means:
         return Mean(mean, error, mean - half, mean + half, n)
 
     def stderrs(self, quantity: int) -> Float[np.ndarray, "category"]:
-        """Standard errors of the means of a quantity; NaN where there is one value."""
+        """The standard errors of the means of a quantity; NaN for a single value."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.sqrt(self._squares[quantity] / np.where(self.n > 1, self.n - 1, np.nan) / self.n)
 

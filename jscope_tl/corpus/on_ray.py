@@ -1,4 +1,4 @@
-"""`Ray`: a run on many machines. Ray Data hands out the prompts, and every worker writes whole parts."""
+"""`Ray`: a run on many machines. Ray Data distributes the prompts, and every worker writes complete parts."""
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -23,17 +23,18 @@ from jscope_tl.errors import InputError, whole
 from jscope_tl.model.loading import load_model
 
 WINDOW = 256
-"""Parts that are handed to Ray at a time; what lies in this process' memory."""
+"""How many parts are given to Ray at a time, which limits the memory of this process."""
 
 
 @dataclass(frozen=True)
 class Ray:
-    """A Ray cluster, and what a worker takes of it.
+    """A Ray cluster, and the resources of each worker.
 
     Attributes:
-        address: of the cluster, ``"auto"`` for the one that this machine belongs to; None: that one, or a new one on this machine.
-        workers: how many, each with a model of its own; None: as many as there is room for.
-        num_gpus, num_cpus: of each worker; a share such as 0.5 lets two workers have one GPU.
+        address: the address of the cluster, or ``"auto"`` for the cluster of this machine; None: that cluster, or a new one on this
+            machine.
+        workers: the number of workers, each with its own model; None: as many as the resources of the cluster allow.
+        num_gpus, num_cpus: the resources of each worker; with a fraction such as 0.5, two workers share one GPU.
     """
 
     address: str | None = None
@@ -42,25 +43,27 @@ class Ray:
     num_cpus: float = 1
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of workers."""
+        """Refuse invalid numbers."""
         if self.workers is not None and ((n := whole(self.workers)) is None or n < 1):
-            raise InputError(f"workers is how many processes explain prompts, 1 or more; got {self.workers!r}.")
+            raise InputError(
+                f"workers is the number of processes that explain prompts, 1 or more; got {self.workers!r}."
+            )
         if self.num_gpus < 0 or self.num_cpus <= 0:
             raise InputError(
-                f"A worker has num_gpus from 0 on and num_cpus above 0; got {self.num_gpus!r} and {self.num_cpus!r}."
+                f"A worker needs num_gpus of at least 0 and num_cpus above 0; got {self.num_gpus!r} and {self.num_cpus!r}."
             )
 
     @property
     def of_each(self) -> dict[str, Any]:
-        """What a worker takes."""
+        """The resources of a worker, as keywords of Ray."""
         return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus}
 
 
 def to_engine(engine: Any) -> Ray | None:
-    """The cluster that is meant; None: this process.
+    """The cluster of an ``engine``; None for this process.
 
     Raises:
-        InputError: neither.
+        InputError: the engine is unknown.
     """
     if isinstance(engine, Ray) or engine == "ray":
         return engine if isinstance(engine, Ray) else Ray()
@@ -80,7 +83,7 @@ def run_on_ray(
     part_rows: int,
     progress: bool | None,
 ) -> None:
-    """Explain what has no row yet, on a cluster; a part whose worker died is explained again, by Ray, under the same name."""
+    """Explain the prompts that have no row yet, on a cluster. If a worker dies, Ray explains its part again under the same name."""
     ray, load = _ray(), _loader(model, cluster)
     with _connected(ray, cluster), _plain_errors():
         first = ray.remote(**cluster.of_each)(_settings).remote(load, asked, prompts.known_by)
@@ -106,18 +109,18 @@ def run_on_ray(
 
 
 def _explained(ray: Any, cluster: Ray, items: list[dict[str, Any]], work: Mapping[str, Any]) -> Iterator[int]:
-    """The number of rows of each part that was written."""
+    """The number of rows of each written part."""
     room = _room(ray, cluster) if cluster.workers is None else cluster.workers
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker, fn_constructor_kwargs=dict(work), batch_size=1, batch_format="numpy", concurrency=min(room, len(items)), **cluster.of_each
     )  # fmt: skip
-    rows.context.enable_progress_bars = False  # of this data set alone; there is one of ours
+    rows.context.enable_progress_bars = False  # for this data set only; this package has its own progress bar
     for batch in rows.iter_batches(batch_size=1, prefetch_batches=0):
         yield int(batch["n"].sum())
 
 
 class Worker:
-    """One process of a cluster, with a model of its own; Ray starts it again where it dies."""
+    """One process of a cluster, with its own model; Ray starts it again if it dies."""
 
     def __init__(
         self,
@@ -130,12 +133,12 @@ class Worker:
         question = asked.of(load())
         if not need_same(folder, settings_of(question, settings["prompts"])):
             raise InputError(
-                f"A worker does not see the run in {str(folder)!r}; give a folder of a file system that all machines share."
+                f"A worker cannot find the run in {str(folder)!r}; give a folder on a file system that all machines share."
             )
         self.folder, self.explaining = folder, Explaining(question, Budget(batch_tokens))
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Explain the lines of one part and write it."""
+        """Explain the lines of one part, and write it."""
         rows = sorted(self.explaining.rows(pickle.loads(batch["lines"][0])), key=lambda pair: pair[0])
         write(self.folder, str(batch["name"][0]), to_bytes([row for _, row in rows]))
         return {"n": np.array([len(rows)])}
@@ -146,7 +149,7 @@ def _settings(load: Callable[[], Any], asked: Asked, known_by: Mapping[str, Any]
 
 
 def _loader(model: Any, cluster: Ray) -> Callable[[], Any]:
-    """What every worker calls."""
+    """The function that every worker calls to load the model."""
     if isinstance(model, str):
         return partial(load_model, model, "cuda" if cluster.num_gpus else "cpu")
     if not callable(model) or hasattr(model, "parameters"):
@@ -169,7 +172,7 @@ def _ray() -> Any:
 
 
 def _room(ray: Any, cluster: Ray) -> int:
-    """How many workers the cluster has room for."""
+    """The number of workers for which the cluster has resources."""
     there = ray.cluster_resources()
     needs = {"GPU": cluster.num_gpus, "CPU": cluster.num_cpus}
     return max(1, min(int(there.get(kind, 0) / of_each) for kind, of_each in needs.items() if of_each))
@@ -177,7 +180,7 @@ def _room(ray: Any, cluster: Ray) -> int:
 
 @contextmanager
 def _connected(ray: Any, cluster: Ray) -> Iterator[None]:
-    """Inside there is a cluster; one that was started here ends here."""
+    """A context manager with a connection to a cluster; a cluster that it starts is stopped at the end."""
     if ray.is_initialized():
         yield
         return
@@ -195,7 +198,7 @@ def _connected(ray: Any, cluster: Ray) -> Iterator[None]:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """What a worker refuses is refused here in the same words."""
+    """A context manager that raises an `InputError` of a worker in this process, with the same message."""
     try:
         yield
     except InputError as error:
@@ -210,6 +213,6 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _own_words(error: InputError) -> str:
-    """Without the traceback that Ray puts before it."""
+    """The message without the traceback that Ray adds."""
     cause = getattr(error, "cause", None)
     return str(error if cause is None else cause)

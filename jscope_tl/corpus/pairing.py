@@ -1,4 +1,4 @@
-"""The same prompts in two runs: their scores side by side, token by token, or by stretches of text that both tokenizers cut alike."""
+"""The scores of the same prompts in two runs, for each token, or for the shortest stretches of text that are whole tokens in both."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from jscope_tl.model.pieces import text_of
 from jscope_tl.results.sink import adds_up
 
 FEWEST = 3
-"""Tokens that two runs must share to be compared on a prompt."""
+"""The fewest tokens or stretches of text for which two runs are compared on a prompt."""
 FAILED, OTHER_TEXT, OTHER_PLACE, FEW = (
     "an error in one of them", "another text", "another position explained", f"fewer than {FEWEST} tokens in common or no score above 0",
 )  # fmt: skip
@@ -26,11 +26,12 @@ class Pair:
     """One prompt in both runs.
 
     Attributes:
-        id: of the prompt.
-        a, b: scores of the tokens, or of the stretches of text, up to the explained position, without those off the scale of either run.
-        a_off, b_off: share of all summed scores that is off the scale.
+        id: the id of the prompt.
+        a, b: scores of the tokens, or of the stretches of text, up to the explained position, without tokens off the scale (BOS, sinks)
+            of either run.
+        a_off, b_off: the share of all summed scores that is on tokens off the scale.
         same_tokens: whether both runs have the same tokens.
-        same_target: whether both explain the same token, by its text.
+        same_target: whether both explain a token with the same text.
     """
 
     id: str
@@ -43,7 +44,7 @@ class Pair:
 
 
 def pairs(a: CorpusRun, b: CorpusRun, left_out: Counter[str]) -> Iterator[Pair]:
-    """Every prompt that both runs have, in the order of the first; those that cannot be compared are counted by reason."""
+    """All prompts that are in both runs, in the order of the first. Those that cannot be compared are counted in ``left_out`` by reason."""
     squares = adds_up(a.unit), adds_up(b.unit)
     for batch in a.batches():
         places = pc.index_in(batch.column("id"), value_set=b.ids)
@@ -80,7 +81,8 @@ def _pair(a: Row, b: Row, squares: tuple[bool, bool]) -> Pair | str:
 
 
 def _sizes(row: Row, spans: list[tuple[int, int]], square: bool, squares: tuple[bool, bool]) -> Float[np.ndarray, "n"]:
-    """Of each span the norm of the stacked block, of squares the sum; beside norms, roots of squares."""
+    """The score of each span: the root of the sum of squared norms, or the sum of scores that are squares. If only one of the runs has
+    squares, their roots are taken."""
     powers = row.scores.astype(float) if square else row.scores.astype(float) ** 2
     sums = np.array([powers[start:stop].sum() for start, stop in spans])
     return sums if all(squares) else np.sqrt(sums)
@@ -96,27 +98,28 @@ Spans = list[tuple[int, int]]
 
 
 def _common(a: Row, b: Row) -> tuple[Spans, Spans] | str:
-    """Spans of tokens between the places where both cut the text, counted from the explained position backwards."""
+    """Spans of tokens between the boundaries that both tokenizations share, matched from the explained position backwards."""
     (ends_a, text_a), (ends_b, text_b) = (_cuts(row) for row in (a, b))
     shorter, longer = sorted((text_a, text_b), key=len)
     beyond = len(longer) - len(shorter)
     if not shorter or not longer.endswith(shorter):
         return OTHER_PLACE if shorter and (a.text.strip() in b.text or b.text.strip() in a.text) else OTHER_TEXT
     if beyond > 1 + max(len(text_of([row.str_tokens[t]])) for row in (a, b) for t in (0, *row.off_scale)):
-        return OTHER_PLACE  # one ends like the other, but begins elsewhere
+        return OTHER_PLACE  # the shorter text is only the end of the longer one
     shared = sorted(ends_a.keys() & ends_b.keys(), reverse=True)
     cuts = [_between(ends, shared) for ends in (ends_a, ends_b)]
     return cuts[0], cuts[1]
 
 
 def _cuts(row: Row) -> tuple[dict[int, int], str]:
-    """From the letters behind a cut to the token after it; and the text, tokens off the scale at the beginning left out."""
+    """A mapping from the number of characters after a token boundary to the token that starts there; and the text. Tokens off the scale at
+    the beginning are left out."""
     first = next((t for t in range(row.seen) if t not in row.off_scale), row.seen)
-    text = text_of(row.str_tokens[first : row.seen]).lstrip()  # a tokenizer may begin every text with a space
+    text = text_of(row.str_tokens[first : row.seen]).lstrip()  # a tokenizer may add a space before every text
     behind, cuts = 0, {0: row.seen}
     for t in reversed(range(first, row.seen)):
         behind = min(len(text), behind + len(text_of([row.str_tokens[t]])))
-        cuts.setdefault(behind, t)  # a character in several tokens stands at the first of them
+        cuts.setdefault(behind, t)  # a character of several tokens belongs to the first of them
     return cuts, text
 
 

@@ -1,4 +1,4 @@
-"""Parts: files of rows that are there as a whole or not at all."""
+"""Parts: files of rows, which are written completely or not at all."""
 
 import errno
 import io
@@ -18,18 +18,18 @@ from jscope_tl.corpus.schema import PARTS, ROW
 from jscope_tl.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A disk, a quota or a limit on files that is reached."""
+"""Errors for a full disk, an exceeded quota, and a file that is too large."""
 
 
 @dataclass
 class Parts:
-    """Rows on their way to files, written when there are enough of them or they have waited long enough.
+    """A buffer of rows, which is written to a file when there are enough rows or the oldest has waited long enough.
 
     Attributes:
-        folder: of the run.
-        label: what the names of these files begin with, their own among all who write there.
-        most: rows of a part.
-        seconds: that a row waits at most.
+        folder: the folder of the run.
+        label: the label in the names of these files, unique for each process that writes to the folder.
+        most: the number of rows of a part.
+        seconds: the longest time that a row waits.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Parts:
     _since: float = 0.0
 
     def add(self, n: int, row: Mapping[str, Any]) -> None:
-        """The row of the ``n``-th line."""
+        """Add the row of the ``n``-th line."""
         if not self._rows:
             self._since = time.monotonic()
         self._rows.append((n, row))
@@ -49,7 +49,7 @@ class Parts:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is; when that was interrupted, the next time writes the same file."""
+        """Write the rows in the buffer. If this is interrupted, the next call writes the same file."""
         if self._rows:
             rows = [row for _, row in sorted(self._rows, key=lambda pair: pair[0])]
             write(self.folder, part_name(self.label, self.number), to_bytes(rows))
@@ -63,7 +63,7 @@ def part_name(label: str, number: int) -> str:
 
 
 def next_number(folder: Path, label: str) -> int:
-    """The number of the next part of that label."""
+    """The number of the next part with this label."""
     taken = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"part-{label}-*.parquet")]
     return max(taken, default=-1) + 1
 
@@ -76,12 +76,14 @@ def to_bytes(rows: list[Mapping[str, Any]]) -> bytes:
 
 
 def write(folder: Path, name: str, content: bytes) -> None:
-    """Write all of a file or nothing, and have it on the disk before it gets its name.
+    """Write a file completely or not at all: its content is on the disk before the file gets its name.
 
     Raises:
         InputError: the disk is full.
     """
-    unfinished = folder / f".{name}.{uuid4().hex}.unfinished"  # its own: a process that was given up may still be at it
+    unfinished = (
+        folder / f".{name}.{uuid4().hex}.unfinished"
+    )  # unique, because an abandoned process may still be writing
     try:
         with unfinished.open("wb") as file:
             file.write(content)
@@ -92,8 +94,8 @@ def write(folder: Path, name: str, content: bytes) -> None:
         if error.errno not in FULL:
             raise
         raise InputError(
-            f"There is no room left for {str(folder / name)!r} ({error.strerror}). All files there are complete; make room and run the same "
-            "command again, which goes on after them."
+            f"There is no space left for {str(folder / name)!r} ({error.strerror}). All files there are complete; free some space and run the "
+            "same command again, which continues after them."
         ) from error
     finally:
         _remove(unfinished)
@@ -102,18 +104,18 @@ def write(folder: Path, name: str, content: bytes) -> None:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except OSError:  # the file system is gone; the first error says so
+    except OSError:  # the file system is not available; the first error reports it
         return
 
 
 def remove_unfinished(folder: Path, label: str) -> None:
-    """Files of that label that a process which was killed has begun."""
+    """Remove unfinished files with this label, which a killed process has left."""
     for path in folder.glob(f".part-{label}-*.unfinished"):
         _remove(path)
 
 
 def ids_done(folder: Path) -> set[str]:
-    """The prompts that have a row; every file is read as a whole, so that damage is found before more is added.
+    """The ids of prompts that have a row. Every file is read completely, so that damage is found before rows are added.
 
     Raises:
         InputError: a file is damaged.

@@ -1,4 +1,4 @@
-"""The files of a run, read piece by piece, each damage named with its file."""
+"""Reading the files of a run in pieces; errors name the damaged file."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from jscope_tl.errors import InputError
 
 
 def opened(path: str | Path) -> pq.ParquetFile:
-    """A part, with the columns of a run.
+    """A file of rows, checked for the columns of a run.
 
     Raises:
-        InputError: it cannot be read, or has other columns.
+        InputError: the file cannot be read, or has other columns.
     """
     with _damage(path):
         part = pq.ParquetFile(path, page_checksum_verification=True)
@@ -24,14 +24,14 @@ def opened(path: str | Path) -> pq.ParquetFile:
     if wrong:
         part.close()
         raise InputError(
-            f"{str(path)!r} is no part of a run that this version reads: it lacks {', '.join(wrong)}. Open it with the jscope_tl that "
-            "wrote it, or run the prompts again."
+            f"{str(path)!r} is not a part of a run that this version can read: it lacks {', '.join(wrong)}. Open it with the version of "
+            "jscope_tl that wrote it, or run the prompts again."
         )
     return part
 
 
 def batches_of(path: str | Path, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-    """The rows of a part, some at a time."""
+    """The rows of a part, in batches."""
     part = opened(path)
     try:
         with _damage(path):
@@ -42,7 +42,7 @@ def batches_of(path: str | Path, columns: Sequence[str], size: int) -> Iterator[
 
 
 def ids_of(path: str | Path) -> pa.ChunkedArray:
-    """The id of every row of a part, in their order."""
+    """The ids of the rows of a part, in their order."""
     part = opened(path)
     try:
         with _damage(path):
@@ -52,7 +52,7 @@ def ids_of(path: str | Path) -> pa.ChunkedArray:
 
 
 def taken(path: str | Path, places: Sequence[int]) -> pa.Table:
-    """Some rows of a part; only the row groups that hold them are read."""
+    """Some rows of a part; only the row groups with these rows are read."""
     part = opened(path)
     try:
         with _damage(path):
@@ -75,6 +75,6 @@ def _damage(path: str | Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{str(path)!r} is damaged, or no Parquet file ({reason}). Delete it and run the same command again, which explains its "
-            "prompts anew."
+            f"{str(path)!r} is damaged, or is not a Parquet file ({reason}). Delete it and run the same command again, which explains its "
+            "prompts again."
         ) from error

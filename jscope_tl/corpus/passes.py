@@ -1,4 +1,4 @@
-"""One pass over the files of a run, and what becomes a summary of it."""
+"""One pass over the files of a run, and the summary of its means."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,13 +17,13 @@ from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.faithfulness.results import Mean
 
 Categories = Callable[[pa.RecordBatch, Tokens], Int[np.ndarray, "n"]]
-"""From a batch and its tokens to the category of each; below 0 for none."""
+"""A function from a batch and its tokens to the category of each token; below 0 for no category."""
 SINGLES = {"distance": 16, "position": 8}
-"""How many of the first ones have a row of their own."""
+"""How many of the first distances or positions have their own row."""
 
 
 class Counts:
-    """How many prompts were counted and left out; of which tokens, and what chance gives each."""
+    """The numbers of prompts that are counted and left out, and the settings for counting tokens."""
 
     def __init__(self, run: Any, off_scale: bool, chance: str = EVEN) -> None:
         need_run(run)
@@ -36,7 +36,7 @@ class Counts:
         self.n = self.n_errors = self.n_empty = 0
 
     def count(self, batch: pa.RecordBatch) -> Tokens:
-        """The tokens of a batch, which is counted."""
+        """Count a batch, and return its tokens."""
         tokens = tokens_of(batch, self.off_scale)
         if self.usual is not None:
             weights = self.usual[place_of(tokens, self.chance)]
@@ -48,9 +48,9 @@ class Counts:
 
 
 def need_run(run: Any) -> None:
-    """Refuse what is no run."""
+    """Refuse anything but a run."""
     if not isinstance(run, CorpusRun):
-        raise InputError(f"A summary is of a run, as js.corpus.open(folder) gives it; got a {type(run).__name__}.")
+        raise InputError(f"A summary needs a run, as js.corpus.open(folder) returns it; got a {type(run).__name__}.")
 
 
 def one_pass(run: Any, counts: Counts, category: Categories) -> Means:
@@ -64,12 +64,12 @@ def one_pass(run: Any, counts: Counts, category: Categories) -> Means:
 
 
 def place_of(tokens: Tokens, by: str, edges: Any = None) -> Int[np.ndarray, "n"]:
-    """The row of each token's distance or position."""
+    """The number of the row for each token's distance or position."""
     return np.searchsorted(to_edges(edges, SINGLES[by]), getattr(tokens, by), "right") - 1
 
 
 def usual_scores(run: Any, by: str, off_scale: bool) -> Float[np.ndarray, "row"]:
-    """How many times the mean of its prompt a token scores, on average, at each distance or position."""
+    """The mean ratio of a token's score to the mean score of its prompt, for each distance or position."""
     return one_pass(run, Counts(run, off_scale), lambda batch, tokens: place_of(tokens, by)).means[2]
 
 
@@ -82,7 +82,7 @@ def made(run: CorpusRun, by: str, rows: Sequence[SummaryRow], counts: Counts, no
 
 
 def rows_of_means(means: Means, names: Mapping[int, str], ranked: bool = False, group: str = "") -> list[SummaryRow]:
-    """One for each category that any prompt has; ``ranked``: by the lower limit of the interval of ``ratio``."""
+    """One row for each category that any prompt has; ``ranked``: ordered by the lower limit of the interval of ``ratio``."""
     rows = [
         SummaryRow(
             name=name, n_tokens=int(means.n_tokens[i]), share=means.mean(i, 0), expected=means.mean(i, 1).mean, ratio=means.mean(i, 2),
@@ -99,17 +99,17 @@ def _sure(ratio: Mean) -> float:
 
 
 def to_edges(edges: Sequence[int] | None, singles: int) -> Int[np.ndarray, "row"]:
-    """The first place of each row: ``singles`` of one place each, then twice as many in each."""
+    """The first distance or position of each row. By default the first ``singles`` have their own rows, and then rows double in size."""
     if edges is None:
         return np.array([*range(singles), *(singles * 2**i for i in range(32))])
     given = [whole(edge) for edge in edges]
     if None in given or given[:1] != [0] or any(b <= a for a, b in pairwise(given)):  # type: ignore[operator]
-        raise InputError(f"edges are rising whole numbers from 0 on, the first of each row; got {edges!r}.")
+        raise InputError(f"edges are increasing whole numbers from 0, the start of each row; got {edges!r}.")
     return np.array(given)
 
 
 def labels_of(edges: Int[np.ndarray, "row"]) -> dict[int, str]:
-    """What the rows are called."""
+    """The names of the rows."""
     firsts = edges.tolist()
     names = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in pairwise(firsts)]
     return dict(enumerate([*names, f"{firsts[-1]} and more"]))

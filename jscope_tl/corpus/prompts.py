@@ -1,4 +1,4 @@
-"""`Prompts`: what is asked, line by line, from files, data sets and lists; read as far as it is needed."""
+"""`Prompts`: the prompts of a run, from files, data sets and lists, which are read one line at a time."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,26 +14,26 @@ from jscope_tl.errors import InputError, nearest, whole
 from jscope_tl.model.chats import is_chat
 
 PROMPT = ("prompt", "messages", "tokens")
-"""Columns that hold a prompt; a line has one of them."""
+"""Columns with a prompt; a line has exactly one of them."""
 TEXT = "text"
-"""A column that does where there is none of these."""
+"""The column that is used if there is none of these."""
 KNOWN = ("id", *PROMPT, "target", "baseline", "position")
 NEEDED = 'a column "prompt" (or "text"), "messages" (a chat) or "tokens" (ids)'
 N_COMPARED = 16
-"""Lines by which a run that is resumed knows its prompts."""
+"""How many lines a resumed run compares with its prompts."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One prompt and what is asked of it.
+    """One prompt with its own settings.
 
     Attributes:
         n: the number of its line, counted from 0.
-        id: as given, or the number of the line.
-        prompt: a string, ids, or the messages of a chat; None where the line cannot be used.
-        target, baseline, position: where the line has its own.
-        carried: whatever else the line held.
-        error: why it cannot be used.
+        id: the given id, or the number of the line.
+        prompt: a string, ids, or the messages of a chat; None if the line cannot be used.
+        target, baseline, position: the values of this line, or None.
+        carried: the other values of the line.
+        error: why the line cannot be used, or None.
     """
 
     n: int
@@ -47,20 +47,20 @@ class Line:
 
     @property
     def digest(self) -> str:
-        """Of everything that determines what is computed."""
+        """A hash of everything that determines the computation."""
         asked = [self.id, self.prompt, self.target, self.baseline, self.position]
         return sha256(json.dumps(asked, default=repr).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The lines of a source that was checked.
+    """The lines of a checked source of prompts.
 
     Attributes:
-        lines: begins anew at each call, but for a source that can be read only once.
-        total: how many there are; None where nobody knows before the end.
-        first: digests of the first `N_COMPARED`.
-        name: of the source, for messages.
+        lines: returns an iterator over the lines, which starts from the beginning unless the source can be read only once.
+        total: the number of lines; None if it is not known before the end.
+        first: digests of the first `N_COMPARED` lines.
+        name: the name of the source, for messages.
     """
 
     lines: Callable[[], Iterator[Line]]
@@ -70,15 +70,16 @@ class Prompts:
 
     @property
     def known_by(self) -> dict[str, Any]:
-        """What a run that is resumed compares."""
+        """The values that identify the prompts when a run is resumed."""
         return {"name": self.name, "first": list(self.first)}
 
 
 def read_prompts(given: Any, column: str | None = None) -> Prompts:
-    """The prompts of a file (.txt, .jsonl, .parquet, .csv), a `datasets` object, or any iterable, checked as a whole where it can be read twice.
+    """The prompts of a file (.txt, .jsonl, .parquet, .csv), a `datasets` object, or any iterable. A source that can be read twice is checked
+    completely first.
 
     Raises:
-        InputError: there are none, they have no prompts, an id stands there twice, or the file is none of these.
+        InputError: there are no lines or no prompts in them, an id occurs twice, or the file has another format.
     """
     if isinstance(given, Prompts):
         return given
@@ -88,7 +89,7 @@ def read_prompts(given: Any, column: str | None = None) -> Prompts:
     if isinstance(given, Mapping | bytes | Tensor) or not isinstance(given, Iterable):
         cure = " A DatasetDict has splits: give one of them." if isinstance(given, Mapping) else ""
         raise InputError(
-            f"prompts are a file (.txt, .jsonl, .parquet, .csv), a data set, or several prompts; got {type(given).__name__}.{cure}"
+            f"prompts must be a file (.txt, .jsonl, .parquet, .csv), a data set, or a list of prompts; got {type(given).__name__}.{cure}"
         )
     if hasattr(given, "__len__"):
         return _checked(lambda: iter(enumerate(given)), f"the {type(given).__name__} of prompts", column)
@@ -96,7 +97,7 @@ def read_prompts(given: Any, column: str | None = None) -> Prompts:
 
 
 def _checked(read: Callable[[], Iterator[tuple[int, Any]]], name: str, column: str | None) -> Prompts:
-    """A source that is read twice: a first time for what is wrong with it as a whole."""
+    """A source that is read twice: the first time to check all lines."""
 
     def lines() -> Iterator[Line]:
         return _unique((to_line(n, item, column) for n, item in read()), name)
@@ -129,7 +130,7 @@ def _once(items: Iterator[tuple[int, Any]], name: str, column: str | None) -> Pr
 
 
 def _unique(lines: Iterable[Line], name: str) -> Iterator[Line]:
-    """The lines, refused where two have the same id."""
+    """The lines; it is an error if two have the same id."""
     seen: dict[str, int] = {}
     own = 0  # lines before this one have their numbers as ids
     for line in lines:
@@ -140,8 +141,8 @@ def _unique(lines: Iterable[Line], name: str) -> Iterator[Line]:
             before = int(line.id) if is_number else seen.setdefault(line.id, line.n)
             if before != line.n:
                 raise InputError(
-                    f"The id {line.id!r} stands twice in {name}, in lines {before} and {line.n} (counted from 0); rows are told apart by "
-                    "their ids. Make them unique, or leave the column out: then the number of the line is the id."
+                    f"The id {line.id!r} occurs twice in {name}, in lines {before} and {line.n} (counted from 0), but ids identify the rows. "
+                    "Make them unique, or leave the column out: then the number of the line is the id."
                 )
         yield line
 
@@ -150,18 +151,18 @@ def need_columns(item: Any, name: str, column: str | None) -> None:
     """Refuse a table without prompts, by its first line."""
     if not isinstance(item, Mapping) or isinstance(item, Unreadable):
         if column is not None and item is not None and not isinstance(item, Unreadable):
-            raise InputError(f"There are no columns in {name}, and so no column {column!r}; leave column out.")
+            raise InputError(f"{name} has no columns, so there is no column {column!r}; leave column out.")
         return
     wanted = (*PROMPT, TEXT) if column is None else (column,)
     if not any(key in item for key in wanted):
         need = NEEDED if column is None else f"the column {column!r}"
         near = next((found for key in wanted if (found := nearest(key, map(str, item)))), "")
-        cure = "" if column is not None else ", or name the one that holds the prompts: column='...'"
+        cure = "" if column is not None else "; or give the column with the prompts, column='...'"
         raise InputError(f"{name} has the columns {[*map(str, item)]}; needed is {need}{cure}.{near}")
 
 
 def to_line(n: int, item: Any, column: str | None = None) -> Line:
-    """A line as it was read; what is wrong with it is its error."""
+    """A line from a value that was read; if it is not valid, the line has the error."""
     if isinstance(item, Line):
         return item
     if isinstance(item, Unreadable):
@@ -189,7 +190,7 @@ def to_line(n: int, item: Any, column: str | None = None) -> Line:
 def _id(given: Any, n: int) -> str:
     number = whole(given)
     if number is None and not (isinstance(given, str) and given):
-        raise InputError(f"An id is a text or a whole number; line {n} (counted from 0) has {given!r}.")
+        raise InputError(f"An id must be a string or a whole number; line {n} (counted from 0) has {given!r}.")
     return str(given) if number is None else str(number)
 
 
@@ -197,20 +198,20 @@ def _prompt(known: Mapping[str, Any]) -> Any:
     given = [key for key in PROMPT if known.get(key) is not None]
     if len(given) != 1:
         held = f"has {' and '.join(given)}" if given else "has none of them"
-        raise InputError(f"A line has one of {', '.join(PROMPT)} (or {TEXT}); this one {held}.")
+        raise InputError(f"A line needs exactly one of {', '.join(PROMPT)} (or {TEXT}); this one {held}.")
     key, value = given[0], _plain(known[given[0]])
-    if key in ("messages", "tokens") and isinstance(value, str):  # a table of texts
+    if key in ("messages", "tokens") and isinstance(value, str):  # from a table with strings only
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{key} is a JSON list; got {value[:80]!r} ({error}).") from error
+            raise InputError(f"{key} must be a JSON list; got {value[:80]!r} ({error}).") from error
     if key == "prompt" and not isinstance(value, str):
         raise InputError(
-            f"A prompt is a text; got {str(value)[:80]!r}. Ids go into a column tokens, a chat into messages."
+            f"A prompt must be a string; got {str(value)[:80]!r}. Ids belong in a column 'tokens', a chat in 'messages'."
         )
     if key == "messages" and not is_chat(value):
         raise InputError(
-            f"messages is a chat, [{{'role': 'user', 'content': 'some text'}}, ...]; got {str(value)[:80]!r}."
+            f"messages must be a chat, [{{'role': 'user', 'content': 'some text'}}, ...]; got {str(value)[:80]!r}."
         )
     return value
 
@@ -230,5 +231,5 @@ def _position(given: Any) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    """Lists in place of tensors and arrays, which have a digest that is known everywhere."""
+    """Lists in place of tensors and arrays, because their digest is the same on all machines."""
     return value.tolist() if hasattr(value, "tolist") else value

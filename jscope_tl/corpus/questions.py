@@ -1,4 +1,4 @@
-"""From a line to what is asked of the model, and from the answer to a row."""
+"""From a line of prompts to the arguments of an explanation, and from its result to a row."""
 
 import json
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from jscope_tl.scopes.base import FunctionScope, Scope
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every line that does not say otherwise.
+    """The settings of a run, with which every line is explained unless it has its own.
 
     Attributes:
-        setup: scope and settings.
-        position: whose next-token prediction is explained.
-        prepend_bos, template: how texts and chats become ids.
+        setup: the scope and its settings.
+        position: the position whose next-token prediction is explained.
+        prepend_bos, template: how texts and chats are converted to ids.
     """
 
     setup: Setup
@@ -36,10 +36,10 @@ class Question:
     template: str | None = None
 
     def of(self, line: Line) -> Numbered:
-        """The line as ids, with a scope of its target.
+        """The line as ids, with the scope for its target.
 
         Raises:
-            InputError: it cannot be explained.
+            InputError: the line cannot be explained.
         """
         if line.error is not None:
             raise InputError(line.error)
@@ -56,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked before there is a model: a scope, its options, and the keywords of `set_up`; it can be sent to other processes."""
+    """The settings of a run without a model: a scope, its options, and the keywords of `set_up`. It can be sent to other processes."""
 
     scope: Any
     options: Mapping[str, Any]
@@ -66,26 +66,26 @@ class Asked:
     template: str | None
 
     def of(self, model: Any) -> Question:
-        """The question to a model; what would fail for every prompt is refused.
+        """The settings with a model. Settings that would fail for every prompt are refused.
 
         Raises:
-            InputError: it cannot be asked.
+            InputError: the settings cannot be used with this model.
         """
         setup = set_up(model, self.scope, dict(self.options), **self.settings, per=None, progress=False)
-        several_tokens(setup)  # refuses a target that is no token
+        several_tokens(setup)  # raises an error if the target is not a token
         to_position(self.position, setup.view.n_ctx)
         if self.prepend_bos not in (None, True, False):
             raise InputError(f"prepend_bos is True, False or None (the model's default); got {self.prepend_bos!r}.")
         if not isinstance(setup.at, str) or (setup.entries is None and [setup.at] != list(setup.settings.at)):
             raise InputError(
-                f"A row has one score for each token, and at={setup.at!r} asks for a layer map. Give one hook point; for maps there is "
-                "js.attribute_batch."
+                f"A row has one score for each token, but at={setup.at!r} gives a layer map. Give one hook point, or use js.attribute_batch "
+                "for layer maps."
             )
         return Question(setup, self.position, self.prepend_bos, self.template)
 
 
 def asked_of(scope: Scope, line: Line) -> dict[str, Any]:
-    """What a line asks of a scope that takes it; temperature, for one, has no target."""
+    """The target and baseline of a line, if the scope has these options; ``"temperature"``, for example, has no target."""
     given = {key: value for key in ("target", "baseline") if (value := getattr(line, key)) is not None}
     return {key: value for key, value in given.items() if key in options_of(scope)}
 
@@ -98,7 +98,7 @@ def options_of(scope: Scope) -> set[str]:
 
 
 def with_options(scope: Any, given: Mapping[str, Any]) -> Scope:
-    """The same scope of another target."""
+    """The same scope with other options."""
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return replace(scope, given={**scope.given, **own}) if isinstance(scope, FunctionScope) else replace(scope, **own)
 
@@ -133,14 +133,14 @@ def failed(line: Line, error: str, scope: Scope) -> dict[str, Any]:
 
 
 def carried(line: Line, scope: Scope) -> str | None:
-    """What the line held that was not asked, as JSON."""
+    """The values of the line that were not used, as JSON."""
     unasked = {key: value for key in ("target", "baseline") if (value := getattr(line, key)) is not None}
     left = {key: value for key, value in unasked.items() if key not in options_of(scope)} | {**(line.carried or {})}
     return json.dumps(_strict(left), ensure_ascii=False, default=lambda value: repr(value)[:200]) if left else None
 
 
 def _strict(value: Any) -> Any:
-    """Numbers that JSON has no words for are null, as every reader understands."""
+    """Values with null in place of infinity and NaN, which are not valid JSON."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, Mapping):

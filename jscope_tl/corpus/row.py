@@ -16,20 +16,20 @@ from jscope_tl.results.text import percent, score_text
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Row(Shown):
-    """One prompt of a run: the scores of its tokens, or why it has none.
+    """One prompt of a run: the scores of its tokens, or the error because of which it has none.
 
     Attributes:
-        id: of the prompt.
-        position: whose next-token prediction is explained.
-        tokens, str_tokens: of the whole prompt, BOS included.
-        scores, stderr: for each token, in the run's unit; ``stderr`` is None where scores are exact.
+        id: the id of the prompt.
+        position: the position whose next-token prediction is explained.
+        tokens, str_tokens: the tokens of the whole prompt, including BOS.
+        scores, stderr: the scores of the tokens, in the run's unit, and their standard errors, or None if scores are exact.
         off_scale: positions that colour scales and summaries leave out (BOS; a first token that is an attention sink).
-        target, target_str, probability, rank: the token that is explained, and its place in the prediction (0: the most probable).
-        entropy: of the prediction, in nats.
-        n_forward, n_backward: passes that it took.
-        warnings: doubts about these numbers, in sentences.
-        error: why there is no explanation; then what is not known is None or empty.
-        carried: what else the prompt's line held.
+        target, target_str, probability, rank: the explained token, its probability, and its rank in the prediction (0: the most probable).
+        entropy: the entropy of the prediction, in nats.
+        n_forward, n_backward: the number of passes.
+        warnings: sentences about the limits of these numbers.
+        error: why there is no explanation; None if there is one. Unknown fields are then None or empty.
+        carried: the other values in the prompt's line.
     """
 
     id: str
@@ -56,18 +56,18 @@ class Row(Shown):
         return text_of(self.str_tokens)
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
-        """Position, text and score of the ``k`` highest scores up to the explained position, those off the scale left out."""
+        """Position, text and score of the ``k`` highest scores up to the explained position, without tokens off the scale."""
         seen = [t for t in range(self.seen) if t not in self.off_scale]
         best = sorted(seen, key=lambda t: -self.scores[t])[:k]
         return [(t, self.str_tokens[t], float(self.scores[t])) for t in best]
 
     @property
     def seen(self) -> int:
-        """How many tokens the prediction can depend on."""
+        """The number of tokens up to the explained position, on which the prediction can depend."""
         return len(self.scores) if self.position is None else min(len(self.scores), self.position + 1)
 
     def headline(self) -> str:
-        """What was explained, in one line."""
+        """One line with the id, the explained position and the target, or the error."""
         if self.error is not None:
             return f"{self.id}: {self.error}"
         probability = "" if self.probability is None else f" {percent(self.probability)}"
@@ -83,7 +83,7 @@ class Row(Shown):
 
 
 def rows_of(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
-    """The rows of a batch of all columns."""
+    """The rows of a batch with all columns."""
     yield from map(_row, batch.to_pylist())
 
 

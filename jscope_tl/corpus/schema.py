@@ -1,4 +1,4 @@
-"""The rows of a run: one for each explained prediction."""
+"""The columns of a run, which has one row for each explained prediction."""
 
 import pyarrow as pa
 
@@ -30,15 +30,16 @@ ROW = pa.schema(
 )
 """Columns of a row.
 
-- ``id``: of the prompt; unique in a run.
-- ``position``: whose next-token prediction is explained, counted from 0.
-- ``tokens``, ``str_tokens``: of the whole prompt, BOS included.
-- ``scores``, ``stderr``: for each token, in the run's unit; ``stderr`` is null where scores are exact.
+- ``id``: the id of the prompt, unique in a run.
+- ``position``: the position whose next-token prediction is explained, counted from 0.
+- ``tokens``, ``str_tokens``: the tokens of the whole prompt, including BOS.
+- ``scores``, ``stderr``: the scores of the tokens, in the run's unit, and their standard errors, which are null if scores are exact.
 - ``off_scale``: positions that colour scales and summaries leave out (BOS; a first token that is an attention sink).
-- ``target``, ``target_str``: the token that is explained, or the most probable one where the scope has no target; with its ``probability``
-  and ``rank`` (0 for the most probable).
-- ``entropy``: of the predicted distribution, in nats.
-- ``n_forward``, ``n_backward``: passes that it took.
+- ``target``, ``target_str``: the explained token, or the most probable one if the scope has no target; with its ``probability`` and
+  ``rank`` (0 for the most probable).
+- ``entropy``: the entropy of the predicted distribution, in nats.
+- ``n_forward``, ``n_backward``: the number of passes.
+- ``warnings``: sentences about the limits of these numbers.
 - ``error``: why there is no explanation; then all columns but ``id`` and ``carried`` may be null.
-- ``carried``: what else the prompt's line held, as JSON.
+- ``carried``: the other values of the prompt's line, as JSON.
 """

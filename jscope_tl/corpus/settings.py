@@ -1,4 +1,4 @@
-"""What determines the numbers of a run, in ``run.json``: compared when a run is resumed."""
+"""The settings that determine the numbers of a run. They are saved in ``run.json`` and compared when a run is resumed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ COMPARED = (
     "weights", "dtype", "model_class", "revision", "basis", "hooked", "scope", "gradient", "options", "unit", "at", "position", "prepend_bos", "chat_template",
     "versions",
 )  # fmt: skip
-"""Not the device, the size of batches and parts, and the memory, which change no number beyond rounding; nor the model's name, which
-may be a path that differs between machines: the weights say which model it is."""
+"""The compared settings. The device, the size of batches and parts, and the memory are not compared, because they change numbers only by
+rounding. The model's name is not compared either, because it may be a path that differs between machines; the weights identify the model."""
 SAMPLED = 64
-"""Numbers of each parameter that go into a fingerprint."""
+"""How many numbers of each parameter are used for a fingerprint."""
 
 
 def settings_of(question: Question, prompts: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that determines the numbers, as JSON has it."""
+    """Everything that determines the numbers, as values of JSON."""
     setup, view = question.setup, question.setup.view
     found = {
         "model": view.name,
@@ -52,16 +52,16 @@ def settings_of(question: Question, prompts: Mapping[str, Any]) -> dict[str, Any
 
 
 def need_same(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the folder holds a run, which must be one of these settings.
+    """Whether the folder has a run, which must have these settings.
 
     Raises:
-        InputError: it is one of others; every difference is named.
+        InputError: the run has other settings; the message names every difference.
     """
     path = folder / SETTINGS
     if not path.exists():
         if next(folder.glob(PARTS), None) is not None:
             raise InputError(
-                f"{str(folder)!r} holds parts of a run but no {SETTINGS}; nothing is known of their numbers. Give another folder."
+                f"{str(folder)!r} has parts of a run but no {SETTINGS}, so the settings of these parts are unknown. Give another folder."
             )
         return False
     try:
@@ -72,14 +72,14 @@ def need_same(folder: Path, settings: Mapping[str, Any]) -> bool:
     different = [*differences(before, settings), *_other_prompts(told, settings["prompts"]["first"])]
     if different:
         raise InputError(
-            f"{str(folder)!r} holds a run of other settings, {'; '.join(different)} (that run against this one). Give another folder, or "
+            f"{str(folder)!r} has a run with other settings, {'; '.join(different)} (that run against this one). Give another folder, or "
             "the settings of that run to resume it."
         )
     return True
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What determines the numbers and is not the same, in words."""
+    """The compared settings that differ, in words."""
     found = []
     for key in COMPARED:
         one, other = before.get(key), now.get(key)
@@ -96,13 +96,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _other_prompts(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Prompts may be added at the end; the first ones tell others from them."""
+    """The difference between the first prompts of both runs, if there is one. Prompts may be added at the end."""
     n = next((n for n, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
-    return [] if n is None else [f"prompts: the one at place {n} (counted from 0) is another"]
+    return [] if n is None else [f"prompts: number {n} (counted from 0) is a different one"]
 
 
 def fingerprint(model: Any) -> str:
-    """A digest of a few numbers of every parameter, which tells models apart that have the same name."""
+    """A digest of a few numbers of every parameter, which distinguishes models with the same name."""
     found = sha256()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -115,7 +115,7 @@ def fingerprint(model: Any) -> str:
 
 
 def _version(package: str) -> str:
-    """Without what a build adds, such as the version of CUDA."""
+    """The version of a package without the suffix of a build, such as the version of CUDA."""
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:  # run from a source tree

@@ -1,4 +1,4 @@
-"""`Shard`: every so manieth prompt, for runs that are spread over processes."""
+"""`Shard`: every ``n``-th prompt, for runs that are distributed over processes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,26 +15,26 @@ class Shard:
 
     @property
     def label(self) -> str:
-        """For names of files."""
+        """The label for names of files."""
         return f"{self.index:04d}-of-{self.of:04d}"
 
     def __str__(self) -> str:
         return f"shard {self.index}/{self.of}" if self.of > 1 else "the run"
 
     def has(self, n: int) -> bool:
-        """Whether the line of this number is in it."""
+        """Whether the line with this number is in the shard."""
         return n % self.of == self.index
 
     def size(self, total: int | None) -> int | None:
-        """How many of ``total`` lines are in it."""
+        """How many of ``total`` lines are in the shard."""
         return None if total is None else len(range(self.index, total, self.of))
 
 
 def to_shard(given: Any) -> Shard:
-    """``(2, 8)`` or ``"2/8"``: the third of eight; None: all.
+    """The shard ``(2, 8)`` or ``"2/8"``, which is the third of eight; None: all prompts.
 
     Raises:
-        InputError: there is no such shard.
+        InputError: the shard does not exist.
     """
     if given is None:
         return Shard()
@@ -43,6 +43,7 @@ def to_shard(given: Any) -> Shard:
     index, of = numbers if len(numbers) == 2 else (None, None)
     if index is None or of is None or not 0 <= index < of <= 9999:
         raise InputError(
-            f"shard is which of how many, counted from 0, such as '2/8' or (2, 8): 0/8 to 7/8 are all of eight; got {given!r}."
+            f"shard is the number of the shard, counted from 0, and the number of shards, such as '2/8' or (2, 8): 0/8 to 7/8 are all of eight; "
+            f"got {given!r}."
         )
     return Shard(index, of)

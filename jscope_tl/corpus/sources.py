@@ -1,4 +1,4 @@
-"""The strongest sources of each target that the prompts of a run explain."""
+"""`by_target`: the strongest source tokens of each explained target of a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,21 +24,21 @@ def by_target(
     chance: str = EVEN,
     off_scale: bool = False,
 ) -> Summary:
-    """The strongest sources of each target: tokens by their influence on the prompts in which this target is explained.
+    """The strongest sources of each target: tokens by their influence in the prompts in which this target is explained.
 
     Args:
-        run: of `jscope_tl.corpus.open`.
-        targets: how many of the most frequent targets, or which ones, by their texts.
-        k: sources of each that score above chance, ranked by the lower limit of the interval of ``ratio``.
-        least: prompts of the target that a source must stand in, 2 or more.
-        chance: what 1 stands for, as in `jscope_tl.corpus.by_token`.
+        run: a run, from `jscope_tl.corpus.open`.
+        targets: the number of targets, the most frequent ones, or the texts of the targets.
+        k: the number of sources of each target that score above chance, ranked by the lower limit of the interval of ``ratio``.
+        least: the fewest prompts of the target that must have a source, 2 or more.
+        chance: the expected score that corresponds to a ``ratio`` of 1, as in `jscope_tl.corpus.by_token`.
         off_scale: whether BOS, and a first token that is an attention sink, are counted.
 
     Returns:
         A `Summary` whose rows have the target as their ``group``.
 
     Raises:
-        InputError: such a target is not in the run, there is no such ``chance``, or no row has scores.
+        InputError: a target is not in the run, ``chance`` is unknown, or no row has scores.
     """
     k, least = count("k", k, 1), count("least", least, 2)
     chosen = _targets(run, targets)
@@ -59,13 +59,13 @@ def by_target(
         listed = {i: repr(texts[i]) for i in np.flatnonzero(apart[target].n >= least).tolist()}
         rows += [row for row in rows_of_means(apart[target], listed, ranked=True, group=text) if row.ratio.mean > 1][:k]
     few = [text for text in chosen.values() if text not in {row.group for row in rows}]
-    notes = [f"listed are sources that stand in {least} prompts of their target or more and score above chance"]
+    notes = [f"sources are listed if they are in {least} or more prompts of their target and score above chance"]
     notes += [f"{len(few)} targets have no such source: {', '.join(map(repr, few[:5]))}"] if few else []
     return made(run, "source", rows, counts, notes)
 
 
 def _targets(run: Any, targets: int | Sequence[str]) -> dict[int, str]:
-    """Ids and texts of the targets that are asked for, the most frequent first."""
+    """Ids and texts of the requested targets, the most frequent first."""
     need_run(run)
     counts: dict[int, int] = {}
     texts: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""Where the influence lies: by distance, position, token, word class, and by target; one pass over the files of a run each."""
+"""Summaries of a run: scores by distance, position, token and word class. Each takes one pass over the files of the run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,20 +15,20 @@ from jscope_tl.corpus.tokens import Tokens
 from jscope_tl.errors import InputError, count
 
 LEAST = 5
-"""Prompts that a token must stand in to be listed."""
+"""The fewest prompts that must have a token for it to be listed."""
 OTHER = "other"
 
 
 def by_distance(run: CorpusRun, *, edges: Sequence[int] | None = None, off_scale: bool = False) -> Summary:
-    """Influence by how far before the explained position a token stands; 0 is the token there itself.
+    """Influence by the distance of a token from the explained position; 0 is the token at the explained position.
 
     Args:
-        run: of `jscope_tl.corpus.open`.
-        edges: the first distance of each row, from 0 on, rising. None: every distance up to 15, then 16 to 31, 32 to 63, ...
+        run: a run, from `jscope_tl.corpus.open`.
+        edges: the first distance of each row, increasing from 0. None: every distance up to 15, then 16 to 31, 32 to 63, ...
         off_scale: whether BOS, and a first token that is an attention sink, are counted.
 
     Raises:
-        InputError: the edges are not such, or no row has scores.
+        InputError: ``edges`` are not increasing whole numbers from 0, or no row has scores.
 
     Example:
         >>> import tempfile
@@ -42,16 +42,16 @@ def by_distance(run: CorpusRun, *, edges: Sequence[int] | None = None, off_scale
 
 
 def by_position(run: CorpusRun, *, edges: Sequence[int] | None = None, off_scale: bool = True) -> Summary:
-    """Influence by position from the beginning of the prompt: how much attention sinks have.
+    """Influence by the position of a token in the prompt, which shows the scores of attention sinks.
 
     Args:
-        run: of `jscope_tl.corpus.open`.
-        edges: the first position of each row, from 0 on, rising: ``[0, 5]`` is the first five tokens and all others. None: every
-            position up to 7, then 8 to 15, 16 to 31, ...
-        off_scale: whether BOS, and a first token that is an attention sink, are counted; here they are the question.
+        run: a run, from `jscope_tl.corpus.open`.
+        edges: the first position of each row, increasing from 0: ``[0, 5]`` gives one row for the first five tokens and one for all
+            others. None: every position up to 7, then 8 to 15, 16 to 31, ...
+        off_scale: whether BOS, and a first token that is an attention sink, are counted. By default they are counted here.
 
     Raises:
-        InputError: the edges are not such, or no row has scores.
+        InputError: ``edges`` are not increasing whole numbers from 0, or no row has scores.
     """
     return _by_place(run, "position", edges, off_scale)
 
@@ -63,17 +63,18 @@ def _by_place(run: Any, by: str, edges: Sequence[int] | None, off_scale: bool) -
 
 
 def by_token(run: CorpusRun, *, least: int = LEAST, chance: str = EVEN, off_scale: bool = False) -> Summary:
-    """Influence by token of the vocabulary, ranked by the lower limit of the interval of ``ratio``: what is surely high first.
+    """Influence by token of the vocabulary, ranked by the lower limit of the interval of ``ratio``.
 
     Args:
-        run: of `jscope_tl.corpus.open`.
-        least: prompts that a token must stand in to be listed, 2 or more.
-        chance: what 1 stands for: ``"even"``, all tokens of a prompt scoring alike; ``"distance"`` (or ``"position"``), each scoring as tokens
-            at its distance from the prediction do on average in this run, which takes out that some tokens stand near the end.
+        run: a run, from `jscope_tl.corpus.open`.
+        least: the fewest prompts that must have a token for it to be listed, 2 or more.
+        chance: the expected score that corresponds to a ``ratio`` of 1: ``"even"``, the mean score of the prompt; ``"distance"`` (or
+            ``"position"``), the average score of tokens at the same distance from the prediction (or position) in this run, which corrects
+            for tokens that are mostly near the end.
         off_scale: whether BOS, and a first token that is an attention sink, are counted.
 
     Raises:
-        InputError: ``least`` is not 2 or more, there is no such ``chance``, or no row has scores.
+        InputError: ``least`` is not 2 or more, ``chance`` is unknown, or no row has scores.
     """
     least, counts = count("least", least, 2), Counts(run, off_scale, chance)
     texts: dict[int, str] = {}
@@ -83,25 +84,27 @@ def by_token(run: CorpusRun, *, least: int = LEAST, chance: str = EVEN, off_scal
 
     means = one_pass(run, counts, category)
     rare = int(((means.n > 0) & (means.n < least)).sum())
-    notes = [f"tokens not listed because they stand in fewer than {least} prompts: {rare}"] if rare else []
+    notes = [f"tokens not listed because they are in fewer than {least} prompts: {rare}"] if rare else []
     names = {token: repr(text) for token, text in texts.items() if means.n[token] >= least}
     return made(run, "token", rows_of_means(means, names, ranked=True), counts, notes)
 
 
 def by_class(run: CorpusRun, classes: Any, *, chance: str = EVEN, off_scale: bool = False) -> Summary:
-    """Influence by class of words, strongest class first.
+    """Influence by class of words, ranked by the lower limit of the interval of ``ratio``.
 
     Args:
-        run: of `jscope_tl.corpus.open`.
-        classes: from the text of a token to its class: a mapping, in which a token is looked up as it is, and if it is not there
-            without its surrounding spaces and in small letters; or a function, asked once for each text. What has no class (or None)
-            is ``"other"``. A word of several tokens has the classes of its parts.
-        chance: what 1 stands for: ``"even"``, all tokens of a prompt scoring alike; ``"distance"`` (or ``"position"``), each scoring as tokens
-            at its distance from the prediction do on average in this run, which takes out that some tokens stand near the end.
+        run: a run, from `jscope_tl.corpus.open`.
+        classes: the class of each token by its text, as a mapping or a function. In a mapping, the text is looked up as it is, and if it
+            is missing, without surrounding spaces and in lower case. A function is called once for each text. Tokens without a class (or
+            with None) are ``"other"``. In a word of several tokens, each token is classified by itself.
+        chance: the expected score that corresponds to a ``ratio`` of 1: ``"even"``, the mean score of the prompt; ``"distance"`` (or
+            ``"position"``), the average score of tokens at the same distance from the prediction (or position) in this run, which corrects
+            for tokens that are mostly near the end.
         off_scale: whether BOS, and a first token that is an attention sink, are counted.
 
     Raises:
-        InputError: ``classes`` is neither, or holds anything but texts, there is no such ``chance``, or no row has scores.
+        InputError: ``classes`` is neither a mapping nor a function or gives anything but strings, ``chance`` is unknown, or no row has
+            scores.
 
     Example:
         >>> import tempfile
@@ -133,7 +136,7 @@ def _texts_of(batch: pa.RecordBatch, tokens: Tokens) -> pa.DictionaryArray:
 
 
 def ids_of_tokens(batch: pa.RecordBatch, tokens: Tokens, texts: dict[int, str]) -> Int[np.ndarray, "n"]:
-    """The id of each counted token; its text is put into ``texts``."""
+    """The id of each counted token; the text of each id is added to ``texts``."""
     flat = pc.list_flatten(batch.column("tokens")).to_numpy(zero_copy_only=False).astype(np.int64)
     ids = flat[tokens.place]
     new, first = np.unique(ids, return_index=True)
@@ -157,7 +160,7 @@ def _class_function(classes: Any) -> Callable[[str], str]:
     def checked(text: str) -> str:
         name = found(text)
         if name is not None and not isinstance(name, str):
-            raise InputError(f"The class of a token is a text, or None; of {text!r} it is {name!r}.")
+            raise InputError(f"The class of a token must be a string or None; for {text!r} it is {name!r}.")
         return OTHER if name is None else name
 
     return checked

@@ -1,4 +1,4 @@
-"""`Summary`: where the influence lies, by some property of the tokens, as means over prompts."""
+"""`Summary`: the influence of tokens by some property of the tokens, as means over prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from jscope_tl.results.sink import adds_up
 from jscope_tl.results.text import percent
 
 ORDERED = ("distance", "position")
-"""Properties with an order of their own; others are rankings."""
+"""Properties whose rows have a natural order; other summaries are rankings."""
 EVEN = "even"
 SHOWN = 12
-"""Rows of a text."""
+"""The number of rows that `repr` shows."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class SummaryRow:
     """One category of tokens: means over the prompts that have such tokens.
 
     Attributes:
-        name: of the category.
-        n_tokens: how many tokens of it were counted, in all prompts.
-        share: of the summed scores of the prompt that its tokens have together.
-        expected: the share that they would have by chance: if all tokens of a prompt scored alike, unless `Summary.chance` says otherwise.
-        ratio: the share over the expected one: how many times the mean score of its prompt a token has; 1 is chance.
-        top: share of these prompts in which the highest score is one of its tokens'.
-        group: the target that is explained, where targets are kept apart.
+        name: the name of the category.
+        n_tokens: the number of counted tokens of the category, in all prompts.
+        share: the share of the prompt's summed scores that its tokens have together.
+        expected: the share that they would have by chance: if all tokens of a prompt had the same score, or as `Summary.chance` says.
+        ratio: the share divided by the expected one: by default the score of a token relative to the mean score of its prompt; 1 is chance.
+        top: the share of these prompts in which a token of the category has the highest score.
+        group: the explained target, if rows are grouped by targets.
     """
 
     name: str
@@ -44,28 +44,29 @@ class SummaryRow:
 
     @property
     def n(self) -> int:
-        """Prompts that have such tokens."""
+        """The number of prompts that have such tokens."""
         return self.ratio.n
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Summary(Saved):
-    """Where the influence lies in the prompts of a run, by some property of tokens.
+    """The influence of tokens in the prompts of a run, by some property of the tokens.
 
-    Scores of two prompts do not compare, and norms do not add up: of each prompt shares of its summed scores are taken, then means
-    over prompts, each of which counts alike. A share says how a map looks, not how much of the prediction is explained; only Fisher
-    scores, which are squared, add up, to the trace of the Fisher matrix. Intervals are 95 % of Student's t over prompts.
+    Scores of two prompts are not comparable, and norms do not add up. Therefore each prompt's scores are divided by their sum, and these
+    shares are averaged over prompts with equal weights. A share describes a map, and not how much of the prediction is explained. Only
+    Fisher scores, which are squared, have a meaningful sum, the trace of the Fisher matrix. Intervals are 95 % intervals of Student's t
+    over prompts.
 
     Attributes:
-        by: the property, in words.
-        rows: one for each category.
-        n: prompts that were counted.
-        n_errors: rows left out because they have an error in place of scores.
-        n_empty: rows left out because no counted token has a score above 0.
-        chance: what 1 stands for: ``"even"``, all tokens of a prompt scoring alike; ``"distance"`` or ``"position"``, each scoring as tokens
-            at its distance or position do on average in this run.
-        off_scale: whether tokens off the scale (BOS, and a first token that is an attention sink) were counted.
-        scope, model, unit: of the run.
+        by: the name of the property.
+        rows: one row for each category.
+        n: the number of counted prompts.
+        n_errors: the number of rows left out because they have an error instead of scores.
+        n_empty: the number of rows left out because no counted token has a score above 0.
+        chance: the expected score that corresponds to a ``ratio`` of 1: ``"even"``, the mean score of the prompt; ``"distance"`` or
+            ``"position"``, the average score of tokens at the same distance or position in this run.
+        off_scale: whether tokens off the scale (BOS, and a first token that is an attention sink) are counted.
+        scope, model, unit: the scope, the model and the unit of the run.
         notes: what was left out, and how categories were formed.
     """
 
@@ -82,7 +83,7 @@ class Summary(Saved):
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         need(min(self.n, self.n_errors, self.n_empty) >= 0, "numbers of prompts are not negative")
         for row in self.rows:
             need_mean(row.share)
@@ -91,15 +92,15 @@ class Summary(Saved):
             all(0 <= share <= 1 for row in self.rows for share in (row.share.mean, row.expected, row.top)),
             "shares are from 0 to 1",
         )
-        need(all(0 < row.n <= self.n and row.n_tokens >= row.n for row in self.rows), "rows are of these prompts")
+        need(all(0 < row.n <= self.n and row.n_tokens >= row.n for row in self.rows), "rows have some of these prompts")
 
     @property
     def groups(self) -> list[str]:
-        """The targets that are kept apart, in their order."""
+        """The targets by which rows are grouped, in their order."""
         return list(dict.fromkeys(row.group for row in self.rows))
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line for each category; ``_low`` and ``_high`` are the limits of 95 % intervals."""
+        """One row for each category; ``_low`` and ``_high`` are the limits of 95 % intervals."""
         lines = [
             {
                 **({"target": row.group} if self.groups != [""] else {}),
@@ -114,10 +115,10 @@ class Summary(Saved):
         return frame
 
     def table(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
-        """Names of columns and rows of text, as the terminal, notebooks and pages show them.
+        """The column names and the rows, as text, which the terminal, notebooks and pages show.
 
         Args:
-            most: how many rows of a ranking, of each group; None: all. Distances and positions are all listed.
+            most: the number of rows of each group in a ranking; None: all. Distances and positions are always all listed.
         """
         grouped = self.groups != [""]
         most = len(self.rows) if most is None or self.by in ORDERED else count("most", most, 1)
@@ -136,27 +137,27 @@ class Summary(Saved):
 
     @property
     def meaning(self) -> list[str]:
-        """What the columns mean, in sentences that are the same for all summaries of a run."""
+        """Sentences that explain the columns; they are the same for all summaries of a run."""
         adds = (
             "scores are squares, which add up to a trace"
             if adds_up(self.unit)
-            else "scores are norms, which do not add up: a share says how a map looks"
+            else "scores are norms, which do not add up: a share only describes a map"
         )
         return [
-            "times chance: score of a token over the mean score in its prompt, or over that which tokens at its distance or position have on "
-            "average, where this is said; share: of the summed scores of the prompt, and by chance; highest in: prompts in which such a "
-            "token has the highest score",
-            f"means over the prompts that have such tokens, each of which counts alike; {adds}",
+            "times chance: score of a token divided by the mean score in its prompt (or by the average score of tokens at its distance or "
+            "position, if a note says so); share: share of the summed scores of the prompt; by chance: the same if all tokens scored as "
+            "expected by chance; highest in: share of the prompts in which such a token has the highest score",
+            f"means over the prompts that have such tokens, with equal weights; {adds}",
         ]
 
     @property
     def left_out(self) -> list[str]:
-        """What was counted and left out, in sentences."""
+        """Sentences about what was counted and left out."""
         off = "counted" if self.off_scale else "left out"
         return [
             f"BOS and first tokens that are attention sinks are {off}",
             *(
-                [f"chance: each token scores as those at its {self.chance} do on average in this run"]
+                [f"chance: each token has the average score of tokens at its {self.chance} in this run"]
                 if self.chance != EVEN
                 else []
             ),
@@ -170,7 +171,7 @@ class Summary(Saved):
         ]
 
     def headline(self) -> str:
-        """What was summarised, in one line."""
+        """One line with the property, the scope, the model and the number of prompts."""
         return f"influence by {self.by}: {self.scope} scope of {self.model}, {self.n} prompts"
 
     def __repr__(self) -> str:
@@ -182,10 +183,10 @@ class Summary(Saved):
 
 
 def need_mean(mean: Mean) -> None:
-    """Refuse a mean that is none, as a damaged file may hold: its interval holds it, or is not known."""
+    """Refuse a mean that is not in its interval, as in a damaged file; the interval may be unknown."""
     unknown = [number != number for number in (mean.low, mean.high)]
     known = not any(unknown) and -LARGEST < mean.low <= mean.mean <= mean.high < LARGEST
-    need(abs(mean.mean) < LARGEST and (all(unknown) or known), "a mean lies in its interval")
+    need(abs(mean.mean) < LARGEST and (all(unknown) or known), "a mean is in its interval")
 
 
 def _cells(row: SummaryRow) -> list[str]:
@@ -202,7 +203,7 @@ def _cells(row: SummaryRow) -> list[str]:
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text with the cells of each column below each other, the first to the left and the others to the right."""
+    """Lines of text with aligned columns, the first to the left and the others to the right."""
     wide = [max(map(len, cells)) for cells in zip(names, *rows, strict=True)]
     return [
         "  "
@@ -214,9 +215,9 @@ def columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def need_rows_left(n: int, n_errors: int, what: str) -> None:
-    """Refuse a summary of nothing."""
+    """Refuse a summary without prompts."""
     if not n:
         raise InputError(
-            f"There is nothing to summarise in {what}: no row has scores above 0 ({n_errors} have an error in place of scores; "
+            f"There is nothing to summarise in {what}: no row has scores above 0 ({n_errors} rows have an error instead of scores; "
             "run.where(errors=True) shows them)."
         )

@@ -1,4 +1,4 @@
-"""The tokens of many prompts in flat arrays, each with its share of the prompt's scores."""
+"""The tokens of many prompts in flat arrays, each with its share of its prompt's scores."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,23 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 COLUMNS = ("position", "tokens", "str_tokens", "scores", "off_scale", "target", "target_str", "error")
-"""Of a run, that summaries read."""
+"""The columns of a run that summaries read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The tokens that are counted, of several prompts one after another.
+    """The counted tokens of several prompts, concatenated.
 
     Attributes:
-        row: the prompt of each token, as the number of its row in the batch; rising.
-        place: the place of each token among all of the batch.
-        position: of each token in its prompt.
-        distance: how many tokens it stands before the explained position.
-        share: of the summed scores of the prompt's counted tokens.
-        expected: the share that chance gives it: one over the number of tokens that are counted in its prompt, unless said otherwise.
-        strongest: whether it is the one with the highest score; the first of equals.
-        n_rows: prompts with counted tokens.
-        n_empty: prompts without: no scores above 0.
+        row: the prompt of each token, as the number of its row in the batch, in increasing order.
+        place: the index of each token among all tokens of the batch.
+        position: the position of each token in its prompt.
+        distance: the explained position minus the position of the token.
+        share: the score as a share of the summed scores of the prompt's counted tokens.
+        expected: the share expected by chance: by default 1 divided by the number of counted tokens of the prompt.
+        strongest: whether the token has the highest score of its prompt; the first one of tied tokens.
+        n_rows: the number of prompts with counted tokens.
+        n_empty: the number of prompts without counted tokens, because no score is above 0.
     """
 
     row: Int[np.ndarray, "n"]
@@ -39,7 +39,7 @@ class Tokens:
 
 
 def tokens_of(batch: pa.RecordBatch, off_scale: bool) -> Tokens:
-    """The tokens up to the explained positions; those off the scale only where ``off_scale`` says so. Rows with errors have none."""
+    """The tokens up to the explained positions, with tokens off the scale (BOS, sinks) only if ``off_scale`` is set. Rows with errors have none."""
     column = batch.column("scores")
     scores = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(float)
     lengths = _numbers(pc.list_value_length(column), 0)
@@ -76,13 +76,13 @@ def _numbers(values: pa.Array, missing: int) -> Int[np.ndarray, "row"]:
 
 
 def off_scale_places(column: pa.Array) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """Row and position of each token off the scale."""
+    """The row and position of each token off the scale."""
     rows, positions = pc.list_parent_indices(column), pc.list_flatten(column)
     return _numbers(rows, 0), _numbers(positions, 0)
 
 
 def _strongest(row: Int[np.ndarray, "n"], scores: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-    """The highest score of each row, of equal ones the first."""
+    """Whether each token has the highest score of its row; the first one of tied tokens."""
     found = np.zeros(len(row), dtype=bool)
     if len(row):
         starts = np.flatnonzero(np.diff(row, prepend=-1))

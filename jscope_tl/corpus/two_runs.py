@@ -1,4 +1,4 @@
-"""`agreement`: how far two runs say the same of the same prompts."""
+"""`agreement`: how well two runs over the same prompts agree."""
 
 import heapq
 from collections import Counter
@@ -25,17 +25,17 @@ TOP = 3
 AGREE = ("rank correlation", "same strongest token", f"{TOP} strongest in common", "overlap of shares")
 DIFFER = ("mean distance", "effective number of tokens", "share off the scale")
 KNOWN = 3
-"""Of the measures of agreement, those whose chance level depends on the prompt; that of a correlation is 0."""
+"""The number of measures of agreement whose chance level depends on the prompt; that of a correlation is 0."""
 LOWEST = 10
-"""Prompts that are named, those on which the runs agree least."""
+"""How many of the prompts are listed on which the runs agree least."""
 BLOCK = 1000
 TOLD = ("scope", "model", "model_class", "weights", "unit", "device", "prompts")
-"""Settings whose difference goes without saying, or changes no number."""
+"""Settings whose differences are not reported, because the names show them or because they change no number."""
 
 
 @dataclass(frozen=True)
 class AgreementRow:
-    """One measure of agreement: its mean over prompts, and its mean if the scores of one run were shuffled within each prompt."""
+    """One measure of agreement: its mean over prompts, and its expected mean if the scores of one run were shuffled within each prompt."""
 
     name: str
     mean: Mean
@@ -44,7 +44,7 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """One property of maps: its mean in each run, and the mean of the paired difference, first less second."""
+    """One property of maps: its mean in each run, and the mean of the paired difference, first minus second."""
 
     name: str
     first: float
@@ -54,21 +54,21 @@ class DifferenceRow:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RunAgreement(Saved):
-    """Two runs over the same prompts: how far their scores agree, prompt by prompt.
+    """The agreement of two runs over the same prompts.
 
-    Measures of agreement, none of which depends on the size of scores: Spearman's correlation of the scores of a prompt; whether the
-    strongest token is the same; how many of the three strongest are in both; what shares of the summed scores have in common,
-    ``Σ_t min(a_t, b_t)``. Properties that may differ: the mean distance from the explained position, weighted by shares; the effective
-    number of tokens, the exponential of the entropy of the shares; the share off the scale (BOS, and first tokens that are sinks), which
-    is left out of everything else. Intervals are 95 % of Student's t over prompts.
+    The measures of agreement do not depend on the scale of the scores. They are Spearman's correlation of the scores of a prompt;
+    whether the strongest token is the same; how many of the three strongest tokens are in both; and the overlap of the shares of the
+    summed scores, ``Σ_t min(a_t, b_t)``. The properties that are compared are the mean distance from the explained position, weighted by
+    shares; the effective number of tokens, which is the exponential of the entropy of the shares; and the share off the scale, on BOS and
+    on first tokens that are attention sinks, which all other numbers leave out. Intervals are 95 % intervals of Student's t over prompts.
 
     Attributes:
-        names: of the two runs.
+        names: the names of the two runs.
         rows: the measures of agreement.
         differences: the properties.
-        n: prompts that were compared.
-        lowest: the prompts with the lowest rank correlation, and that.
-        notes: what was left out, and what is not the same in both runs.
+        n: the number of compared prompts.
+        lowest: the prompts with the lowest rank correlations, with these.
+        notes: prompts that were left out, and differences between the settings of the runs.
     """
 
     names: tuple[str, str]
@@ -79,16 +79,16 @@ class RunAgreement(Saved):
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse fields that do not fit together, as in a damaged file."""
         need(len(self.rows) > 0 and len(self.differences) > 0, "there are measures and properties")
         for mean in (*(row.mean for row in self.rows), *(row.difference for row in self.differences)):
             need_mean(mean)
         need(all(abs(row.chance) <= 1 for row in self.rows), "chance is from -1 to 1")
-        need(self.n > 0 and all(row.mean.n == self.n for row in self.rows), "all measures are of the same prompts")
-        need(all(row.difference.n == self.n for row in self.differences), "all differences are of the same prompts")
+        need(self.n > 0 and all(row.mean.n == self.n for row in self.rows), "all measures have the same prompts")
+        need(all(row.difference.n == self.n for row in self.differences), "all differences have the same prompts")
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line for each measure and property; ``_low`` and ``_high`` are the limits of 95 % intervals."""
+        """One row for each measure and property; ``_low`` and ``_high`` are the limits of 95 % intervals."""
         agree = [
             {"name": row.name, "mean": row.mean.mean, "low": row.mean.low, "high": row.mean.high, "chance": row.chance}
             for row in self.rows
@@ -103,7 +103,7 @@ class RunAgreement(Saved):
         return frame
 
     def tables(self) -> list[tuple[list[str], list[list[str]]]]:
-        """Names of columns and rows of text of both tables, as the terminal, notebooks and pages show them."""
+        """The column names and the rows, as text, of both tables, which the terminal, notebooks and pages show."""
         agree = [[row.name, f"{row.mean.mean:.3f}", _interval(row.mean), f"{row.chance:.3f}"] for row in self.rows]
         differ = [
             [
@@ -122,16 +122,17 @@ class RunAgreement(Saved):
 
     @property
     def meaning(self) -> list[str]:
-        """What the tables say, in sentences."""
+        """Sentences that explain the tables."""
         return [
-            "means over prompts; chance: the mean if the scores of one run were shuffled within each prompt; overlap of shares: what the "
-            "shares of the summed scores have in common",
-            "mean distance: tokens before the explained position, weighted by shares; effective number of tokens: the exponential of the "
-            "entropy of the shares; share off the scale: on BOS and first tokens that are sinks, which all else leaves out",
+            "means over prompts; chance: the mean if the scores of one run were shuffled within each prompt; overlap of shares: the sum over "
+            "tokens of the smaller of both shares of the summed scores",
+            "mean distance: number of tokens before the explained position, weighted by shares; effective number of tokens: the exponential of "
+            "the entropy of the shares; share off the scale: the share on BOS and on first tokens that are attention sinks, which all other "
+            "numbers leave out",
         ]
 
     def headline(self) -> str:
-        """What was compared, in one line."""
+        """One line with the names of the runs and the number of prompts."""
         return f"{self.names[0]} against {self.names[1]} on {self.n} prompts"
 
     def __repr__(self) -> str:
@@ -147,17 +148,18 @@ def _interval(mean: Mean) -> str:
 
 
 def agreement(a: CorpusRun, b: CorpusRun, *, names: Sequence[str] | None = None) -> RunAgreement:
-    """How far two runs over the same prompts agree: two scopes, models, or rules for gradients.
+    """Compare two runs over the same prompts, for example of two scopes, two models, or two rules for gradients.
 
-    Prompts are paired by their ids. Where the two have other tokens, they are compared on the stretches of text that both cut alike:
-    a stretch of several tokens has the norm of their stacked block, of Fisher scores, which are squares, the sum.
+    Prompts are paired by their ids. If the two runs have different tokens, they are compared on the shortest stretches of text that are
+    whole tokens in both. The score of a stretch of several tokens is the root of the sum of their squared norms; for Fisher scores, which
+    are squares, it is the sum.
 
     Args:
-        a, b: runs, of `jscope_tl.corpus.open`.
-        names: of the two. None: what is not the same in their settings.
+        a, b: the two runs, from `jscope_tl.corpus.open`.
+        names: the names of the two runs. None: the scopes or models, if they differ.
 
     Raises:
-        InputError: no prompt is in both and can be compared.
+        InputError: there is no prompt in both runs that can be compared.
 
     Example:
         >>> import tempfile
@@ -170,7 +172,7 @@ def agreement(a: CorpusRun, b: CorpusRun, *, names: Sequence[str] | None = None)
     for run in (a, b):
         if not isinstance(run, CorpusRun):
             raise InputError(
-                f"agreement takes two runs, as js.corpus.open(folder) gives them; got a {type(run).__name__}."
+                f"agreement needs two runs, as js.corpus.open(folder) returns them; got a {type(run).__name__}."
             )
     means, left_out, seen = Means(len(AGREE) + KNOWN + 3 * len(DIFFER)), Counter[str](), Counter[str]()
     lowest: list[tuple[float, str]] = []
@@ -200,7 +202,7 @@ def _add(means: Means, block: list[np.ndarray]) -> None:
 
 
 def _numbers(pair: Pair) -> Float[np.ndarray, "quantity"]:
-    """Measures of agreement, what chance would give where that is known, and the properties of both and their differences."""
+    """The measures of agreement, their chance levels (without that of the correlation), the properties of both runs, and their differences."""
     n, k = len(pair.a), min(TOP, len(pair.a))
     tops = [np.argsort(-scores, kind="stable")[:k] for scores in (pair.a, pair.b)]
     shares = [scores / scores.sum() for scores in (pair.a, pair.b)]
@@ -211,7 +213,7 @@ def _numbers(pair: Pair) -> Float[np.ndarray, "quantity"]:
         float(np.minimum(*shares).sum()),
     ]
     first, second = ([*_properties(share), off] for share, off in zip(shares, (pair.a_off, pair.b_off), strict=True))
-    unrelated = float(np.minimum.outer(*shares).sum()) / n  # the mean over all orders of one of them
+    unrelated = float(np.minimum.outer(*shares).sum()) / n  # the mean over all permutations of one of them
     return np.array(
         [*agree, 1 / n, k / n, unrelated, *first, *second, *(x - y for x, y in zip(first, second, strict=True))]
     )
@@ -241,7 +243,7 @@ def _differ(means: Means) -> tuple[DifferenceRow, ...]:
 def _names(a: CorpusRun, b: CorpusRun, names: Sequence[str] | None) -> tuple[str, str]:
     if names is not None:
         if isinstance(names, str) or len(names) != 2:
-            raise InputError(f"names are two, one of each run; got {names!r}.")
+            raise InputError(f"names are two names, one for each run; got {names!r}.")
         return str(names[0]), str(names[1])
     unlike = [key for key in ("scope", "model") if getattr(a, key) != getattr(b, key)]
     found = [" of ".join(getattr(run, key) for key in unlike) for run in (a, b)]
@@ -252,19 +254,21 @@ def _notes(a: CorpusRun, b: CorpusRun, seen: Counter[str], left_out: Counter[str
     notes = [f"left out: {_reasons(left_out)}"] if left_out else []
     if seen["tokens"]:
         notes.append(
-            f"prompts with other tokens in the two runs, compared on stretches of text that both cut alike: {seen['tokens']}"
+            f"prompts with different tokens in the two runs, compared on stretches of text that are whole tokens in both: {seen['tokens']}"
         )
     if seen["target"]:
-        notes.append(f"prompts of which the two runs explain another token: {seen['target']}")
+        notes.append(f"prompts for which the two runs explain different tokens: {seen['target']}")
     if unlike := _unlike(a.settings, b.settings, TOLD):
         notes.append(f"settings that differ: {'; '.join(unlike)}")
     if adds_up(a.unit) != adds_up(b.unit):
-        notes.append("one run has squares (Fisher): their roots are held against the norms of the other")
+        notes.append(
+            "the scores of one run are squares (Fisher): their roots are compared with the norms of the other run"
+        )
     return notes
 
 
 def _unlike(a: Mapping[str, Any], b: Mapping[str, Any], skipped: Sequence[str]) -> list[str]:
-    """Settings that are not the same, and their values."""
+    """The settings that differ, with their values."""
     found = []
     for key in [key for key in {**a, **b} if key not in skipped and a.get(key) != b.get(key)]:
         one, other = a.get(key), b.get(key)

@@ -151,7 +151,7 @@ def test_an_empty_run(tmp_path: Path) -> None:
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(js.InputError, match="no folder"):
         js.corpus.open(tmp_path / "none")
-    with pytest.raises(js.InputError, match=r"holds no run\.json"):
+    with pytest.raises(js.InputError, match=r"has no run\.json"):
         js.corpus.open(tmp_path)
     for content in ("{", "[1]"):
         (tmp_path / "run.json").write_text(content)

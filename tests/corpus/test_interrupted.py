@@ -94,7 +94,7 @@ def test_two_processes_on_one_folder_are_refused(pocket: Any, prompts: Path, tmp
     until(lambda: [*run.glob("part-*.parquet")])
     with pytest.raises(js.InputError, match=f"is being written by process {other.pid} of .*, shard 0000/0001"):
         js.corpus.run(pocket, prompts, run, progress=False)
-    with pytest.raises(js.InputError, match="shards of one run are all of the same number"):
+    with pytest.raises(js.InputError, match="all shards of a run must have the same number of shards"):
         js.corpus.run(pocket, prompts, run, shard="1/2", progress=False)
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
@@ -179,7 +179,7 @@ def test_other_options_models_and_versions_are_refused_by_name(
 
 def test_other_prompts_are_refused(pocket: Any, tmp_path: Path) -> None:
     js.corpus.run(pocket, PROMPTS[:5], tmp_path, progress=False)
-    with pytest.raises(js.InputError, match=r"the one at place 1 \(counted from 0\) is another"):
+    with pytest.raises(js.InputError, match=r"number 1 \(counted from 0\) is a different one"):
         js.corpus.run(pocket, [PROMPTS[0], *PROMPTS[2:]], tmp_path, progress=False)
 
 
@@ -259,7 +259,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_clearly_and_tears_nothing(pocket: Any, small_disk: Path) -> None:
     run, filler = small_disk / "run", small_disk / "filler"
     filler.write_bytes(bytes(16 * 1024))
-    with pytest.raises(js.InputError, match="no room left.*make room and run the same command again"):
+    with pytest.raises(js.InputError, match="no space left.*free some space and run the same command again"):
         js.corpus.run(pocket, PROMPTS, run, part_rows=5, progress=False)
     kept = js.corpus.open(run)
     assert 0 < len(kept) < len(PROMPTS)
@@ -282,7 +282,7 @@ def test_no_room_wherever_it_shows(pocket: Any, tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(parts.os, "fsync", full)
-        with pytest.raises(js.InputError, match="no room left"):
+        with pytest.raises(js.InputError, match="no space left"):
             js.corpus.run(pocket, PROMPTS, tmp_path, part_rows=10, progress=False)
     assert len(js.corpus.open(tmp_path)) == 10
     assert not [*tmp_path.glob(".*.unfinished")]
@@ -301,5 +301,5 @@ def test_a_file_system_without_locks_is_said(pocket: Any, tmp_path: Path, monkey
 def test_a_folder_that_cannot_be_made_is_refused(pocket: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(js.InputError, match="cannot be made"):
+        with pytest.raises(js.InputError, match="cannot be created"):
             js.corpus.run(pocket, PROMPTS[:3], path, progress=False)

@@ -79,7 +79,7 @@ def test_a_table_of_texts_has_ids_and_chats_as_json(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('tokens,position\n"[1, 2]",1\n"[1",\n"[3]",one\n')
     first, broken, position = lines(tmp_path / "p.csv")
     assert (first.prompt, first.position) == ([1, 2], 1)
-    assert "tokens is a JSON list" in str(broken.error)
+    assert "tokens must be a JSON list" in str(broken.error)
     assert "position is a whole number" in str(position.error)
 
 
@@ -130,7 +130,7 @@ def test_bad_lines_of_files(tmp_path: Path) -> None:
         ("p.parquet", "no parquet", "cannot be read"),
         ("p.xlsx", "a", ".txt, .jsonl, .parquet, .csv"),
         ("p.txt", b"\xff\xfe\x00", "UTF-8"),
-        ("p.jsonl", '{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "The id 'a' stands twice"),
+        ("p.jsonl", '{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "The id 'a' occurs twice"),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_refused(
@@ -172,7 +172,7 @@ def test_text_does_where_there_is_no_prompt() -> None:
     [([0, 1, 0], "0"), ([5, 1, 5], "5"), ([None, 0], "0"), (["a", "b", "a"], "a"), ([0, 2, None], "2")],
 )
 def test_ids_that_stand_twice_are_found_also_among_numbers_of_lines(ids: list[Any], twice: str) -> None:
-    with pytest.raises(js.InputError, match=f"The id '{twice}' stands twice"):
+    with pytest.raises(js.InputError, match=f"The id '{twice}' occurs twice"):
         read_prompts([{"id": i, "prompt": "x"} for i in ids])
 
 

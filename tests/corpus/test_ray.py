@@ -73,7 +73,7 @@ def test_a_run_goes_on_on_a_cluster_and_back(pocket: Any, cluster: js.corpus.Ray
     js.corpus.run(js.load_pocket_model, PROMPTS[:40], tmp_path / "run", "log_prob", engine=cluster, progress=False)
     found = js.corpus.run(pocket, PROMPTS, tmp_path / "run", "log_prob", progress=False)
     need_equal(found, js.corpus.run(pocket, PROMPTS, tmp_path / "whole", "log_prob", progress=False))
-    with pytest.raises(js.InputError, match="^.*holds a run of other settings, scope: 'log_prob' against 'fisher'"):
+    with pytest.raises(js.InputError, match="^.*has a run with other settings, scope: 'log_prob' against 'fisher'"):
         js.corpus.run(js.load_pocket_model, PROMPTS, tmp_path / "run", "fisher", engine=cluster)
     with pytest.raises(js.InputError, match="^There is no scope 'fishr'"):
         js.corpus.run(js.load_pocket_model, PROMPTS, tmp_path / "run", "fishr", engine=cluster)

@@ -149,7 +149,7 @@ def test_other_tokens_are_aligned(tmp_path: Path, squares: bool) -> None:
     )
     assert [row.mean.mean for row in found.rows] == pytest.approx([1, 1, 1, 1])
     assert found.names == ("A", "B")
-    assert "compared on stretches of text that both cut alike: 1" in found.notes[0]
+    assert "compared on stretches of text that are whole tokens in both: 1" in found.notes[0]
 
 
 def test_a_text_that_ends_alike_is_not_the_same(tmp_path: Path) -> None:

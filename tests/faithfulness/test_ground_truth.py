@@ -173,8 +173,9 @@ def test_a_word_that_must_not_matter_does(pocket: Any, monkeypatch: pytest.Monke
 def test_a_family_that_a_model_cannot_do_is_reported(pocket: Any) -> None:
     truth = js.ground_truth(pocket, ["capitals", "pocket assistant"], n=2, progress=False)
     assert [(name, found.kept) for name, found in truth.yields.items()] == [("capitals", 0), ("pocket assistant", 2)]
-    assert "capitals              0 of 0 candidates   (dropped: the model has no filling whose words are one token each)" in repr(
-        truth
+    assert (
+        "capitals              0 of 0 candidates   (dropped: the model has no filling whose words are one token each)"
+        in repr(truth)
     )
 
 
