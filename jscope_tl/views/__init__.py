@@ -1,7 +1,7 @@
-"""Pictures of results, which they read and never change.
+"""Views of results. They never change a result.
 
-Of two kinds: pages (`circuitsvis_views.View`), of circuitsvis or of HTML alone, and matplotlib figures (helpers in `figures`). A new
-one is a module here and a name below.
+There are two kinds: HTML pages (`circuitsvis_views.View`), with circuitsvis or with HTML alone, and matplotlib figures (helpers are in
+`figures`). To add a view, add a module to this folder and its name below.
 """
 
 from jscope_tl.views.answer_bars import sources

@@ -1,4 +1,4 @@
-"""`sources`: sources of an answer as bars, of one row or of all of them."""
+"""`sources`: the sources of an answer as bars, for one row or for all rows."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -27,23 +27,23 @@ MOST_BARS = 40
 
 
 def sources(result: Any, row: int | None = None, *, template: bool = False, ax: Any = None) -> "Figure":
-    """A bar for each source of an answer, in the order of the text: of ``result.grouped("message")`` for each message.
+    """A bar for each source of an answer, in the order of the text. With ``result.grouped("message")`` there is one bar for each message.
 
-    Of one row the bars are scores, with their standard errors, in the unit of the result. Of all rows they are shares of the highest
-    score of a row, as scores of two rows do not compare: a dot for each row that the source precedes, a bar to their median. Of
-    more than 40 sources the strongest are drawn.
+    For one row, the bars are scores with their standard errors, in the unit of the result. For all rows, they are shares of the highest
+    score of each row, because scores of different rows are not comparable: a dot for each row after the source, and a bar to their median.
+    If there are more than 40 sources, the strongest are drawn.
 
     Args:
         result: a `TextAttribution`.
-        row: which row, counted from 0; None: all of them.
-        template: whether BOS and what a chat template wrote have bars too. They are never on the scale.
-        ax: matplotlib axes to draw in; a new figure without it.
+        row: the number of the row, counted from 0; None: all rows.
+        template: whether BOS and the text of the chat template have bars too. They are never included in the scale.
+        ax: matplotlib axes to draw in; None: a new figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: it is no `TextAttribution`, or there is no such row.
+        InputError: ``result`` is not a `TextAttribution`, or the row does not exist.
 
     Example:
         >>> import jscope_tl as js
@@ -75,7 +75,7 @@ def _name(result: TextAttribution, source: Source) -> str:
 
 
 def _drawn(result: TextAttribution, row: int | None, template: bool) -> tuple[list[int], list[str]]:
-    """Sources that a bar is drawn of, in order, and what to say where there are too many."""
+    """The sources with bars, in order, and a note if not all are drawn."""
     n = max(n_sources(result, i) for i in (range(len(result.rows)) if row is None else [row]))
     kept = [j for j in range(n) if template or not result.hidden(result.sources[j])]
     if len(kept) <= MOST_BARS:

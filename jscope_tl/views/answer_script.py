@@ -1,4 +1,4 @@
-"""Style and script of `views.answer`: they reach no further than the fragments that they stand beside, and know no ids."""
+"""The style and the script of `views.answer`. They affect only elements of the class ``jscope-answer``, and use no ids."""
 
 from jscope_tl.views.scale import DARK, LIGHT
 

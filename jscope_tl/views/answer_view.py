@@ -1,4 +1,4 @@
-"""`answer`: an answer whose tokens, or spans, show their sources when they are clicked or focused."""
+"""`answer`: an answer whose tokens or spans show their sources when they are clicked or focused."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -29,23 +29,24 @@ from jscope_tl.views.circuitsvis_views import View, literal
 from jscope_tl.views.together import prompt_text
 
 MOST_CELLS = 300_000
-"""Of a result all of whose scores go into the page; of a larger one those from `LEAST` of the highest of their row on."""
+"""If a result has more scores, the page leaves out those below `LEAST` times the highest score of their row."""
 LEAST = 0.01
 NO_MATHS = "tex2jax_ignore mathjax_ignore"
-"""Classes that keep MathJax, which notebooks run over HTML, from taking dollar signs in a text for formulas."""
+"""Classes that prevent MathJax, which notebooks run over HTML, from treating dollar signs in a text as formulas."""
 LISTED = 8
-"""Sources listed for each row."""
+"""How many sources are listed for each row."""
 
 
 def answer(result: Any) -> View:
-    """The answer as buttons, one for each row of the result; a click or the keyboard's focus shows what that row comes from.
+    """The answer as buttons, one for each row of the result. A click or keyboard focus shows the sources of a row.
 
-    Of the chosen row: its prediction (probability, rank, the most probable tokens), its strongest sources, and the whole text,
-    message by message, coloured by score: each row on its own scale, from 0 to its highest score. A source says its score, standard
-    error and unit on hovering and on focus. The arrow keys go from row to row and from source to source.
+    The view shows the prediction of the chosen row (probability, rank, the most probable tokens), its strongest sources, and the whole
+    text, message by message, coloured by score. Each row has its own scale, from 0 to its highest score. A source shows its score, standard
+    error and unit on hovering and on focus. The arrow keys move between rows and between sources.
 
-    BOS and what a chat template wrote are not shown until "show BOS and template text" is ticked, and are never on the scale; how large
-    they are is said. Without JavaScript every row opens to its prediction and its strongest sources, and the text is coloured by the first row.
+    BOS and the text of the chat template are hidden until "show BOS and template text" is ticked, and are never included in the scale;
+    a line gives their scores. Without JavaScript, every row has its prediction and its strongest sources as a section that opens, and the
+    text is coloured by the first row.
 
     Args:
         result: a `TextAttribution`; `TextAttribution.grouped` gives other sources, ``spans=`` of `attribute_text` other rows.
@@ -54,7 +55,7 @@ def answer(result: Any) -> View:
         A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
 
     Raises:
-        InputError: it is no `TextAttribution`.
+        InputError: ``result`` is not a `TextAttribution`.
 
     Example:
         >>> import jscope_tl as js
@@ -63,22 +64,22 @@ def answer(result: Any) -> View:
         View: the answer " are old" to "the keys to the cabinet near the doors" (shows itself in a notebook; .save(path) writes a page)
     """
     need_text(result)
-    said = "".join(pieces(result.str_tokens[result.text.n_prompt :]))
-    said = visible(said if len(said) <= 60 else f"{said[:60]}...")
-    return View(f'the answer "{said}" to "{prompt_text(result, 60)}"', answer_html(result), ())
+    text = "".join(pieces(result.str_tokens[result.text.n_prompt :]))
+    text = visible(text if len(text) <= 60 else f"{text[:60]}...")
+    return View(f'the answer "{text}" to "{prompt_text(result, 60)}"', answer_html(result), ())
 
 
 def answer_html(result: TextAttribution) -> str:
-    """The whole view, as a fragment with a style and a script of its own."""
+    """The whole view, as an HTML fragment with its own style and script."""
     parts = [
         f"<p><b>{escape(result.headline())}</b>; {escape(result.provenance.model_name)}</p>",
         *(f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings),
         "<h4>Answer</h4>",
-        '<p class="how">Each row opens below to its prediction and its strongest sources; colours are those of row 1.</p>',
+        '<p class="how">Open a row below to see its prediction and its strongest sources; the colours are those of row 1.</p>',
         f'<div class="rows" role="group" aria-label="the answer" dir="auto">{_buttons(result)}</div>',
         '<div class="sides"><div class="panels"><h4>Sources of the chosen row</h4>',
         *(_panel(result, row) for row in range(len(result.rows))),
-        f"{_meaning(result)}</div><div><h4>Where they stand in the text</h4>{_legend(result)}{_template(result)}",
+        f"{_meaning(result)}</div><div><h4>The sources in the text</h4>{_legend(result)}{_template(result)}",
         f'<div class="text">{"".join(_messages(result))}</div></div></div>',
         '<p class="said" aria-live="polite"></p><p class="spoken" aria-live="polite"></p>',
         f'<script type="application/json">{literal(_data(result))}</script>',
@@ -87,7 +88,7 @@ def answer_html(result: TextAttribution) -> str:
 
 
 def _buttons(result: TextAttribution) -> str:
-    """Rows in their order, and as plain text what no row explains."""
+    """The rows as buttons, in their order, and the text that no row explains as plain text."""
     texts, at, parts = pieces(result.str_tokens[result.text.n_prompt :]), 0, []
     for row, span in enumerate(result.rows):
         parts.append(escape(visible("".join(texts[at : span.start]))))
@@ -102,19 +103,19 @@ def _buttons(result: TextAttribution) -> str:
 
 
 def _panel(result: TextAttribution, row: int) -> str:
-    """Prediction and strongest sources of a row."""
+    """The prediction and the strongest sources of a row."""
     name, opened = escape(row_name(result, row)), "" if row else " open"
     body = "".join(_listed(result, row))
     table = (
         f'<div class="listed"><table><thead><tr><th scope="col">source</th><th scope="col">in</th><th scope="col">score ({escape(result.unit)})'
         f"</th></tr></thead><tbody>{body}</tbody></table></div>"
     )
-    none = "<p>Nothing before it but BOS and template text.</p>"
+    none = "<p>Only BOS and template text come before it.</p>"
     return f'<details class="panel"{opened}><summary>{name}</summary><p>{_unbroken(predicted(result, row))}</p>{table if body else none}</details>'
 
 
 def _unbroken(text: str) -> str:
-    """Escaped, and no line ends between a quotation mark and the space that a token begins with."""
+    """Escaped text without a line break between a quotation mark and the space at the beginning of a token."""
     return escape(text).replace("&#x27; ", "&#x27;&nbsp;")
 
 
@@ -128,15 +129,15 @@ def _listed(result: TextAttribution, row: int) -> Iterator[str]:
 
 
 def _legend(result: TextAttribution) -> str:
-    """The colours of the chosen row, with the numbers that they stand for."""
+    """The colour scale of the chosen row, with its limits."""
     high = float(row_tops(result)[0])
     notes = "".join(f"; {note}" for note in off_scale(result))
     swatch = '<span class="scale" aria-hidden="true"></span>'
-    return f'<p class="legend">0 {swatch} <b class="top">{high:.4g}</b> {escape(result.unit)}: the highest of this row{notes}</p>'
+    return f'<p class="legend">0 {swatch} <b class="top">{high:.4g}</b> {escape(result.unit)}: the highest score of this row{notes}</p>'
 
 
 def _template(result: TextAttribution) -> str:
-    """What is left out, how large it is, and how to see it."""
+    """A checkbox that shows BOS and template text, and a line with their scores."""
     line = result.template_line()
     return (
         f'<label><input type="checkbox"> show BOS and template text</label> <small>{escape(line)}</small>'
@@ -146,7 +147,7 @@ def _template(result: TextAttribution) -> str:
 
 
 def _messages(result: TextAttribution) -> Iterator[str]:
-    """Sources in the messages that they are in, coloured by the first row."""
+    """The sources by message, coloured by the first row."""
     texts, shares, n = source_texts(result), row_shares(result)[0].tolist(), n_sources(result, 0)
     n_prompt = result.text.n_prompt
     numbered = list(enumerate(result.sources))
@@ -167,13 +168,13 @@ def _source(result: TextAttribution, j: int, text: str, share: float, later: boo
 
 
 def _meaning(result: TextAttribution) -> str:
-    """The sentence that a newcomer needs to read the numbers."""
+    """A short explanation of the scope and the scores."""
     scope = result.scope.partition(",")[0]
     about = f"{scope}: {scope_entry(scope).summary.replace('``', '')} " if scope in available_scopes() else ""
     x = f", where x is the vector of a token at {result.provenance.hook_point}" if "of x" in result.unit else ""
     says = (
-        f"{about}The target is the row that is chosen. Scores are in {result.unit}{x}; they have no sign and are no shares of anything. Those of one row compare with each other, "
-        "colours of two rows do not."
+        f"{about}The target is the chosen row. Scores are in {result.unit}{x}; they have no sign and are not shares of a total. Scores of the same "
+        "row are comparable, colours of different rows are not."
     )
     return f'<p class="hint"><b>What the numbers mean.</b> {escape(says)}</p>'
 
@@ -193,7 +194,7 @@ def _data(result: TextAttribution) -> dict[str, Any]:
 
 
 def _scores(result: TextAttribution, row: int, top: float) -> Sequence[str]:
-    """Of the sources of a row, in their order, as text; empty where a large result leaves them out."""
+    """The scores of the sources of a row, in their order, as text; empty for small scores that a large result leaves out."""
     n = n_sources(result, row)
     least = LEAST * top if result.scores.numel() > MOST_CELLS else 0.0
     scores = result.scores[row, :n].tolist()

@@ -1,4 +1,4 @@
-"""What the views of `TextAttribution` share: the scale of each row, and what rows, sources and predictions are called."""
+"""Helpers for the views of `TextAttribution`: the scale of each row, and names for rows, sources and predictions."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from jscope_tl.results.text import percent, score_text, shortened, visible
 from jscope_tl.results.text_attribution import ScoredSource, TextAttribution
 
 MOST_NAMED = 12
-"""Tokens of a span whose probabilities are listed."""
+"""How many tokens of a span are listed with their probabilities."""
 
 
 def need_text(result: Any) -> None:
-    """Refuse what is not of an answer."""
+    """Refuse anything but a `TextAttribution`."""
     if not isinstance(result, TextAttribution):
         raise InputError(
             f"This view takes the TextAttribution that js.attribute_text returns; got a {type(result).__name__}."
@@ -25,7 +25,7 @@ def need_text(result: Any) -> None:
 
 
 def row_tops(result: TextAttribution) -> Float[Tensor, "out"]:
-    """The highest score of each row that its colours show: BOS, template text and a first token that is an attention sink are left out."""
+    """The highest score of each row, which sets its colour scale. BOS, template text and a first token that is an attention sink are left out."""
     scores = result.scores.clone()
     scores[:, [j for j, source in enumerate(result.sources) if result.hidden(source)]] = 0
     if result.sources[0].positions == (0,):
@@ -34,32 +34,32 @@ def row_tops(result: TextAttribution) -> Float[Tensor, "out"]:
 
 
 def row_shares(result: TextAttribution) -> Float[Tensor, "out src"]:
-    """Scores as shares of the highest of their row; what is off its scale counts as 1 where it is higher."""
+    """Scores as shares of the highest score of their row, at most 1: tokens that are left out of the scale may have higher scores."""
     return (result.scores / row_tops(result).unsqueeze(1).clamp_min(torch.finfo(torch.float32).tiny)).clamp_max(1)
 
 
 def off_scale(result: TextAttribution) -> list[str]:
-    """What else than BOS and template text is left out of the scale, in words."""
+    """A note if the first token is left out of the scale as an attention sink."""
     alone = result.sources[0].positions == (0,) and not result.hidden(result.sources[0])
     sink = alone and any(size is not None for size in result.sinks())
     return ["the first token is left out of the scale"] if sink else []
 
 
 def left_out_of(result: TextAttribution, template: bool) -> list[str]:
-    """Whether BOS and template text are in a picture, in words."""
+    """A note if BOS and template text are left out of a picture or of its scale."""
     if not any(map(result.hidden, result.sources)):
         return []
     return [f"BOS and template text are left out{' of the scale' if template else ''}"]
 
 
 def n_sources(result: TextAttribution, row: int) -> int:
-    """Sources that begin before the last token of a row: those after them cannot have a score."""
+    """The number of sources that begin before the last token of a row. Later sources cannot have a score."""
     end = result.text.n_prompt + result.rows[row].stop - 1
     return sum(source.positions[0] < end for source in result.sources)
 
 
 def source_texts(result: TextAttribution) -> list[str]:
-    """What each source says, with its blanks and line breaks; parts of one character as in `pieces`."""
+    """The text of each source, with its spaces and line breaks; parts of a character are shown as in `pieces`."""
     each = pieces(result.str_tokens)
     return [
         each[s.positions[0]] if len(s.positions) == 1 else text_of([result.str_tokens[t] for t in s.positions])
@@ -68,7 +68,7 @@ def source_texts(result: TextAttribution) -> list[str]:
 
 
 def row_text(result: TextAttribution, row: int) -> str:
-    """What a row explains, as text."""
+    """The text that a row explains."""
     span, n = result.rows[row], result.text.n_prompt
     tokens = range(n + span.start, n + span.stop)
     return pieces(result.str_tokens)[tokens[0]] if len(tokens) == 1 else text_of([result.str_tokens[t] for t in tokens])
@@ -92,7 +92,7 @@ def place(source: Source) -> str:
 
 
 def where(result: TextAttribution, source: Source) -> str:
-    """The message that a source is in, by its role; by its number too where several have that role. What is explained is the answer."""
+    """The message of a source: its role, and its number if several messages have that role. Sources in the answer are ``"answer so far"``."""
     if source.positions[0] >= result.text.n_prompt:
         return "answer so far"
     same = {m for role, m in zip(result.text.roles, result.text.messages, strict=True) if role == source.role}
@@ -105,7 +105,7 @@ def scored_name(result: TextAttribution, scored: ScoredSource) -> str:
 
 
 def predicted(result: TextAttribution, row: int, k: int = 5) -> str:
-    """The prediction of a row: rank and alternatives of a token; of a span the probability of each of its tokens."""
+    """The prediction of a row: the rank of its token and the alternatives, or the probability of each token of a span."""
     span = result.rows[row]
     of_row = result.predictions[span.start : span.stop]
     if len(of_row) == 1:
@@ -119,5 +119,5 @@ def predicted(result: TextAttribution, row: int, k: int = 5) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as its letters are, in quotes, and shortened in the middle where it is long."""
+    """A text in quotes, with visible control characters, and shortened in the middle if it is long."""
     return repr(visible(shortened(text, 60)))

@@ -1,4 +1,4 @@
-"""`attention`: scopes as further heads in circuitsvis' attention view, and which heads agree with them."""
+"""`attention`: scopes as additional heads in circuitsvis' attention view, and the agreement of heads with them."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -21,11 +21,11 @@ from jscope_tl.views.scale import left_out, tops
 from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, to_labels, unique
 
 MAX_CELLS = 150_000
-"""Cells of all heads together that a browser draws in a few seconds."""
+"""The number of cells of all heads together that a browser draws in a few seconds."""
 MAX_HEADS = 32
 ROOM = """<style>#{where} div[style*="max-width: min"] {{ width: 100% !important; min-width: 26rem }}</style>
 <div style="max-width:60rem;overflow-x:auto">{element}</div>"""
-"""On a narrow screen circuitsvis' large picture shrinks to nothing; here it scrolls instead."""
+"""On a narrow screen, circuitsvis' large picture would shrink to nothing; with this style it scrolls instead."""
 
 
 def attention(
@@ -37,25 +37,26 @@ def attention(
     labels: Sequence[str] | None = None,
     max_cells: Any = MAX_CELLS,
 ) -> View:
-    """Scopes beside the model's own attention patterns: same tokens, same axes, drawn by circuitsvis.
+    """Scopes beside the model's attention patterns, with the same tokens and axes, drawn by circuitsvis.
 
-    Each scope is one more head. Its colour is the score as a fraction of the highest score outside BOS in the same row, so
-    that rows compare with rows of attention; hovering shows the score itself and its unit. Below stands how well each head
-    agrees with the first scope (`head_agreement`).
+    Each scope is one additional head. Its colour is the score as a fraction of the highest score outside BOS in the same row, so that its
+    rows are comparable with rows of attention; hovering shows the score and its unit. A table below shows how well each head agrees with
+    the first scope (`head_agreement`).
 
-    Of the edges that `patching.components` finds (``of="edges"``) each head has two pictures side by side, with the same axes: its
-    attention pattern, and the effect of each edge. The heads whose strongest edge has the largest effect come first; each has a scale of
-    its own, orange where the change raises what is explained and purple where it lowers it.
+    For the effects of edges from `patching.components` (``of="edges"``), each head has two pictures side by side with the same axes: its
+    attention pattern, and the effect of each edge. The heads whose strongest edge has the largest effect come first. Each head has its own
+    colour scale: orange if the change raises the explained quantity, purple if it lowers it.
 
     Args:
-        results: what `influence_pattern` returned, or an `Attribution` (one row), or several of one prompt; or one
+        results: one or several results of `influence_pattern`, or `Attribution` (one row each), for the same prompt; or one
             `patching.ComponentEffects` of edges.
-        cache_or_patterns: the cache of ``run_with_cache`` for the same prompt, or a tensor ``[layer, head, dest, src]``;
-            None shows the scopes alone, and is refused for edges.
-        layers, heads: which of the model's heads to show; None is all.
-        labels: a name for each scope; its own by default, numbered where several have the same.
-        max_cells: cells of all heads together (those up to the diagonal). Beyond it (and beyond 32 heads) only the heads that agree most with the
-            first scope are shown; where that is not enough, only the positions with the highest scores. The view says so.
+        cache_or_patterns: the cache of ``run_with_cache`` for the same prompt, or a tensor ``[layer, head, dest, src]``; None: only the
+            scopes are shown (not allowed for edges).
+        layers, heads: the layers and heads of the model to show; None: all.
+        labels: a name for each scope; by default the name of the scope, numbered if several have the same name.
+        max_cells: the largest number of cells of all heads together (up to the diagonal). If there are more cells, or more than 32 heads,
+            only the heads that agree most with the first scope are shown, and if that is not enough, only the positions with the highest
+            scores. The view says what is shown.
 
     Returns:
         A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
@@ -79,7 +80,8 @@ def attention(
     kept = _positions(scopes, 2 * max_cells // (len(scopes) + len(shown)))
     if len(kept) < len(scopes[0].tokens):
         notes.append(
-            f"{len(kept)} of {len(scopes[0].tokens)} positions, those with the highest scores; after @ stands a token's place in the prompt"
+            f"{len(kept)} of {len(scopes[0].tokens)} positions, those with the highest scores; the number after @ is a token's position in the "
+            "prompt"
         )
     where, element = place()
     picture = ROOM.format(where=where, element=element)
@@ -91,14 +93,14 @@ def attention(
 
 
 def _tile_names(names: list[str], scopes: list[InfluencePattern]) -> list[str]:
-    """A head's tile holds a scope's name alone; what else there is to say about its settings stands in the caption."""
+    """Short names for the tiles of the heads, without settings of the scope, which are in the caption."""
     return [name.replace(of.scope, of.scope.partition(",")[0]) for name, of in zip(names, scopes, strict=True)]
 
 
 def _agreement(scope: InfluencePattern, heads: list[Head]) -> list[HeadAgreement]:
     try:
         return agreement_of(scope, heads) if heads else []
-    except InputError:  # too short a prompt to rank: a picture without its table
+    except InputError:  # the prompt is too short for a ranking, so there is no table
         return []
 
 
@@ -119,13 +121,13 @@ def _selected(
 
 
 def _positions(scopes: list[InfluencePattern], cells: int) -> list[int]:
-    """All positions where they fit, else those with the highest scores (as fractions of their rows), in order."""
+    """All positions if they fit, else those with the highest scores (as fractions of their rows), in order."""
     n = len(scopes[0].tokens)
     side = max(2, isqrt(cells))
     if side >= n:
         return list(range(n))
     explained = list(dict.fromkeys(position for scope in scopes for position in scope.positions))
-    # A row that is not shown shows nothing: with few of them they come before the sources.
+    # If there are few explained positions, they come first, because a scope is only visible in their rows.
     first = explained if len(explained) <= side // 2 else explained[-1:]
     fractions = torch.cat([scope.scores / tops(scope).unsqueeze(-1).clamp_min(1e-30) for scope in scopes])
     order = [*first, *(t for t in fractions.sum(0).argsort(descending=True).tolist() if t not in first)]
@@ -150,7 +152,7 @@ def _properties(scopes: list[InfluencePattern], names: list[str], heads: list[He
 
 
 def _scope_cells(scope: InfluencePattern, kept: list[int]) -> str:
-    """Rows that were not explained stay empty."""
+    """The cells of a scope. Rows that were not explained are empty."""
     scores = scope.scores.new_zeros(len(scope.tokens), len(scope.tokens))
     highest = scope.scores.new_zeros(len(scope.tokens))
     scores[list(scope.positions)] = scope.scores
@@ -164,7 +166,7 @@ def _short(value: float) -> float:
 
 
 def _rows(square: list[list[float]]) -> str:
-    """The lower triangle, which is all that a causal pattern holds."""
+    """The lower triangle; the rest of a causal pattern is empty."""
     return literal([row[: i + 1] for i, row in enumerate(square)])
 
 
@@ -185,7 +187,7 @@ def _caption(scopes: list[InfluencePattern], names: list[str]) -> str:
 
 
 def _of(scope: InfluencePattern) -> str:
-    """What a pattern explains, in words."""
+    """The explained predictions of a pattern, in words."""
     if len(scope.positions) == 1:
         asked = scope.asked or f", target {scope.targets[0].str_token!r}"
         return f"the prediction at position {scope.positions[0]}{asked}"

@@ -1,4 +1,4 @@
-"""circuitsvis pictures that need no network: its components, called with text that is safe and numbers that are ours."""
+"""circuitsvis pictures without a network: its components are called with escaped text, and with numbers that show scores and units."""
 
 import json
 from dataclasses import dataclass
@@ -29,16 +29,16 @@ const reachable = id => new MutationObserver(() => {
   }
 }).observe(document.getElementById(id), {childList: true, subtree: true});
 """
-# circuitsvis inserts the text of a token as HTML in the line and as text in the tooltip, and shows the number that it
-# colours by. A one-element array with its own methods is drawn by React as its element and counts as what the method says:
-# `label` is escaped where HTML is asked for, `score` shows a score with its unit and is coloured by its intensity.
+# circuitsvis inserts the text of a token as HTML in the line and as text in the tooltip, and it shows the number that sets the colour.
+# React draws a one-element array as its element, while circuitsvis calls the array's methods: so `label` gives escaped HTML where
+# circuitsvis inserts HTML, and `score` shows a score with its unit but is coloured by its intensity.
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture made by circuitsvis, with everything that it needs inside: it opens without a network.
+    """A view as self-contained HTML, which opens without a network.
 
-    In a notebook it shows itself; ``save(path)`` writes a page of its own.
+    A notebook displays it; ``save(path)`` writes it as a page.
     """
 
     title: str
@@ -49,7 +49,7 @@ class View:
         return self.body + script(self.calls)
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture as one self-contained HTML file."""
+        """Write the view as one self-contained HTML file."""
         return write_page(path, self.title, self._repr_html_())
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class View:
 
 
 def place() -> tuple[str, str]:
-    """An empty element for a component, and its id."""
+    """A new id, and an empty element with this id for a component."""
     name = f"jscope-{uuid4().hex[:12]}"
     return name, f'<div id="{name}"></div>'
 
@@ -69,20 +69,20 @@ def call(name: str, component: str, properties: dict[str, str]) -> str:
 
 
 def script(calls: tuple[str, ...]) -> str:
-    """One script with circuitsvis in it, which makes all the calls.
+    """One script with circuitsvis and all calls.
 
-    A module, as circuitsvis' own: it runs when the elements are in the document, and leaves no names behind.
+    It is a module script, like that of circuitsvis: it runs after the elements are in the document, and defines no global names.
     """
     return f'<script type="module">{bundle()}\n{HELPERS}\n' + "\n".join(calls) + "</script>" if calls else ""
 
 
 @cache
 def bundle() -> str:
-    """The JavaScript that circuitsvis ships, fit for an inline script."""
+    """The JavaScript of circuitsvis, escaped for an inline script."""
     source = (files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def literal(value: Any) -> str:
-    """A value as a JavaScript literal that cannot end the script that it stands in."""
+    """A value as a JavaScript literal that cannot close its script element."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")

@@ -1,4 +1,4 @@
-"""`tokens`: the prompt in circuitsvis' coloured tokens, for one scope or several on one scale."""
+"""`tokens`: the prompt as circuitsvis' coloured tokens, for one scope or for several on the same scale."""
 
 from html import escape
 from typing import Any
@@ -14,20 +14,20 @@ from jscope_tl.views.together import as_list, need_no_map, need_one_prompt, need
 def tokens(results: Any, labels: Any = None, *, log: bool = False) -> View:
     """The prompt with every token coloured by its score, drawn by circuitsvis.
 
-    Hovering shows score, standard error and unit. All results share one scale, from 0 to the highest score outside BOS
-    (``log``: logarithmic, over at most three decades); BOS is coloured as if it had at most that. The explained position
-    is outlined and followed by the target and its probability.
+    Hovering shows the score, its standard error and the unit. All results share one scale, from 0 to the highest score outside BOS
+    (``log``: logarithmic, over at most three decades). If BOS has a higher score, it gets the colour of the highest one. The explained
+    position is outlined and followed by the target and its probability.
 
     Args:
-        results: an `Attribution`, or several of one prompt and one unit, drawn one below the other.
-        labels: a name for each; the scopes' own by default.
-        log: colour by the logarithm of the score.
+        results: an `Attribution`, or several of the same prompt and unit, drawn one below the other.
+        labels: a name for each result; by default the name of the scope.
+        log: whether colours show the logarithm of the score.
 
     Returns:
         A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
 
     Raises:
-        InputError: results of different prompts or units, or not as many labels as results.
+        InputError: results of different prompts or units, or a different number of labels than results.
 
     Example:
         >>> import jscope_tl as js
@@ -48,8 +48,8 @@ def tokens(results: Any, labels: Any = None, *, log: bool = False) -> View:
         parts.append(f"<p><b>{escape(name)}</b>: {escape(says)}</p>{element}")
         calls.append(call(where, "ColoredTokens", _properties(result, scale)))
     note = f"{scale.note}; outlined: the explained position, with its target; hover over a token to see its score"
-    doubts = dict.fromkeys(warning for result in shown for warning in result.warnings)
-    foot = "".join(f'<p style="font-size:90%">{escape(line)}</p>' for line in (note, *(f"⚠ {d}" for d in doubts)))
+    warnings = dict.fromkeys(warning for result in shown for warning in result.warnings)
+    foot = "".join(f'<p style="font-size:90%">{escape(line)}</p>' for line in (note, *(f"⚠ {w}" for w in warnings)))
     return View(
         f'{", ".join(names)} of "{prompt_text(shown[0], 60)}"', f"<div>{''.join(parts)}{foot}</div>", tuple(calls)
     )

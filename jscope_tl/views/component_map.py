@@ -1,4 +1,4 @@
-"""`heads`: effects of components as a map of layers and heads, or of layers and positions, or as bars."""
+"""`heads`: effects of components as a map of layers and heads or of layers and positions, or as bars."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from jscope_tl.views.effect_scale import EffectScale, effect_scale
 from jscope_tl.views.together import prompt_text
 
 MOST_ROWS = 30
-"""Bars, and rows of a map over positions, unless these are all layers."""
+"""The largest number of bars, and of rows of a map over positions; a row or bar for each layer is always drawn."""
 MOST_CELLS = 6000
-"""Of a map over positions."""
+"""The largest number of cells of a map over positions."""
 STYLE = """<style>
 .jscope-map { border-collapse: separate; border-spacing: 1px; font: 12px/1.3 system-ui, sans-serif; width: auto }
 .jscope-map th, .jscope-map td { padding: 0; border: 0; text-align: center; white-space: pre }
@@ -53,7 +53,7 @@ for (const map of document.querySelectorAll('[id="{where}"]')) {{
 
 @dataclass(frozen=True)
 class Grid:
-    """What a map shows: in each cell a component, by its place in the flattened effects."""
+    """The content of a map: each cell has a component, given by its place in the flattened effects."""
 
     rows: list[str]
     columns: list[str]
@@ -62,24 +62,24 @@ class Grid:
 
 
 def heads(effects: Any, *, scale: str | None = None) -> View:
-    """What changing each component would do, as a map that reads its values on hovering, with the mouse or the keyboard.
+    """The effect of changing each component, as a map or as bars. Hovering or the arrow keys show the value of a cell.
 
-    Heads ``[layer, head]`` are a map of layers and heads; edges ``[layer, head, dest, src]`` too, each head with the strongest of
-    its edges (`attention` shows them all). Effects by position have a row for each layer, of heads and units for each of the
-    strongest ones, and a column for each position. One effect a layer, neurons and features are bars: of these kinds the
-    strongest. Orange raises what is explained and purple lowers it; a KL divergence has no sign and is orange. What was
-    measured or refined is marked. Below stand the strongest components as a table.
+    Heads ``[layer, head]`` are a map of layers and heads, and so are edges ``[layer, head, dest, src]``, with the strongest edge of each
+    head (`attention` shows all edges). Effects by position are a map with a column for each position and a row for each layer, or for each
+    of the strongest heads or units. Effects of layers are bars, and so are the strongest neurons and features. Orange: the change raises
+    the explained quantity; purple: it lowers it. A KL divergence has no sign and is orange. Measured and refined effects are marked. A
+    table lists the strongest components.
 
     Args:
-        effects: of `jscope_tl.patching.components`.
-        scale: of a map's colours, ``"linear"``, ``"sqrt"`` (the square root of an effect) or ``"log"`` (three decades). None: linear
-            unless a few components dwarf the others. Bars are linear. The view says which it is.
+        effects: the result of `jscope_tl.patching.components`.
+        scale: the scale of a map's colours: ``"linear"``, ``"sqrt"`` (the square root of an effect) or ``"log"`` (three decades). None:
+            linear, unless a few components are much stronger than the others. Bars are always linear. A note names the scale.
 
     Returns:
         A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
 
     Raises:
-        InputError: no effects of components, or no such scale.
+        InputError: ``effects`` is something else, or the scale is unknown.
 
     Example:
         >>> import jscope_tl as js
@@ -98,7 +98,7 @@ def heads(effects: Any, *, scale: str | None = None) -> View:
 
 
 def component_map(effects: ComponentEffects, under: str = "", scale: str | None = None) -> str:
-    """Caption, map or bars, what their colours mean, the strongest components; without a script. ``under`` stands below the picture."""
+    """Caption, map or bars, legend, and the strongest components, without a script. ``under`` is HTML below the picture."""
     grid = _grid(effects)
     colours = effect_scale(effects.values.flatten()[torch.tensor(grid.cells)] if grid else effects.values, scale)
     if grid is None:
@@ -118,7 +118,7 @@ def _grid(effects: ComponentEffects) -> Grid | None:
 
 
 def _of_heads(effects: ComponentEffects) -> Grid:
-    """A cell for each head; one that has many edges shows the strongest."""
+    """A cell for each head; for edges, the strongest edge of the head."""
     layers, n_heads = effects.predicted.shape[:2]
     edges = effects.values.reshape(layers, n_heads, -1)
     best = edges.abs().argmax(-1) + torch.arange(layers * n_heads).reshape(layers, n_heads) * edges.shape[-1]
@@ -147,7 +147,7 @@ def _by_position(effects: ComponentEffects) -> Grid:
 
 
 def drawn(grid: Grid, cell: Callable[[int], str]) -> str:
-    """A table with a cell for each component; ``cell`` gives the HTML of one, from its place."""
+    """A table with a cell for each component; ``cell`` gives the HTML of a cell from the component's place."""
     turned = ' class="turned"' if max(map(len, grid.columns)) > 3 else ""
     top = "".join(f'<th scope="col"><span{turned}>{escape(name)}</span></th>' for name in grid.columns)
     body = "".join(
@@ -163,13 +163,13 @@ def _cell(effects: ComponentEffects, cell: int, colours: EffectScale) -> str:
 
 
 def cell_html(effect: float, says: str, mark: str, colours: EffectScale) -> str:
-    """A cell of a map: coloured by an effect, read on hovering."""
+    """A cell of a map, coloured by an effect, with a title for hovering."""
     background, ink = colours.colours(effect)
     return f'<td style="background:{background};color:{ink}" title="{escape(says)}">{mark}</td>'
 
 
 def legend_of(colours: EffectScale) -> str:
-    """Swatches with the effects that they stand for."""
+    """Colour swatches with their effects."""
     effects = [
         colours.at(intensity)
         for intensity in ((-1.0, -0.5, 0.0, 0.5, 1.0) if colours.signed else (0.0, 0.25, 0.5, 0.75, 1.0))
@@ -182,7 +182,7 @@ def legend_of(colours: EffectScale) -> str:
 
 
 def _bars(effects: ComponentEffects, colours: EffectScale) -> str:
-    """A line for each component: in the order of the layers where each has one, else the strongest first."""
+    """A bar for each component: in the order of the layers if each layer has one component, else the strongest first."""
     every = effects.axes == ("layer",)
     cells = list(range(effects.predicted.numel())) if every else strongest(effects.values, MOST_ROWS)
     high = colours.high or 1.0
@@ -200,7 +200,7 @@ def _bars(effects: ComponentEffects, colours: EffectScale) -> str:
 
 
 def half_bar(share: float, below: bool) -> str:
-    """The bar of an effect on its side of 0, nothing on the other."""
+    """One side of a bar: the effect if it is on this side of 0, else empty."""
     size = max(0.0, -share if below else share)
     side, colour = ("margin-left:auto;", "rgb(84,39,136)") if below else ("", "rgb(191,84,0)")
     return f'<td class="half"><i style="{side}width:{100 * size:.1f}%;background:{colour}"></i></td>'

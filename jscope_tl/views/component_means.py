@@ -16,25 +16,25 @@ from jscope_tl.views.effect_scale import EffectScale, effect_scale
 from jscope_tl.views.html import table
 
 UNSURE = "·"
-"""In a cell whose interval contains 0."""
+"""The mark of a cell whose interval contains 0."""
 
 
 def mean_effects(means: Any, *, scale: str | None = None) -> View:
-    """What changing each component does on average over prompts, as a map that reads its values on hovering, with the mouse or keys.
+    """The mean effects of components over prompts, as a map or as bars. Hovering or the arrow keys show the value of a cell.
 
-    Heads are a map of layers and heads, one effect a layer and neurons are bars. Orange raises what is explained and purple lowers it;
-    a KL divergence has no sign and is orange. A dot marks means whose 95 % interval contains 0. Beside it the strongest components stand
-    as a table, with the share of prompts in which each is among the strongest.
+    Effects of heads are a map of layers and heads; effects of layers and neurons are bars. Orange: the change raises the explained
+    quantity; purple: it lowers it. A KL divergence has no sign and is orange. A dot marks means whose 95 % interval contains 0. A table
+    beside the picture lists the strongest components, with the share of prompts in which each is among the strongest.
 
     Args:
-        means: of `jscope_tl.corpus.components`.
-        scale: of a map's colours, as in `heads`.
+        means: the result of `jscope_tl.corpus.components`.
+        scale: the scale of a map's colours, as in `heads`.
 
     Returns:
         A view that shows itself in a notebook, with ``save(path)``. Both work without a network.
 
     Raises:
-        InputError: no means of components, or no such scale.
+        InputError: ``means`` is something else, or the scale is unknown.
 
     Example:
         >>> import jscope_tl as js
@@ -50,7 +50,7 @@ def mean_effects(means: Any, *, scale: str | None = None) -> View:
 
 
 def means_map(means: ComponentMeans, under: str = "", scale: str | None = None) -> str:
-    """Caption, map or bars, what their colours mean, the strongest components; without a script. ``under`` stands below the picture."""
+    """Caption, map or bars, legend, and the strongest components, without a script. ``under`` is HTML below the picture."""
     if means.axes == ("layer", "head"):
         colours = effect_scale(means.mean, scale)
         picture, legend, notes = _map(means, colours), legend_of(colours), [colours.note]
@@ -82,7 +82,7 @@ def _map(means: ComponentMeans, colours: EffectScale) -> str:
 
 
 def _bars(means: ComponentMeans, colours: EffectScale) -> str:
-    """A line for each layer in their order, or for each of the strongest neurons."""
+    """A bar for each layer in their order, or for each of the strongest neurons."""
     cells = list(range(means.mean.numel())) if means.axes == ("layer",) else strongest(means.mean, MOST_ROWS)
     rows = []
     for found in map(means.component, cells):

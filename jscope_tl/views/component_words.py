@@ -1,4 +1,4 @@
-"""What the views of `ComponentEffects` say: names of components, effects, captions, the strongest ones as a table."""
+"""Texts for the views of `ComponentEffects`: names of components, effects, captions, and a table of the strongest components."""
 
 from html import escape
 
@@ -14,7 +14,7 @@ SMALL = '<p style="font-size:90%;margin:.4em 0">{}</p>'
 
 
 def short_name(found: ComponentEffect) -> str:
-    """``L9H6``; where it is no head ``L9`` or ``L9 unit 7``, and ``error`` for what an autoencoder leaves unexplained."""
+    """``L9H6`` for a head; ``L9`` or ``L9 unit 7`` for other components, and ``L9 error`` for the error of an autoencoder."""
     name = f"L{found.layer}" + ("" if found.head is None else f"H{found.head}")
     if found.unit is None:
         return name
@@ -22,7 +22,7 @@ def short_name(found: ComponentEffect) -> str:
 
 
 def tokens_at(effects: ComponentEffects, found: ComponentEffect) -> str:
-    """The token that a component is at, of an edge both; empty for all positions together."""
+    """The token at the position of a component, or both tokens of an edge; empty for all positions together."""
     if found.dest is not None and found.src is not None:
         return f"{_token(effects, found.dest)} ← {_token(effects, found.src)}"
     return "" if found.pos is None else _token(effects, found.pos)
@@ -40,7 +40,7 @@ def said(effects: ComponentEffects, found: ComponentEffect) -> str:
 
 
 def caption(effects: ComponentEffects) -> str:
-    """What is explained, what was changed, and in which unit; the model."""
+    """The explained quantity, the changed components and the unit, and the model."""
     of = f"{effects.scope} scope of the prediction at position {effects.position}{visible(effects.asked)}"
     changed = f"effect of changing {effects.of}, one by one (source: {_source(effects)}; {effects.direction}), in {effects.unit}"
     where = f'{effects.provenance.model_name}, "{prompt_text(effects, 90)}"'
@@ -48,7 +48,7 @@ def caption(effects: ComponentEffects) -> str:
 
 
 def _source(effects: ComponentEffects) -> str:
-    """What is put in place of components; of another prompt its text too."""
+    """The source of the replacing activations, with the text of the other prompt if there is one."""
     if effects.source_str_tokens is None:
         return effects.source
     text = visible(text_of(effects.source_str_tokens)).strip()
@@ -56,7 +56,7 @@ def _source(effects: ComponentEffects) -> str:
 
 
 def foot(effects: ComponentEffects, notes: list[str]) -> str:
-    """What the picture's colours and marks mean, and the doubts about its numbers."""
+    """Notes about the colours and marks of the picture, and the warnings."""
     counted = {how: _count(effects, how) for how in ("measured", "refined")}
     marks = [f"{MARKS[how]} {how} ({n} of {effects.predicted.numel()})" for how, n in counted.items() if n]
     lines = ["; ".join([*notes, *marks]), *(f"⚠ {warning}" for warning in effects.warnings)]
@@ -69,7 +69,7 @@ def _count(effects: ComponentEffects, how: str) -> int:
 
 
 def strongest_table(effects: ComponentEffects, k: int = 10) -> str:
-    """The ``k`` strongest components, with the tokens that they are at."""
+    """A table of the ``k`` strongest components, with the tokens at their positions."""
     listed = effects.top(min(k, effects.predicted.numel()))
     rows = [_row(effects, rank, found) for rank, found in enumerate(listed, start=1)]
     names = ["", "component", "tokens", f"effect ({effects.unit})", "how", "name"]

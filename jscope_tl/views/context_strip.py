@@ -1,4 +1,4 @@
-"""`context`: the answer once for every part of its prompt, its words coloured by how far they depend on that part."""
+"""`context`: the answer once for every part of its prompt, with its tokens coloured by how much they depend on that part."""
 
 from html import escape
 from typing import Any
@@ -13,24 +13,24 @@ from jscope_tl.views.scale import DECADES, Scale
 SMALL = '<p style="margin:.4em 0;font-size:90%">{}</p>'
 ASKED = "Which words of the answer depend on which part of the prompt"
 MEANS = (
-    "Measured: the KL divergence, in nats, of the prediction of each word when the part is taken out of the text. 0: the part makes no "
+    "Measured: the KL divergence, in nats, of the prediction of each word when the part is removed from the text. 0: the part makes no "
     "difference to this word."
 )
 
 
 def context(effects: Any, k: int = 10) -> View:
-    """The answer once for every part of its prompt, each word coloured by how far its prediction moves without the part.
+    """The answer once for every part of its prompt, with each token coloured by how much its prediction changes without the part.
 
-    One logarithmic scale for all parts, over at most three decades. Hovering shows the measured divergence, that of vectors set to 0
-    beside what Fisher information predicts of it, and the probabilities with and without the part. Below stand the strongest as a
-    table. Static HTML: it needs neither script nor network.
+    All parts share one logarithmic scale over three decades. Hovering shows the measured divergence, the divergence with vectors set to 0
+    and its prediction by Fisher information, and the probabilities with and without the part. A table lists the strongest effects. The
+    view is static HTML, without scripts or a network.
 
     Args:
-        effects: of `jscope_tl.patching.context`.
-        k: how many the table lists.
+        effects: the result of `jscope_tl.patching.context`.
+        k: the number of rows of the table.
 
     Raises:
-        InputError: it is something else.
+        InputError: ``effects`` is something else.
 
     Example:
         >>> import jscope_tl as js
@@ -78,7 +78,7 @@ def _said(effects: ContextEffects, i: int, token: DependentToken) -> str:
     hidden = f"vectors set to 0: {zeroed:.3g} nat" + (
         "" if predicted is None else f", predicted {float(predicted[i, token.out]):.3g}"
     )
-    instead = f"without it the model says {visible(token.instead.str_token)!r} {percent(token.instead.probability)}"
+    instead = f"most probable without it: {visible(token.instead.str_token)!r} {percent(token.instead.probability)}"
     said = f"{visible(token.str_token)!r}: {token.kl:.3g} nat; {percent(token.probability)}, without the part {percent(token.without)}"
     return escape(f"{said}; {instead}; {hidden}")
 
@@ -94,8 +94,8 @@ def _table(effects: ContextEffects, k: int) -> str:
 
 def _predicted(effects: ContextEffects) -> str:
     if effects.predicted is None:
-        return "Fisher information predicts nothing here: products with the Jacobian were not available."
+        return "There are no predictions by Fisher information, because Jacobian-vector products were not available."
     return (
-        f"What Fisher information predicts of vectors set to 0 has a rank correlation of {effects.correlation():.2f} with what is measured of "
-        "it; second order holds for small changes, and a whole part is none."
+        f"For vectors set to 0, the effects predicted by Fisher information have a rank correlation of {effects.correlation():.2f} with the "
+        "measured ones; the second-order prediction is only accurate for small changes, and a whole part is a large one."
     )

@@ -1,4 +1,4 @@
-"""Figures of a corpus: where the influence lies in the prompts of a run, and how far two runs agree."""
+"""Figures of a corpus: the influence of tokens in the prompts of a run, and the agreement of two runs."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 20
-"""Rows of a ranking."""
+"""The largest number of rows of a ranking."""
 CHANCE = "0.55"
 AXIS = "score, times chance"
 LABELS = {"distance": "distance: tokens before the explained position", "position": "position in the prompt"}
 
 
 def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
-    """Where the influence lies: how many times chance a token of each category scores, with 95 % intervals.
+    """The score of the tokens of each category relative to chance, with 95 % intervals.
 
-    Means of one prompt alone are hollow. Distances and positions stand side by side, tokens, classes and sources below each other, the highest on top. The line at 1 is
-    chance: all tokens of a prompt scoring alike, unless the summary says otherwise.
+    Distances and positions are on the x axis; tokens, classes and sources are on the y axis, with the highest on top. Means over a single
+    prompt are hollow circles. The line at 1 is chance: by default the case in which all tokens of a prompt have the same score.
 
     Args:
-        found: a `Summary`, of `jscope_tl.corpus.by_distance` and its like.
-        most: how many rows of a ranking are drawn, of each target where these are kept apart.
-        ax: matplotlib axes to draw in; a new figure without it.
+        found: a `Summary`, from `jscope_tl.corpus.by_distance` or a similar function.
+        most: how many rows of a ranking are drawn, or of each target if rows are grouped by target.
+        ax: matplotlib axes to draw in; None: a new figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: ``found`` is no summary, or holds no rows.
+        InputError: ``found`` is not a summary, or has no rows.
 
     Example:
         >>> import tempfile
@@ -50,7 +50,7 @@ def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
     """
     if not isinstance(found, Summary):
         raise InputError(
-            f"This view takes a summary of a corpus, as js.corpus.by_distance; got a {type(found).__name__}."
+            f"This view takes a summary of a corpus, as js.corpus.by_distance returns it; got a {type(found).__name__}."
         )
     if not found.rows:
         raise InputError(f"This summary has no rows to draw: {'; '.join(found.notes) or 'nothing was counted'}.")
@@ -67,11 +67,11 @@ def summary(found: Any, *, most: int = MOST, ax: Any = None) -> "Figure":
 
 
 def agreement(found: Any, *, ax: Any = None) -> "Figure":
-    """How far two runs agree: the mean of each measure over prompts with its 95 % interval; a cross stands where chance would be.
+    """The agreement of two runs: the mean of each measure over prompts with its 95 % interval. A cross marks the chance level.
 
     Args:
-        found: of `jscope_tl.corpus.agreement`.
-        ax: matplotlib axes to draw in; a new figure without it.
+        found: the result of `jscope_tl.corpus.agreement`.
+        ax: matplotlib axes to draw in; None: a new figure.
 
     Returns:
         The figure.
@@ -98,7 +98,7 @@ def agreement(found: Any, *, ax: Any = None) -> "Figure":
 
 
 def _ranked(found: Summary, most: int) -> list[SummaryRow]:
-    """The first rows of each group; of many groups fewer."""
+    """The first rows of each group; fewer rows if there are several groups."""
     groups = found.groups
     each = most if groups == [""] else min(most, 5)
     return [row for group in groups for row in [r for r in found.rows if r.group == group][:each]]
@@ -137,13 +137,13 @@ def _draw_ranking(axis: "Axes", found: Summary, rows: Sequence[SummaryRow]) -> N
 
 
 def _points(axis: "Axes", x: Any, y: Any, rows: Sequence[SummaryRow], colour: str) -> None:
-    """Means; those of one prompt alone, which have no interval, are hollow."""
+    """The means; those over a single prompt, which have no interval, are hollow."""
     face = [colour if row.n > 1 else "white" for row in rows]
     axis.scatter(x, y, s=18, color=face, edgecolors=colour, zorder=4)
 
 
 def _limits(rows: Sequence[SummaryRow]) -> tuple[list[float], list[float], list[float]]:
-    """Of the intervals, and the means; where one prompt has a category there is no interval."""
+    """The limits of the intervals, and the means. If only one prompt has a category, the limits are the mean."""
     means = [row.ratio.mean for row in rows]
     low, high = ([m if np.isnan(limit) else limit for m, limit in zip(means, limits, strict=True)]
                  for limits in ([row.ratio.low for row in rows], [row.ratio.high for row in rows]))  # fmt: skip

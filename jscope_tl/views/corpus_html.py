@@ -12,11 +12,11 @@ from jscope_tl.views.scale import Scale
 
 SMALL = '<p style="margin:.4em 0;font-size:90%">{}</p>'
 MOST = 12
-"""Rows of a table, of each group where there are several fewer."""
+"""The largest number of rows of a table; tables with groups show five rows of each."""
 
 
 def summary_html(found: Summary, most: int = MOST, meaning: bool = True) -> str:
-    """Picture, table, what was left out, and what the columns mean."""
+    """A picture, a table, notes about what was left out, and explanations of the columns."""
     names, rows = found.table(most if found.groups in ([], [""]) else 5)
     drawn = picture(summary(found, most=most), found.headline()) if found.rows else ""
     left = len(found.rows) - len(rows)
@@ -26,7 +26,7 @@ def summary_html(found: Summary, most: int = MOST, meaning: bool = True) -> str:
 
 
 def agreement_html(found: RunAgreement) -> str:
-    """Picture, both tables, the prompts on which the runs agree least, and what was left out."""
+    """A picture, both tables, the prompts on which the runs agree least, and notes about what was left out."""
     tables = "".join(table(names, rows) for names, rows in found.tables())
     lowest = ", ".join(f"{id} ({rho:.2f})" for id, rho in found.lowest)
     lines = [f"lowest rank correlation, by id: {lowest}", *found.meaning, *found.notes]
@@ -35,7 +35,7 @@ def agreement_html(found: RunAgreement) -> str:
 
 
 def row_html(row: Row) -> str:
-    """The prompt with a background for every token, its headline, and the doubts about its numbers."""
+    """The headline of a row, its prompt with a background for every token, and the warnings."""
     head = f"<p><b>{escape(visible(row.headline()))}</b></p>"
     if row.error is not None or row.position is None:
         return f"<div>{head}</div>"
@@ -47,5 +47,5 @@ def row_html(row: Row) -> str:
         for t, score in enumerate(row.scores)
     ]  # fmt: skip
     drawn = spans(row.str_tokens, [scale(float(score)) for score in row.scores], said, row.position)
-    doubts = "".join(SMALL.format(f"⚠ {escape(warning)}") for warning in row.warnings)
-    return f"<div>{head}{drawn}{doubts}</div>"
+    warnings = "".join(SMALL.format(f"⚠ {escape(warning)}") for warning in row.warnings)
+    return f"<div>{head}{drawn}{warnings}</div>"

@@ -16,7 +16,7 @@ from jscope_tl.views.html import table
 from jscope_tl.views.page import write_page
 
 SHOWN = 6
-"""Prompts that are shown as examples; rows with an error."""
+"""The number of prompts that are shown as examples, and of rows with an error."""
 
 
 def corpus_page(
@@ -25,10 +25,10 @@ def corpus_page(
     """Write the summaries of a run, its first prompts and its settings as one page that needs no network.
 
     Args:
-        run: of `jscope_tl.corpus.open`.
+        run: the run, from `jscope_tl.corpus.open`.
         path: the file to write; its folder must exist.
-        summaries: of `jscope_tl.corpus.by_distance` and its like.
-        against: of `jscope_tl.corpus.agreement`, with another run.
+        summaries: results of `jscope_tl.corpus.by_distance` and similar functions.
+        against: the result of `jscope_tl.corpus.agreement` with another run, or None.
         most: how many rows of a ranking are shown.
 
     Raises:
@@ -46,7 +46,7 @@ def corpus_page(
 
 def _prompts(run: CorpusRun) -> list[str]:
     rows = list(islice(run.where(errors=False), SHOWN))
-    note = '<p class="quiet">Each on its own scale, up to its highest score; hover over a token to read it; outlined: the explained position.</p>'
+    note = '<p class="quiet">Each prompt has its own scale, up to its highest score; hover over a token to see its score; outlined: the explained position.</p>'
     return [f"<h2>The first prompts</h2>{note}{''.join(map(row_html, rows))}"] if rows else []
 
 
@@ -56,7 +56,7 @@ def _errors(run: CorpusRun) -> list[str]:
     rows: list[Row] = list(islice(run.where(errors=True), SHOWN))
     listed = table(["id", "error"], [[row.id, row.error or ""] for row in rows])
     return [
-        f"<h2>Errors</h2><p>Prompts with an error in place of scores: {run.n_errors}. The first of them:</p>{listed}"
+        f"<h2>Errors</h2><p>Prompts with an error instead of scores: {run.n_errors}. The first of them:</p>{listed}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Edges of attention patterns beside the patterns themselves, head by head, drawn by circuitsvis."""
+"""The effects of edges beside the attention patterns, for each head, drawn by circuitsvis."""
 
 from dataclasses import dataclass
 from html import escape
@@ -31,11 +31,11 @@ PICTURE = '<div style="flex:1 1 22rem;min-width:min(22rem,100%);max-width:34rem"
 
 @dataclass(frozen=True)
 class HeadEdges:
-    """A head's attention pattern, and its edges ``[layer, head]`` among the effects.
+    """A head's attention pattern, and the place of its edges among the effects.
 
     Attributes:
-        head: the pattern.
-        row: of the head's layer among the effects.
+        head: the attention pattern of the head.
+        row: the index of the head's layer among the effects.
     """
 
     head: Head
@@ -47,7 +47,7 @@ class HeadEdges:
         return effects.component(start + int(effects.values[self.row, self.head.head].abs().argmax()))
 
     def effects(self, effects: ComponentEffects) -> Float[Tensor, "dest src"]:
-        """All of them up to the explained position; NaN where an edge was not kept."""
+        """The effects of all edges of the head up to the explained position; NaN for edges that were not kept."""
         n, own = effects.position + 1, effects.values[self.row, self.head.head]
         if effects.index is None:
             return own[:n, :n]
@@ -60,13 +60,13 @@ class HeadEdges:
 def beside_patterns(
     effects: ComponentEffects, cache_or_patterns: Any, layers: Any, heads: Any, most: int, max_cells: int
 ) -> View:
-    """Each head's pattern, and beside it what the prediction loses where the head does not look; the strongest heads first.
+    """Each head's attention pattern beside the effects of its edges, the strongest heads first.
 
     Args:
-        effects: of edges.
-        cache_or_patterns, layers, heads: as `attention` takes them.
-        most: how many heads are drawn.
-        max_cells: cells of all pictures together.
+        effects: effects of edges.
+        cache_or_patterns, layers, heads: as for `attention`.
+        most: the largest number of heads that are drawn.
+        max_cells: the largest number of cells of all pictures together.
     """
     _need_edges(effects, cache_or_patterns)
     found = [_matched(effects, head) for head in to_heads(cache_or_patterns, effects.tokens, layers, heads)]
@@ -85,26 +85,26 @@ def beside_patterns(
 def _need_edges(effects: ComponentEffects, cache_or_patterns: Any) -> None:
     if effects.of != "edges":
         raise InputError(
-            f"Beside attention patterns lie the effects of edges; these are of {effects.of}, which js.views.heads shows. "
-            'js.patching.components(model, prompt, of="edges") finds those of edges.'
+            f"Only effects of edges can be shown beside attention patterns; these are effects of {effects.of}, which js.views.heads shows. "
+            'js.patching.components(model, prompt, of="edges") finds effects of edges.'
         )
     if cache_or_patterns is None:
         raise InputError(
-            "Edges lie beside the model's attention patterns; give the cache of model.run_with_cache(effects.tokens), or a "
+            "Edges are shown beside the model's attention patterns; give the cache of model.run_with_cache(effects.tokens), or a "
             "tensor [layer, head, dest, src]."
         )
 
 
 def _matched(effects: ComponentEffects, head: Head) -> HeadEdges:
-    """The head among the effects: those of some layers are named by their hook points."""
+    """The head with the index of its layer among the effects, which is found from the hook points."""
     size = effects.predicted[0].numel()
     rows = {effects.component(row * size).layer: row for row in range(len(effects.predicted))}
     row = 0 if head.layer is None and len(rows) == 1 else rows.get(-1 if head.layer is None else head.layer)
     n_heads = effects.predicted.shape[1]
     if row is None or head.head >= n_heads:
         raise InputError(
-            f"The effects are of layers {min(rows)} to {max(rows)}, {n_heads} heads each, and there is no {head.name} among them. "
-            "Give the patterns of the same model; of one layer in a tensor, layers= says which."
+            f"The effects have layers {min(rows)} to {max(rows)} with {n_heads} heads each, and no {head.name}. Give the patterns of the "
+            "same model; for a tensor of one layer, give its number as layers=."
         )
     return HeadEdges(head, row)
 
@@ -112,7 +112,7 @@ def _matched(effects: ComponentEffects, head: Head) -> HeadEdges:
 def _pairs(
     effects: ComponentEffects, shown: list[HeadEdges], edges: list[Tensor], kept: list[int]
 ) -> tuple[list[str], list[str]]:
-    """HTML with an empty element for every picture, and the calls that draw them."""
+    """HTML with an empty element for every picture, and the calls that draw the pictures."""
     texts = _texts(effects, kept, len(edges[0]))
     parts, calls = [], []
     for head, matrix in zip(shown, edges, strict=True):
@@ -135,7 +135,7 @@ def _pairs(
 
 
 def _positions(edges: list[Float[Tensor, "dest src"]], side: int) -> list[int]:
-    """All positions where they fit, else the last one and those with the largest shares of their heads' strongest edges, in order."""
+    """All positions if they fit, else the last one and those with the strongest edges relative to the strongest edge of their head, in order."""
     n = len(edges[0])
     if side >= n:
         return list(range(n))
@@ -158,7 +158,7 @@ def _attention(pattern: Float[Tensor, "dest src"]) -> dict[str, str]:
 
 
 def _effects(edges: Float[Tensor, "dest src"], unit: str, scale: EffectScale) -> dict[str, str]:
-    """Cells read as their effects and have the colours of the head's own scale."""
+    """Cells that show their effects and are coloured on the head's own scale."""
     rows = [[_short(value) for value in row[: i + 1]] for i, row in enumerate(edges.tolist())]
     cells = f"scores({literal(rows)},{literal([scale.high] * len(rows))},{literal(unit)},{SHAPES[scale.kind]})"
     return {"attention": cells, "positiveColor": literal(RISES), "negativeColor": literal(FALLS), "maxValue": "1", "minValue": "-1"}  # fmt: skip
@@ -183,6 +183,6 @@ def _notes(effects: ComponentEffects, n_shown: int, n_heads: int, n_kept: int, n
         notes.append(f"of each head the {effects.index.shape[-1]} strongest edges were kept, the others are white")
     if n_kept < n:
         notes.append(
-            f"{n_kept} of {n} positions, those with the strongest edges; after @ stands a token's place in the prompt"
+            f"{n_kept} of {n} positions, those with the strongest edges; the number after @ is a token's position in the prompt"
         )
     return notes

@@ -1,4 +1,5 @@
-"""From effects to colours: orange for what rises, purple for what falls, each darker with its size; told apart by everyone's eyes."""
+"""Colours for effects: orange for positive and purple for negative effects, darker for larger ones. The colours are distinguishable with
+colour blindness."""
 
 from dataclasses import dataclass
 from math import log10, sqrt
@@ -13,7 +14,8 @@ PURPLE, BETWEEN = (84, 39, 136), (247, 247, 247)
 WORDS = {"linear": "linear", "sqrt": "square root of the effect", "log": f"logarithmic, {DECADES} decades"}
 SCALES = tuple(WORDS)
 EVEN, STEEP = 0.1, 0.004
-"""Shares of the largest effect that the one in every tenth component has: above the first colours are linear, below the second logarithmic."""
+"""Limits for the effect at the 90th percentile as a share of the largest effect: colours are linear above the first and logarithmic below
+the second."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class EffectScale:
     """Effects as intensities from -1 to 1, and as colours.
 
     Attributes:
-        kind: of `SCALES`. A logarithmic one begins `DECADES` below the largest effect.
+        kind: the kind, one of `SCALES`. A logarithmic scale begins `DECADES` below the largest effect.
         high: the largest absolute effect.
-        signed: whether there are effects below 0.
+        signed: whether there are negative effects.
     """
 
     kind: str
@@ -39,13 +41,13 @@ class EffectScale:
         return -share if effect < 0 else share
 
     def at(self, intensity: float) -> float:
-        """The effect that has an intensity."""
+        """The effect with this intensity."""
         size = abs(intensity)
         share = {"linear": size, "sqrt": size**2, "log": 10 ** (DECADES * (size - 1))}[self.kind]
         return self.high * (-share if intensity < 0 else share)
 
     def colours(self, effect: float) -> tuple[str, str]:
-        """Background and ink for an effect."""
+        """The background and the text colour for an effect."""
         intensity = self(effect)
         pale, full = (BETWEEN if self.signed else LIGHT), (PURPLE if intensity < 0 else DARK)
         rgb = [round(a + (b - a) * abs(intensity)) for a, b in zip(pale, full, strict=True)]
@@ -54,20 +56,17 @@ class EffectScale:
 
     @property
     def note(self) -> str:
-        """What the colours mean."""
+        """A note about the meaning of the colours."""
         rises = "orange: the change raises what is explained, purple: it lowers it" if self.signed else "orange"
         return f"colour: {WORDS[self.kind]}, up to {self.high:.3g}, {rises}"
 
 
 def effect_scale(effects: Float[Tensor, "*shown"], kind: str | None = None) -> EffectScale:
-    """A scale for the effects that are shown.
+    """A scale for the shown effects.
 
     Args:
-        effects: all of them.
-        kind: of `SCALES`; None: by how far the largest is above the others.
-
-    Raises:
-        InputError: there is no such scale.
+        effects: all shown effects.
+        kind: one of `SCALES`; None: chosen by how much larger the largest effects are than the others.
     """
     if kind is not None and kind not in SCALES:
         raise InputError(f"scale is one of {', '.join(SCALES)}, or None; got {kind!r}.{nearest(kind, SCALES)}")
@@ -79,6 +78,6 @@ def effect_scale(effects: Float[Tensor, "*shown"], kind: str | None = None) -> E
 
 
 def _luminance(rgb: list[int]) -> float:
-    """WCAG's relative luminance: below 0.18 white letters stand out more than black ones."""
+    """WCAG's relative luminance: below 0.18, white text has a higher contrast than black text."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

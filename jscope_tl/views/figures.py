@@ -1,4 +1,4 @@
-"""Figures in matplotlib: number series and next-token distributions, and what all figures share."""
+"""Figures in matplotlib: number series and next-token distributions, and helpers for all figures."""
 
 import re
 import warnings
@@ -27,23 +27,23 @@ DELIMITERS, SIGNS = {"", ",", ";", "|", "/", "\n"}, {"-", "+", ".", "−", "*"}
 
 
 def series(results: Any, *, log: bool = False, ax: Any = None) -> "Figure":
-    """A number series and what drove its continuation (the paper's Figs. 4, 5, 8-11): the series as a line, influence as bars.
+    """A number series as a line, and the influence of each number on its continuation as bars (as in the paper's Figs. 4, 5, 8-11).
 
-    Only the numbers of the prompt are drawn; delimiters (and BOS) are left out, of the scale too. A ring marks the target
-    (unless asked otherwise the number that follows in the prompt, else the most probable one), a vertical line the explained
-    position.
+    Only the numbers of the prompt are drawn; delimiters and BOS are left out, also of the scale. A ring marks the target (by default the
+    number that follows in the prompt, or the most probable one if none follows), and a vertical line marks the explained position.
 
     Args:
-        results: an `Attribution` of a prompt of numbers, or several of one prompt and one unit, drawn one above the other; or a
-            `TextAttribution`, of which the first row is drawn. The bar of a number in several tokens is the norm of their stacked block.
-        log: influence on a logarithmic axis.
-        ax: matplotlib axes to draw in, one for each result; a new figure without it.
+        results: an `Attribution` of a prompt of numbers, or several of the same prompt and unit, drawn one above the other; or a
+            `TextAttribution`, whose first row is drawn. The bar of a number with several tokens is the root of the sum of their squared
+            scores.
+        log: whether the axis of the influence is logarithmic.
+        ax: matplotlib axes to draw in, one for each result; None: a new figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: the prompt is no series, or the results are of different prompts or units.
+        InputError: the prompt is not a series, or the results have different prompts or units.
 
     Example:
         >>> import jscope_tl as js
@@ -73,7 +73,7 @@ class Number:
 
 
 def numbers_of(texts: Sequence[str]) -> list[Number]:
-    """Every number of a prompt, of one token or several; what stands between two numbers must be the same everywhere."""
+    """Every number of a prompt, of one token or several; the delimiter between two numbers must be the same everywhere."""
     runs: list[list[int]] = []
     for i, text in enumerate(texts):
         if (
@@ -89,15 +89,15 @@ def numbers_of(texts: Sequence[str]) -> list[Number]:
     numbers = [Number(int("".join(texts[i] for i in run)), run[0], run[-1] + 1) for run in runs]
     if len(numbers) < 3:
         raise InputError(
-            f"This prompt is no number series: {len(numbers)} whole numbers stand in its {len(texts)} tokens, three "
-            "are needed. js.views.tokens draws any prompt."
+            f"This prompt is not a number series: it has {len(numbers)} whole numbers in {len(texts)} tokens, and three are needed. "
+            "js.views.tokens draws any prompt."
         )
     between = {"".join(texts[one.stop : following.start]).strip() for one, following in pairwise(numbers)}
     first = numbers[0].start
     before = texts[first - 1].strip() if first else ""
     if len(between) > 1 or not between <= DELIMITERS or before[-1:] in SIGNS:
         raise InputError(
-            f"This prompt is no series of positive whole numbers: {before!r} stands before them and "
+            f"This prompt is not a series of positive whole numbers: {before!r} is before them and "
             f"{' and '.join(repr(text) for text in sorted(between)[:3])} between them. One delimiter is needed, such as a comma."
         )
     return numbers
@@ -111,7 +111,7 @@ def series_of(result: Attribution) -> tuple[list[int], list[float]]:
     """The numbers of a series up to the explained position, and the score of each.
 
     Raises:
-        InputError: the prompt is no series, or the result is a map.
+        InputError: the prompt is not a series, or the result is a map.
     """
     need_no_map([result])
     seen = [number for number in numbers_of(result.str_tokens) if number.stop <= result.position + 1]
@@ -120,7 +120,7 @@ def series_of(result: Attribution) -> tuple[list[int], list[float]]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What `series` draws beside the numbers: what is explained, of how many tokens, and after which position."""
+    """The explained target in a figure of `series`: its position, text, number of tokens and probability, and the title."""
 
     position: int
     target: str
@@ -151,7 +151,7 @@ def _bars(result: Attribution | TextAttribution, numbers: Sequence[Number]) -> t
 
 
 def _is_whole(drawn: Drawn, numbers: Sequence[Number], n_seen: int) -> bool:
-    """Whether the target is a number, and not the first digits of one."""
+    """Whether the target is a complete number, and not only its first digits."""
     sizes = [number.stop - number.start for number in numbers]
     return _is_number(drawn.target) and drawn.n_tokens == (sizes[n_seen] if n_seen < len(sizes) else max(sizes))
 
@@ -160,7 +160,7 @@ def _draw_series(axis: "Axes", result: Attribution | TextAttribution, numbers: S
     drawn = _drawn(result)
     seen = [number for number in numbers if number.stop <= drawn.position + 1]
     if not seen:
-        raise InputError(f"No number stands before the explained position {drawn.position}; explain a later one.")
+        raise InputError(f"There is no number up to the explained position {drawn.position}; explain a later position.")
     axis.plot(range(len(numbers)), [number.value for number in numbers], color=LINE, marker=".", linewidth=1, zorder=3)
     bars = axis.twinx()
     axis.set_zorder(bars.get_zorder() + 1)
@@ -187,14 +187,14 @@ def prediction(result: Attribution, k: int | None = None, *, ax: Any = None) -> 
 
     Args:
         result: an `Attribution`.
-        k: how many tokens; by default all that the result holds, which are ten at most.
-        ax: matplotlib axes to draw in; a new figure without it.
+        k: the number of tokens; by default all that the result has, at most ten.
+        ax: matplotlib axes to draw in; None: a new figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: ``k`` is not from 1 to what the result holds.
+        InputError: ``k`` is not between 1 and the number of tokens of the result.
     """
     (result,) = _single(result)
     count = whole(k)
@@ -222,7 +222,7 @@ def prediction(result: Attribution, k: int | None = None, *, ax: Any = None) -> 
 def _single(result: Any) -> list[Attribution]:
     given = as_list(result)
     if len(given) > 1:
-        raise InputError(f"This view takes one Attribution; got {len(given)}. Draw each in axes of its own (ax=).")
+        raise InputError(f"This view takes one Attribution; got {len(given)}. Draw each in its own axes (ax=).")
     return given
 
 
@@ -231,13 +231,13 @@ def _token_label(token: PredictedToken, target: PredictedToken) -> str:
 
 
 def explained(result: Attribution) -> str:
-    """What a result explains, in the title of a figure."""
+    """The explained prediction, for the title of a figure."""
     target = result.asked or f", target {result.prediction.target.str_token!r}"
     return f"{result.scope} scope of the prediction after position {result.position}{visible(target)}"
 
 
 def label_positions(axis: "Axes", texts: Sequence[str]) -> None:
-    """Tokens and their positions below a map, as many as can be read."""
+    """Label the x axis with tokens and their positions, as many as are readable."""
     step = -(-len(texts) // MOST_LABELS)
     places = range(0, len(texts), step)
     labels = [f"{visible(texts[i]).strip()} {i}" for i in places]
@@ -245,27 +245,27 @@ def label_positions(axis: "Axes", texts: Sequence[str]) -> None:
 
 
 def set_title(axis: "Axes", text: str) -> None:
-    """A title, broken into lines that fit the axes."""
+    """Set a title, broken into lines that fit the axes."""
     fit(axis, axis.set_title(text, fontsize="medium", loc="left", parse_math=False))
 
 
 def fit(axis: "Axes", line: "Text") -> None:
-    """Break a line of text into lines as long as its axes are wide."""
+    """Break a text into lines that are not wider than its axes."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what saving the figure says again
-        figure_of(axis).draw_without_rendering()  # the layout tells how wide they are
+        warnings.simplefilter("ignore")  # saving the figure gives the same warnings
+        figure_of(axis).draw_without_rendering()  # the layout determines the width of the axes
     text = re.sub(r"(?<!\w)'( [^' ]*)'", lambda token: token[0].replace(" ", "\u00a0"), line.get_text())
     per_line = len(text) * axis.bbox.width / max(line.get_window_extent().width, 1.0)
     line.set_text("\n".join(wrap(text, max(20, int(0.93 * per_line)))))
 
 
 def figure_of(axis: "Axes") -> "Figure":
-    """The whole figure, also where the axes are of a part of it."""
+    """The whole figure, even if the axes belong to a subfigure."""
     return getattr(axis.figure, "figure", None) or axis.figure  # type: ignore[return-value]
 
 
 def make_axes(ax: Any, n: int, size: tuple[float, float]) -> list["Axes"]:
-    """The user's axes, or those of a new figure, which pyplot does not keep: notebooks would show it twice."""
+    """The user's axes, or those of a new figure. The figure is closed in pyplot, because notebooks would show it twice."""
     from matplotlib import pyplot as plt
 
     from jscope_tl.views.notebook_figure import NotebookFigure

@@ -10,26 +10,26 @@ from jscope_tl.results.text import percent, visible
 from jscope_tl.views.circuitsvis_views import View
 
 UP, DOWN = "#bf5400", "#5e3c99"
-"""Of what raises and of what lowers the explained quantity: orange and purple, which the colour-blind tell apart."""
+"""Colours of positive and of negative influence: orange and purple, which are distinguishable with colour blindness."""
 PALE = {UP: "#f6d3b3", DOWN: "#d9cfe8"}
 N = 30
 LEAST = 0.02
-"""Share of all of the influence that an edge must carry to be drawn."""
+"""The share of the total influence that an edge must carry to be drawn."""
 COLUMN, GAP, LABEL, PAD, COLLAPSED = 46, 18, 15, 9, 22
-"""In pixels: from token to token, more where some are left out, above a line for its label, above and below all lines of a layer, and the
-height of layers without any."""
+"""Distances in pixels: between columns, an additional gap where tokens are left out, the height of a label above its line, the space above
+and below the lines of a layer, and the height of layers without lines."""
 LEFT, RIGHT, TOP = 104, 120, 44
 LETTER = 6.6
-"""Width of a letter of a label."""
+"""The width of a letter of a label, in pixels."""
 WIDEST = 15.0
-"""Of a line, in pixels: all of the influence."""
+"""The width, in pixels, of a line that carries the whole influence."""
 MOST_COLUMNS = 32
-"""Tokens that are all shown; of more only those that an edge touches."""
+"""The largest number of tokens that are all shown; in longer prompts only tokens with an edge are shown."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The drawn heads of one layer that carry influence of one sign from one position to another."""
+    """The drawn edges of one layer with the same source, destination and sign."""
 
     layer: int
     src: int
@@ -38,12 +38,12 @@ class Bundle:
 
     @property
     def influence(self) -> float:
-        """Of all of them."""
+        """The summed influence of all edges."""
         return sum(edge.influence for edge in self.edges)
 
     @property
     def label(self) -> str:
-        """``L9H6``, or ``L9 H6 H2`` of several, the strongest first."""
+        """``L9H6``, or ``L9 H6 H2`` for several heads, the strongest first."""
         if len(self.edges) == 1:
             return self.edges[0].name
         return " ".join([f"L{self.layer}", *(f"H{edge.head}" for edge in self.edges)])
@@ -51,7 +51,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Band:
-    """A layer with its bundles, each on a lane of its own, or several layers without any, from ``bottom`` up to ``top``.
+    """A layer with its bundles, each on its own lane, or several layers without bundles, from ``bottom`` up to ``top``.
 
     Pixels count downwards.
     """
@@ -66,7 +66,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are: columns by position, bands from the bottom up, and pixels for each unit of influence."""
+    """The layout of the picture: columns by position, bands from the bottom up, and the number of pixels for a unit of influence."""
 
     columns: dict[int, float]
     bands: tuple[Band, ...]
@@ -77,22 +77,22 @@ class Layout:
 
 
 def flow(result: TokenFlow, *, n: int = N) -> View:
-    """A token's influence on its way through the layers: positions from left to right, layers from the bottom up.
+    """A graph of a token's influence through the layers: positions from left to right, layers from the bottom up.
 
-    A line goes from the position that a head reads to the one that it writes to, in the layer of the head; heads that go the same way are
-    one line. It is as thick as its share of the influence, orange where it raises what is explained and purple where it lowers it. Pale
-    columns are the influence that is at a position and stays there. The picture is the linear one of `patching.flow`. Only the strongest
-    edges are drawn, and how much that is stands below; layers without any are drawn together. Numbers show on hovering.
+    In the layer of a head, a line goes from the position that the head reads from to the position that it writes to; heads with the same
+    positions and sign share a line. Its width is proportional to the influence. Orange raises the explained quantity, purple lowers it. Pale
+    columns are influence that stays at a position. The influence is that of the linear approximation of `patching.flow`. Only the strongest
+    edges are drawn, and the caption gives their share; layers without drawn edges are merged. Hovering shows the numbers.
 
     Args:
-        result: of `jscope_tl.patching.flow`.
-        n: how many edges are drawn.
+        result: the result of `jscope_tl.patching.flow`.
+        n: the largest number of edges that are drawn.
 
     Returns:
-        A `View`: a notebook shows it, ``save(path)`` writes a page. It holds one SVG and no script.
+        A `View`: a notebook displays it, ``save(path)`` writes a page. It is one SVG without a script.
 
     Raises:
-        InputError: it is no flow, or ``n`` is not 1 or more.
+        InputError: ``result`` is not a `TokenFlow`, or ``n`` is not 1 or more.
 
     Example:
         >>> import jscope_tl as js
@@ -111,9 +111,9 @@ def flow(result: TokenFlow, *, n: int = N) -> View:
 def _caption(result: TokenFlow, drawn: Sequence[FlowEdge]) -> list[str]:
     share = sum(abs(edge.influence) for edge in drawn) / (float(result.sizes.sum()) or 1.0)
     return [
-        f"The influence of {visible(result.str_tokens[result.source_position])!r} is {result.total:+.4g} {result.unit} at every level. Drawn are "
-        f"the {len(drawn)} strongest entries of attention patterns, {percent(share)} of the sum of all sizes; pale columns: what is at a position "
-        "and stays there.",
+        f"The influence of {visible(result.str_tokens[result.source_position])!r} is {result.total:+.4g} {result.unit} at every level. The "
+        f"{len(drawn)} strongest entries of attention patterns are drawn, with {percent(share)} of the sum of all sizes; pale columns: influence "
+        "that stays at a position.",
         "Orange raises what is explained, purple lowers it. Linear picture: attention patterns and norms are held constant, MLPs are replaced by "
         "their derivative.",
         *(f"⚠ {warning}" for warning in result.warnings),
@@ -121,7 +121,7 @@ def _caption(result: TokenFlow, drawn: Sequence[FlowEdge]) -> list[str]:
 
 
 def flow_rows(result: TokenFlow, k: int = N) -> list[tuple[str, ...]]:
-    """The strongest edges as rows of text, the names of the columns first."""
+    """The strongest edges as rows of text; the first row has the column names."""
     head = ("head", "from", "to", f"influence ({result.unit})")
     return [
         head,
@@ -130,7 +130,7 @@ def flow_rows(result: TokenFlow, k: int = N) -> list[tuple[str, ...]]:
 
 
 def bundles(edges: Sequence[FlowEdge]) -> list[Bundle]:
-    """Edges that go the same way in the same layer with the same sign, together; the strongest bundle first."""
+    """Edges grouped by layer, source, destination and sign; the strongest bundle first."""
     found: dict[tuple[int, int, int, bool], list[FlowEdge]] = {}
     for edge in edges:
         found.setdefault((edge.layer, edge.src, edge.dest, edge.influence > 0), []).append(edge)
@@ -141,7 +141,7 @@ def bundles(edges: Sequence[FlowEdge]) -> list[Bundle]:
 def _layout(result: TokenFlow, drawn: Sequence[FlowEdge]) -> Layout:
     columns, right = _columns(result, drawn)
     together = bundles(drawn)
-    # Heads that work against each other may carry more than what is left of both.
+    # Heads with opposite signs may each carry more than the total influence.
     scale = WIDEST / max([_most(result), *(abs(bundle.influence) for bundle in together)])
     floor = 34 + 0.72 * LETTER * max(len(_text(result, t)) for t in columns)
     groups = _groups(len(result.heads), together)
@@ -158,7 +158,7 @@ def _layout(result: TokenFlow, drawn: Sequence[FlowEdge]) -> Layout:
 
 
 def _groups(n_layers: int, together: Sequence[Bundle]) -> list[tuple[int, int, tuple[Bundle, ...]]]:
-    """Each layer with its bundles; layers without any that follow each other are one."""
+    """Each layer with its bundles; consecutive layers without bundles are merged."""
     groups: list[tuple[int, int, tuple[Bundle, ...]]] = []
     for layer in range(n_layers):
         own = tuple(bundle for bundle in together if bundle.layer == layer)
@@ -170,7 +170,7 @@ def _groups(n_layers: int, together: Sequence[Bundle]) -> list[tuple[int, int, t
 
 
 def _most(result: TokenFlow) -> float:
-    """The largest influence that there is to draw."""
+    """The largest influence in the picture."""
     return max(abs(result.total), float(result.levels.abs().max())) or 1.0
 
 
@@ -179,12 +179,12 @@ def _wide(bundle: Bundle, scale: float) -> float:
 
 
 def _height(own: Sequence[Bundle], scale: float) -> float:
-    """Of a band; a layer's name and numbers need two lines."""
+    """The height of a band; the name and the numbers of a layer need two lines."""
     return max(34.0, 2 * PAD + sum(LABEL + _wide(bundle, scale) for bundle in own)) if own else float(COLLAPSED)
 
 
 def _columns(result: TokenFlow, drawn: Sequence[FlowEdge]) -> tuple[dict[int, float], float]:
-    """Where each shown position is, and where the last one is."""
+    """The x coordinate of each shown position, and of the last one."""
     used = {result.source_position, result.position, *(t for edge in drawn for t in (edge.src, edge.dest))}
     shown = range(result.position + 1) if result.position < MOST_COLUMNS else sorted(used)
     columns, x, before = dict[int, float](), float(LEFT), -1
@@ -215,30 +215,30 @@ def _svg(result: TokenFlow, drawn: Sequence[FlowEdge]) -> str:
 
 
 def _background(result: TokenFlow, layout: Layout, band: Band) -> list[str]:
-    """The layer's name, and what goes through its attention; of layers without an edge the names alone."""
+    """The name of the layer and the influence through its attention; for layers without an edge only the name."""
     middle, first = (band.bottom + band.top) / 2 + 4, band.first
     name = f"layer {first}" if first == band.last else f"layers {first}–{band.last}"
     border = f'<line x1="0" x2="{layout.width:.0f}" y1="{band.top:.1f}" y2="{band.top:.1f}" stroke="#eaeef2"/>'
     if not band.bundles:
         return [border, f'<text x="6" y="{middle:.1f}" fill="#8c959f">{name}</text>']
     by_layer = result.by_layer.loc[first]
-    said = f"of {result.total:+.4g}: " + ", ".join(f"{by_layer[way]:+.4g} {way}" for way in by_layer.index)
+    parts = f"of {result.total:+.4g}: " + ", ".join(f"{by_layer[part]:+.4g} {part}" for part in by_layer.index)
     return [
         border,
-        f'<g><title>layer {first}, {said}</title><text x="6" y="{middle - 6:.1f}" fill="#1f2328">{name}</text>'
+        f'<g><title>layer {first}, {parts}</title><text x="6" y="{middle - 6:.1f}" fill="#1f2328">{name}</text>'
         f'<text x="6" y="{middle + 8:.1f}" font-size="10.5" fill="#57606a">attention {by_layer["attention"]:+.3g}</text></g>',
     ]
 
 
 def _stay(result: TokenFlow, layout: Layout, band: Band, t: int) -> str:
-    """The influence at a position before and after the band, as far as it is there at both."""
+    """The column of a position in a band: the part of its influence that is there both before and after the band."""
     before, after = float(result.levels[band.first, t]), float(result.levels[band.last + 1, t])
     kept = min(abs(before), abs(after)) if before * after > 0 else 0.0
     x, wide = layout.columns[t], layout.scale * kept
     faint = f'<line x1="{x}" x2="{x}" y1="{band.bottom:.1f}" y2="{band.top:.1f}" stroke="#eaeef2"/>'
     if wide < 0.3:
         return faint
-    said = f"at {_text(result, t)}: {before:+.3g} before layer {band.first}, {after:+.3g} behind layer {band.last}"
+    said = f"at {_text(result, t)}: {before:+.3g} before layer {band.first}, {after:+.3g} after layer {band.last}"
     return (
         f'<line x1="{x}" x2="{x}" y1="{band.bottom:.1f}" y2="{band.top:.1f}" stroke="{PALE[_colour(before)]}" stroke-width="{wide:.1f}">'
         f"<title>{escape(said)}</title></line>"
@@ -250,7 +250,7 @@ def _colour(influence: float) -> str:
 
 
 def _tokens(result: TokenFlow, layout: Layout) -> list[str]:
-    """The prompt below; a ring around the source, and above the explained position what is predicted there."""
+    """The tokens below the graph, a ring at the source, and a square with the explained target above the explained position."""
     bottom, top = layout.height - layout.floor, TOP
     found = []
     for t, x in layout.columns.items():
@@ -270,10 +270,10 @@ def _tokens(result: TokenFlow, layout: Layout) -> list[str]:
 
 
 def _line(result: TokenFlow, layout: Layout, band: Band, lane: int) -> str:
-    """From the position that is read up to the bundle's own lane, along it, and up to the position that is written to."""
+    """The line of a bundle: from the source position up to its lane, along the lane, and up to the destination position."""
     bundle, y = band.bundles[lane], band.lanes[lane]
     x1, x2, wide = layout.columns[bundle.src], layout.columns[bundle.dest], _wide(bundle, layout.scale)
-    if x1 == x2:  # a head that reads the position that it writes to
+    if x1 == x2:  # the head reads from the position that it writes to
         path, start, base = f"M{x1 - 9} {y - 4:.1f} h18", x1 + 14, y
     else:
         bend = min(8.0, abs(x2 - x1) / 2, band.bottom - y, y - band.top)

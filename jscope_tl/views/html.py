@@ -1,4 +1,4 @@
-"""Light, escaped HTML for notebooks and reports: coloured tokens, tables, pictures. No script, no network, no circuitsvis."""
+"""Escaped HTML for notebooks and reports: coloured tokens, tables and pictures, without scripts, network access or circuitsvis."""
 
 import warnings
 from base64 import b64encode
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 TOKEN = 'style="background:rgb({rgb});color:{ink}{mark}" title="{title}"'
 READABLE = 0.75
-"""Share of its size to which a picture may shrink."""
+"""The smallest share of its full width to which a picture may shrink."""
 CELL = 'style="text-align:left;padding:0 1em 0 0;white-space:nowrap"'
 
 
 def coloured(result: Attribution, scale: Scale | None = None) -> str:
-    """The prompt with a background for every token; score and standard error on hovering."""
+    """The prompt with a background for every token; hovering shows the score and its standard error."""
     scale = scale or scale_of([result])
     tokens = [result.scored(i) for i in range(len(result.str_tokens))]
     said = [score_text(token.score, token.stderr) for token in tokens]
@@ -30,7 +30,7 @@ def coloured(result: Attribution, scale: Scale | None = None) -> str:
 
 
 def spans(str_tokens: Sequence[str], intensities: Sequence[float], said: Sequence[str], position: int) -> str:
-    """Tokens on backgrounds of an intensity from 0 to 1; what is said of each on hovering; the explained one outlined."""
+    """Tokens with backgrounds of an intensity from 0 to 1 and a title for hovering (``said``); the token at ``position`` is outlined."""
     parts = []
     for i, (text, intensity) in enumerate(zip(pieces(str_tokens), intensities, strict=True)):
         mark = ";outline:2px solid #1f6feb" if i == position else ""
@@ -41,14 +41,14 @@ def spans(str_tokens: Sequence[str], intensities: Sequence[float], said: Sequenc
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Texts in rows and columns, in a box of its own that scrolls."""
+    """A table of texts, in a box that scrolls horizontally."""
     head = "".join(f"<th {CELL}>{escape(name)}</th>" for name in names)
     body = "".join("<tr>" + "".join(f"<td {CELL}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div style="overflow-x:auto"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def layer_rows(result: Attribution) -> list[tuple[str, str]]:
-    """Each hook point of a layer map and its strongest tokens."""
+    """Each hook point of a layer map with its strongest tokens."""
     said = [
         ", ".join(f"{visible(t.str_token)!r} at {t.position}: {score_text(t.score, t.stderr)}" for t in row)
         for row in result.by_row()
@@ -57,14 +57,14 @@ def layer_rows(result: Attribution) -> list[tuple[str, str]]:
 
 
 def picture(figure: "Figure", says: str) -> str:
-    """A figure as SVG with its text as text, in an image element: nothing in it can run. On a narrow screen it scrolls in its box."""
+    """A figure as SVG in an image element, in which no script can run. Its text stays text. On a narrow screen it scrolls in its box."""
     from matplotlib import rc_context
 
     content = BytesIO()
     with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that matplotlib's font lacks: the browser has them
+        warnings.simplefilter("ignore")  # about letters that are missing in matplotlib's font, but not in the browser's
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     source = f"data:image/svg+xml;base64,{b64encode(content.getvalue()).decode()}"
-    wide = 96 * figure.get_figwidth()  # in CSS pixels; shrunk to the page, but not so far that letters cannot be read
+    wide = 96 * figure.get_figwidth()  # in CSS pixels; it may shrink to the page as long as letters are readable
     style = f"width:{wide:.0f}px;max-width:max(100%,{READABLE * wide:.0f}px)"
     return f'<div style="overflow-x:auto"><img style="{style}" alt="{escape(says)}" src="{source}"></div>'

@@ -1,4 +1,4 @@
-"""How far a scope's prediction holds, as the input is moved further."""
+"""`linearity`: predicted and actual changes for growing perturbations."""
 
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def linearity(result: Linearity) -> "Figure":
-    """Size of predicted and actual changes, and the error between them, both on logarithmic axes.
+    """The sizes of predicted and actual changes, and the error of the predictions, on logarithmic axes.
 
     Args:
-        result: of `jscope_tl.diagnostics.linearity`.
+        result: the result of `jscope_tl.diagnostics.linearity`.
 
     Example:
         >>> import jscope_tl as js

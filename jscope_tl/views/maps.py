@@ -1,4 +1,4 @@
-"""`heatmap`: scores over layers or predictions as a map in colours."""
+"""`heatmap`: scores over layers or predictions as a coloured map."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,29 +27,30 @@ SCALES = ("row", "row_log", "linear", "log")
 
 
 def heatmap(results: Any, *, scale: str | None = None, template: bool = False, ax: Any = None) -> "Figure":
-    """Scores as a map: position by layer, or source by destination.
+    """Scores as a map of layers by positions, or of destinations by sources.
 
-    Colours end at the highest score outside BOS (whose cells may be off the scale), and the picture says what they mean. A
-    score is per unit of ``x``, and ``x`` grows from layer to layer, in some models a hundredfold after the first: on one scale
-    all rows but the first are blank. So each row of a layer map and of a pattern has its own scale, with its highest score
-    at the right. Entries of attention patterns (``at="pattern"``) are in the same unit in every layer and share one scale; of many heads
+    The colour scale ends at the highest score outside BOS (whose cells may exceed the scale), and a label explains it. A score is per
+    unit of ``x``, and the norm of ``x`` grows over the layers, in some models a hundredfold after the first: on one common scale, all rows
+    but the first would be blank. Therefore each row of a layer map and of a pattern has its own scale, with its highest score at the
+    right. Entries of attention patterns (``at="pattern"``) have the same unit in every layer and share one scale; if there are many heads,
     the strongest are drawn (`Attribution.strongest`).
 
     Args:
-        results: a layer map (an `Attribution` taken with ``at="resid_pre"`` or at several hook points); several
-            `Attribution` of one prompt and unit, one row each; one `InfluencePattern`, whose rows are predictions; or one
-            `TextAttribution`, whose rows are tokens or spans of the answer, and whose columns are its sources.
-        scale: ``"row"``, each row from 0 to its own highest score; ``"row_log"``, logarithmic over the three decades below
-            that; ``"linear"``, all rows from 0 to the highest of the map; ``"log"``, all on one logarithmic scale of at most
-            three decades. None: ``"row"`` where several rows are hook points or predictions, ``"linear"`` elsewhere.
-        template: of a `TextAttribution`: whether BOS and what a chat template wrote are columns too. They are never on the scale.
-        ax: matplotlib axes to draw in; a new figure without it.
+        results: a layer map (an `Attribution` with ``at="resid_pre"`` or several hook points); several `Attribution` of the same prompt
+            and unit, one row each; one `InfluencePattern`, whose rows are predictions; or one `TextAttribution`, whose rows are tokens or
+            spans of the answer, and whose columns are its sources.
+        scale: ``"row"``: each row from 0 to its own highest score; ``"row_log"``: each row on a logarithmic scale over the three decades
+            below its highest score; ``"linear"``: all rows from 0 to the highest score of the map; ``"log"``: all rows on one logarithmic
+            scale of at most three decades. None: ``"row"`` if several rows are hook points or predictions, else ``"linear"``.
+        template: for a `TextAttribution`: whether BOS and the text of the chat template are columns too. They are never included in the
+            scale.
+        ax: matplotlib axes to draw in; None: a new figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: results of different prompts or units, or no such scale.
+        InputError: results of different prompts or units, or an unknown scale.
 
     Example:
         >>> import jscope_tl as js
@@ -64,10 +65,10 @@ def heatmap(results: Any, *, scale: str | None = None, template: bool = False, a
     need_one_unit(shown)
     if len({result.scope for result in shown}) > 1:
         raise InputError(
-            f"A map is of one scope; these are {', '.join(sorted({r.scope for r in shown}))}. Draw each by itself."
+            f"A map has one scope; these are {', '.join(sorted({r.scope for r in shown}))}. Draw one map for each."
         )
     if len(shown) > 1 and any(_is_map(result) for result in shown):
-        raise InputError("Each map is a picture of its own; draw each in axes of its own (ax=).")
+        raise InputError("Several maps cannot be drawn in one picture; draw each in its own axes (ax=).")
     chosen = _scale(scale, shown)
     shown, notes = ([legible(shown[0])[0]], legible(shown[0])[1]) if len(shown) == 1 else (shown, [])
     scores = torch.cat([result._rows()[0] for result in shown])
@@ -99,7 +100,7 @@ def _known_scale(scale: str | None) -> str | None:
 
 
 def _answer_map(result: TextAttribution, scale: str, template: bool, ax: Any) -> "Figure":
-    """Rows of an answer by their sources; lines where one message ends and another begins."""
+    """Rows of an answer by their sources, with lines between messages."""
     n = max(n_sources(result, row) for row in range(len(result.rows)))
     kept = [j for j in range(n) if template or not result.hidden(result.sources[j])]
     if not kept:
@@ -121,7 +122,7 @@ def _answer_map(result: TextAttribution, scale: str, template: bool, ax: Any) ->
 
 
 def _axis_of(result: TextAttribution, kept: Sequence[int], ax: Any) -> "Axes":
-    """Axes with the rows of an answer down and these sources across, as many of their names as can be read."""
+    """Axes with the rows of an answer on the y axis and these sources on the x axis, with as many labels as are readable."""
     sources = [result.sources[j] for j in kept]
     across = [f"{shortened(visible(source.text), 30).strip()} {source.positions[0]}" for source in sources]
     down = [f"{shortened(visible(row_text(result, i)), 30).strip()} {i}" for i in range(len(result.rows))]
@@ -152,7 +153,7 @@ def _title(shown: Sequence[Any]) -> str:
 
 
 def draw_map(axis: "Axes", scores: Float[Tensor, "row pos"], shown: Sequence[Any], scale: str) -> None:
-    """Rows of scores in colours, with a colour bar that says what they mean."""
+    """Rows of coloured scores, with a colour bar."""
     limits = scale_of(shown, scale.endswith("log"))
     draw_rows(
         axis, scores, torch.cat([tops(result) for result in shown]), limits, scale, shown[0].unit, bool(left_out(shown))
@@ -168,7 +169,7 @@ def draw_rows(
     unit: str,
     beyond: bool,
 ) -> None:
-    """Scores in colours, up to the ``highest`` of their row or, on one scale for all, to ``limits``; ``beyond``: some are higher."""
+    """Coloured scores, up to the ``highest`` score of each row or, on a common scale, to ``limits``; ``beyond``: some scores exceed the scale."""
     from matplotlib.colors import LogNorm, Normalize
 
     log, by_row = scale.endswith("log"), scale.startswith("row")
@@ -186,13 +187,13 @@ def draw_rows(
 
 
 def _write_tops(axis: "Axes", highest: Sequence[float], unit: str) -> None:
-    """The highest score of each row at its right end."""
+    """Write the highest score of each row at its right end."""
     right = axis.secondary_yaxis("right")
     step = -(-len(highest) // MOST_LABELS)
     right.set_yticks(range(0, len(highest), step), [f"{top:.3g}" for top in highest[::step]], fontsize="x-small")
     right.tick_params(length=0)
-    says = f"each row is on its own scale, up to its highest score at the right, in {unit}"
-    fit(axis, axis.set_xlabel(says, fontsize="small", parse_math=False))
+    label = f"each row is on its own scale, up to its highest score at the right, in {unit}"
+    fit(axis, axis.set_xlabel(label, fontsize="small", parse_math=False))
 
 
 def _row_labels(shown: Sequence[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Methods side by side: means over prompts with their intervals."""
+"""`faithfulness`: the means of methods over prompts, with their intervals."""
 
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,12 @@ BASELINES = ("random", "random_direction", "attention", "attention_rollout")
 
 
 def faithfulness(result: Faithfulness) -> "Figure":
-    """Every method's mean and 95 % interval, a panel for each column, best method of the first column on top.
+    """The mean and the 95 % interval of every method, with a panel for each column and the best method of the first column on top.
 
-    Baselines that know nothing of the question are grey. The arrow at a panel's name points to the better side.
+    Baselines that do not depend on the target are grey. The arrow at a panel's name points to the better side.
 
     Args:
-        result: of `jscope_tl.faithfulness.evaluate`.
+        result: one of the results of `jscope_tl.faithfulness.evaluate`.
 
     Example:
         >>> import jscope_tl as js
@@ -32,7 +32,9 @@ def faithfulness(result: Faithfulness) -> "Figure":
     from jscope_tl.views.notebook_figure import NotebookFigure
 
     if not isinstance(result, Faithfulness):
-        raise InputError(f"This view takes what js.faithfulness measures; got a {type(result).__name__}.")
+        raise InputError(
+            f"This view takes a Faithfulness, which js.faithfulness.evaluate returns for each measure; got a {type(result).__name__}."
+        )
     quoted = result.columns[0]
     order = sorted(result.methods, key=lambda method: (quoted.better or 1) * result.mean(method).mean)
     size = (3.2 * len(result.columns) + 1.8, 0.24 * len(order) + 1.3)

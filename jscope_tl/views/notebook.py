@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: a fragment of HTML without network, and without script but for answers that are clicked."""
+"""The HTML that a notebook shows for each kind of result. It needs no network, and no script except for answers, which are interactive."""
 
 from functools import singledispatch
 from html import escape
@@ -43,7 +43,7 @@ SMALL = '<p style="margin:.4em 0;font-size:90%">{}</p>'
 
 @singledispatch
 def fragment(result: Any) -> str:
-    """The picture or the table that goes with a result, and its text."""
+    """HTML for a result: its picture or table, and its text."""
     return f'<pre style="white-space:pre-wrap">{escape(repr(result))}</pre>'
 
 
@@ -92,7 +92,7 @@ def _of_answer(result: TextAttribution) -> str:
 
 @fragment.register
 def _of_ablation(result: Ablation) -> str:
-    """Every token up to the explained one, with its score and its effects."""
+    """A table of the tokens up to the explained position, with their scores and effects."""
     scope = result.scope
     rows = [
         (str(t), repr(scope.str_tokens[t]), f"{float(scope.scores[t]):.4g}",
@@ -133,7 +133,7 @@ def _of_row(result: Row) -> str:
 
 @fragment.register
 def _of_rows(rows: JacobianRows) -> str:
-    """The prompt, coloured by the norm of each position's rows."""
+    """The prompt, coloured by the norm of the rows at each position."""
     norms = rows.plain.float().norm(dim=(0, 2)).tolist()
     scale = Scale(0.0, max(norms), False)
     said = spans(rows.str_tokens, [scale(norm) for norm in norms], [f"{norm:.4g}" for norm in norms], rows.position)
@@ -143,7 +143,7 @@ def _of_rows(rows: JacobianRows) -> str:
 
 @fragment.register
 def _of_result(result: Result, k: int = 5) -> str:
-    """The coloured prompt (scores on hovering), map or spectrum, the strongest tokens, the doubts."""
+    """The coloured prompt (with scores on hovering), map or spectrum, the strongest tokens, and the warnings."""
     result, notes = legible(result)
     prediction = result.prediction_line() if isinstance(result, Attribution) else ""
     resolved = result.resolved_line() if isinstance(result, Attribution) else ""
@@ -160,7 +160,7 @@ def _of_result(result: Result, k: int = 5) -> str:
 
 
 def _drawn(result: Any) -> list[str]:
-    """The picture that goes with a result, and what its colours mean."""
+    """The picture of a result, with a note about its colours."""
     if isinstance(result, Spectrum):
         return [picture(spectrum(result), "spectrum of every position")]
     if isinstance(result, Attribution) and not result.hook_points:
@@ -169,7 +169,7 @@ def _drawn(result: Any) -> list[str]:
 
 
 def _strongest(result: Result, k: int) -> str:
-    """The strongest tokens, of a layer map those of each layer."""
+    """A table of the strongest tokens; for a layer map those of each layer."""
     if isinstance(result, Attribution) and result.hook_points:
         return table(("at", f"strongest tokens, their positions and scores ({result.unit})"), layer_rows(result))
     more = {

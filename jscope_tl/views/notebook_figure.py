@@ -1,4 +1,4 @@
-"""A matplotlib figure that shows itself in a notebook."""
+"""A matplotlib figure that notebooks display."""
 
 from io import BytesIO
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 
 class NotebookFigure(Figure):
-    """A figure that notebooks show as a picture also in the cell that loads pyplot, where they do not know figures yet."""
+    """A figure that notebooks display even in the cell that first imports pyplot, before they register a formatter for figures."""
 
     def _repr_png_(self) -> bytes:
         content = BytesIO()

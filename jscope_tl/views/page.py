@@ -1,4 +1,4 @@
-"""The page around a view: one file, one style, nothing from elsewhere."""
+"""The HTML page around a view: one self-contained file."""
 
 from html import escape
 from pathlib import Path
@@ -30,10 +30,10 @@ PAGE = """<!doctype html>
 
 
 def page(title: str, body: str) -> str:
-    """``body`` (HTML) as a page of its own."""
+    """``body`` (HTML) as a complete page."""
     return PAGE.format(title=escape(title), style=STYLE, body=body)
 
 
 def write_page(path: str | Path, title: str, body: str) -> Path:
-    """Write ``body`` (HTML) as a page of its own, whole or not at all."""
+    """Write ``body`` (HTML) as a complete page. The file is written completely or not at all."""
     return write_whole(path, page(title, body).encode("utf-8", "replace"))

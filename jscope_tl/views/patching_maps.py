@@ -1,4 +1,4 @@
-"""`comparison`: the actual effects of patching beside what a scope predicts and what it scores."""
+"""`comparison`: the measured effects of patching, the effects that a scope predicts, and its scores."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def comparison(result: Comparison, *, ax: Any = None) -> "Figure":
     """Three maps over layers and positions, one above the other: effect of patching, predicted effect, score.
 
-    Each has its own scale, with its unit: a prediction to first order can rank the effects rightly and be far too small.
-    What the scope explains rises where a cell is orange and falls where it is purple; a KL divergence has no sign. Cells
-    that ``only_top`` left out are grey. Below stand the tokens of the patched run, and after ``<`` those of the other.
+    Each map has its own scale and unit, because first-order predictions can rank effects correctly but underestimate them by far. Orange:
+    patching the cell raises the explained quantity; purple: it lowers it; a KL divergence has no sign. Cells that ``only_top`` left out are
+    grey. The labels of the x axis are the tokens of the patched run, followed by ``<`` and the token of the other run if it differs.
 
     Args:
-        result: of `jscope_tl.patching.compare`.
-        ax: three matplotlib axes to draw in; a new figure without it.
+        result: the result of `jscope_tl.patching.compare`.
+        ax: three matplotlib axes to draw in; None: a new figure.
 
     Returns:
         The figure.
@@ -71,5 +71,5 @@ def _draw(axis: "Axes", values: Float[Tensor, "layer pos"], result: Comparison) 
 
 
 def _exchanged(token: str, other: str) -> str:
-    """A token, and after ``<`` the one that the other run has in its place."""
+    """A token, followed by ``<`` and the token of the other run at this position if it differs."""
     return visible(token) if token == other else f"{visible(token).strip()} < {visible(other).strip()}"

@@ -1,4 +1,4 @@
-"""Everything about some results as HTML that needs neither network, nor script, nor colour: the static part of a report."""
+"""The body of a report: results as HTML, with tables that are readable without a network, scripts or colours."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,15 +31,16 @@ from jscope_tl.views.together import Result, as_list, legible, prompt_text
 
 
 def report_body(shown: list[Any], cache_or_patterns: Any = None, layers: Any = None, heads: Any = None) -> str:
-    """HTML about some results, prompt by prompt: coloured tokens, tables, predictions, figures, attention; it says everything without script.
+    """HTML for some results, prompt by prompt: coloured tokens, tables, predictions, figures, attention. All values are readable without
+    scripts.
 
     Raises:
-        InputError: a cache without influence patterns and edges, or of another prompt.
+        InputError: a cache is given without influence patterns or edges, or it is of another prompt.
     """
     if cache_or_patterns is not None and not any(map(_of_attention, shown)):
         raise InputError(
-            "Attention patterns are shown beside an influence pattern or the effects of edges, and there is none among the results; add "
-            "one of js.influence_pattern(model, prompt, scope)."
+            "Attention patterns are shown beside an influence pattern or the effects of edges, but the results have neither; add "
+            "js.influence_pattern(model, prompt, scope)."
         )
     parts = [_provenance(shown)]
     calls: list[str] = []
@@ -64,7 +65,7 @@ def report_body(shown: list[Any], cache_or_patterns: Any = None, layers: Any = N
 
 
 def _of_attention(result: Any) -> bool:
-    """Whether a result lies beside attention patterns."""
+    """Whether a result is shown beside attention patterns."""
     return isinstance(result, InfluencePattern) or (isinstance(result, ComponentEffects) and result.of == "edges")
 
 
@@ -94,7 +95,7 @@ def _provenance(results: list[Any]) -> str:
 
 
 def _by_prompt(results: list[Any]) -> Iterator[list[Any]]:
-    """The results of each prompt, prompts in order of their first result."""
+    """The results of each prompt, with prompts in the order of their first result."""
     rest = list(results)
     while rest:
         same = [result for result in rest if torch.equal(result.tokens, rest[0].tokens)]
@@ -130,7 +131,7 @@ def _answer(result: TextAttribution, most: int = 300) -> str:
     says = f"map of {result.scope} scores: parts of the answer by their sources"
     parts = [answer_html(result), picture(heatmap(result), says)]
     if max(result.text.messages) > 0:
-        with suppress(InputError):  # scores of tokens that make none of messages
+        with suppress(InputError):  # scores that cannot be grouped by message
             by_message = sources(result.grouped("message"))
             parts.append(picture(by_message, "each message's scores as shares of the highest of their row"))
     listed = result.top(most, template=True)
@@ -203,7 +204,7 @@ def _pattern_table(pattern: InfluencePattern) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Cells are HTML already."""
+    """A table whose cells are HTML."""
     top = "".join(f'<th scope="col">{name}</th>' for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -226,7 +227,7 @@ def _figures(results: list[Attribution]) -> list[str]:
 
 
 def _series(results: list[Attribution], most: int = 4) -> list[str]:
-    """The figure of a number series, nothing for other prompts."""
+    """The figure of a number series; none for other prompts."""
     try:
         drawn = picture(series(results[:most]), f"the number series and its {results[0].scope} scores as bars")
     except InputError:

@@ -1,4 +1,4 @@
-"""From scores to colour: one hue whose lightness falls with the score, the same for everyone's eyes and in grey."""
+"""Colours for scores: a single hue that is darker for higher scores, which is readable with colour blindness and in grey."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from jscope_tl.results.base import Result
 
 LIGHT, DARK = (255, 240, 224), (191, 84, 0)
 DECADES = 3
-"""How far below the highest score a logarithmic scale begins."""
+"""The number of decades below the highest score at which a logarithmic scale begins."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Scores from ``low`` to ``high`` as intensities from 0 to 1; beyond them 0 and 1."""
+    """A scale from ``low`` to ``high``, which maps scores to intensities from 0 to 1; scores outside are clipped."""
 
     low: float
     high: float
@@ -34,13 +34,13 @@ class Scale:
 
     @property
     def note(self) -> str:
-        """What the colours mean, and what was left out of their scale."""
+        """A note about the meaning of the colours, and the tokens that are left out of the scale."""
         kind = "logarithmic" if self.log else "linear"
         return "; ".join([f"colour: {kind} from {self.low:.4g} to the highest score, {self.high:.4g}", *self.left_out])
 
 
 def scale_of(results: Sequence[Result], log: bool = False) -> Scale:
-    """One scale for all: up to the highest score outside BOS, from 0 or (``log``) from at most `DECADES` below that."""
+    """One scale for all results, up to the highest score outside BOS. It begins at 0, or (``log``) at most `DECADES` below the highest score."""
     scores = [s for result in results for s in _on_scale(result).flatten().tolist() if s > 0]
     high = max(scores, default=0.0)
     low = max(min(scores, default=0.0), high / 10**DECADES) if log else 0.0
@@ -48,12 +48,12 @@ def scale_of(results: Sequence[Result], log: bool = False) -> Scale:
 
 
 def row_scales(result: Result) -> list[Scale]:
-    """A scale for each row of a layer map or a pattern: from 0 to its own highest score outside BOS."""
+    """A scale for each row of a layer map or a pattern, from 0 to the row's highest score outside BOS."""
     return [Scale(0.0, top, False, tuple(left_out([result]))) for top in tops(result).tolist()]
 
 
 def tops(result: Result) -> Float[Tensor, "row"]:
-    """The highest score on the scale in each row."""
+    """The highest score of each row, without tokens that are left out of the scale."""
     scores = result._rows()[0].clone()
     scores[:, list(result.bos_positions)] = 0
     scores[[size is not None for size in result.sinks()], 0] = 0
@@ -61,7 +61,7 @@ def tops(result: Result) -> Float[Tensor, "row"]:
 
 
 def left_out(results: Sequence[Result]) -> list[str]:
-    """What is left out of the scale, in words."""
+    """Notes about the tokens that are left out of the scale."""
     names = ["BOS"] if any(result.bos_positions for result in results) else []
     names += ["the first token"] if any({*result.off_scale} - {*result.bos_positions} for result in results) else []
     return [f"{name} is left out of the scale" for name in names]
@@ -79,5 +79,5 @@ def background(intensity: float) -> tuple[int, int, int]:
 
 
 def ink(intensity: float) -> str:
-    """The text colour on `background` whose contrast with it is at least 4.5."""
+    """A text colour with a contrast of at least 4.5 on `background`."""
     return "#ffffff" if intensity > 0.98 else "#000000"

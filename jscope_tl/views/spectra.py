@@ -1,4 +1,4 @@
-"""Spectra in matplotlib: what the leading directions have in every position's energy."""
+"""`spectrum`: the share of the leading directions in the energy of every position, in matplotlib."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,19 @@ REST = "#d0d7de"
 
 
 def spectrum(result: Spectrum, *, ax: Any = None) -> "Figure":
-    """Bars of ``σ²``, direction upon direction up to the energy ``Σ σ²`` (for Fisher: the trace), and below the effective rank.
+    """Stacked bars of ``σ²`` for the leading directions, up to the energy ``Σ σ²`` (for Fisher: the trace), and below them the effective rank.
 
     The scale of the bars ends at the highest position outside BOS.
 
     Args:
         result: a `Spectrum`.
-        ax: two matplotlib axes to draw in, for the energy and for the effective rank; a new figure without them.
+        ax: two matplotlib axes to draw in, for the energy and for the effective rank; None: a new figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: it is no `Spectrum`, or ``ax`` is not two axes.
+        InputError: ``result`` is not a `Spectrum`, or ``ax`` is not two axes.
 
     Example:
         >>> import jscope_tl as js

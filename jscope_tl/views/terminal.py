@@ -13,20 +13,20 @@ from jscope_tl.views.scale import Scale, row_scales, scale_of
 from jscope_tl.views.together import legible
 
 LOW, HIGH = (148, 142, 136), (255, 128, 0)
-"""From grey to orange: as conspicuous on a black terminal as on a white one, and both bear black text."""
+"""The scale from grey to orange is equally visible on black and on white terminals, and black text is readable on both colours."""
 STEPS = {"standard": ("", "bold", "black on yellow", "reverse"), "no colour": ("", "", "bold", "reverse")}
-"""Four steps of the scale where a terminal has 16 colours, and where the user wants none."""
+"""Styles for the four steps of the scale, for a terminal with 16 colours, and without colours."""
 FAINT = 0.1
-"""Intensity below which a token stays as it is."""
+"""The intensity below which a token has no background."""
 
 
 def coloured_prompt(result: Attribution, colours: str = "truecolor") -> Text:
-    """The prompt on backgrounds as strong as its scores, once for each row of a layer map; the explained token is underlined.
+    """The prompt with backgrounds coloured by its scores, once for each row of a layer map. The token at the explained position is underlined.
 
-    Each row of a layer map is on its own scale.
+    Each row of a layer map has its own scale.
 
     Args:
-        result: what is shown.
+        result: the result to show.
         colours: ``"truecolor"``, ``"256"``, ``"standard"`` (16 colours, in four steps) or ``"no colour"``.
     """
     text, texts = Text(), pieces(result.str_tokens)
@@ -52,17 +52,17 @@ def _style(intensity: float, colours: str) -> str:
 
 
 def _note(result: Attribution, colours: str) -> str:
-    """What the colours mean."""
+    """A note about the meaning of the colours."""
     scale = scale_of([result])
-    said = "; ".join(["colour: each row from 0 to its own highest score", *scale.left_out])
-    return _in_steps(said if result.hook_points else scale.note, colours)
+    note = "; ".join(["colour: each row from 0 to its own highest score", *scale.left_out])
+    return _in_steps(note if result.hook_points else scale.note, colours)
 
 
-def _in_steps(said: str, colours: str) -> str:
+def _in_steps(note: str, colours: str) -> str:
     if colours not in STEPS:
-        return said
+        return note
     steps = ", ".join(dict.fromkeys(step or "plain" for step in STEPS[colours]))
-    return f"{said}; in steps: {steps}"
+    return f"{note}; in steps: {steps}"
 
 
 def _table(result: Attribution, k: int) -> Table:
@@ -79,13 +79,13 @@ def _layers(result: Attribution) -> Table:
     table = Table("at", box=None, pad_edge=False, header_style="bold")
     table.add_column(Text(f"strongest tokens, position and score ({result.unit})"))
     for name, tokens in zip(result.hook_points, result.by_row(), strict=True):
-        said = ", ".join(f"{t.str_token!r} {t.position}: {score_text(t.score, t.stderr)}" for t in tokens)
-        table.add_row(Text(name), Text(said))
+        listed = ", ".join(f"{t.str_token!r} {t.position}: {score_text(t.score, t.stderr)}" for t in tokens)
+        table.add_row(Text(name), Text(listed))
     return table
 
 
 def panel(result: Attribution, k: int = 8, colours: str | None = "truecolor") -> RenderableType:
-    """Everything that ``jscope`` prints of a result; without colours (None) the prompt of a layer map is not repeated."""
+    """Everything that ``jscope`` prints for a result; without colours (None), the prompt is not repeated for each row of a layer map."""
     result, notes = legible(result)
     parts: list[RenderableType] = [Text("; ".join([result.headline(), *notes]), style="bold"), Text()]
     if colours is None:
@@ -102,9 +102,10 @@ def panel(result: Attribution, k: int = 8, colours: str | None = "truecolor") ->
 
 
 def coloured_answer(result: TextAttribution, colours: str | None = "truecolor") -> Text:
-    """The text, message by message, on backgrounds as strong as its sources: in the row where a source's share of the highest is largest.
+    """The text, message by message, with each source coloured by the largest share that its score has of the highest score of a row.
 
-    BOS and template text are left out; of one row what it explains is underlined. Without colours (None) it is the text alone.
+    BOS and template text are left out. If the result has one row, the explained text is underlined. Without colours (None), this is only
+    the text.
     """
     shares, texts, text, last = row_shares(result).amax(0).tolist(), source_texts(result), Text(), None
     only = result.rows[0] if len(result.rows) == 1 else None
@@ -121,13 +122,13 @@ def coloured_answer(result: TextAttribution, colours: str | None = "truecolor") 
 
 
 def answer_panel(result: TextAttribution, k: int = 3, colours: str | None = "truecolor") -> RenderableType:
-    """Everything that ``jscope`` prints of an answer: the coloured text, and for each row its ``k`` strongest sources."""
+    """Everything that ``jscope`` prints for an answer: the coloured text, and for each row its ``k`` strongest sources."""
     parts: list[RenderableType] = [Text(result.headline(), style="bold"), Text(), coloured_answer(result, colours)]
     if colours is not None:
         one = f"colour: linear from 0 to the highest score, {float(row_tops(result)[0]):.4g}"
-        several = "colour: a source's score as a share of the highest of its row, in the row where that is largest"
-        said = "; ".join([one if len(result.rows) == 1 else several, *off_scale(result)])
-        parts.append(Text(_in_steps(said, colours), style="dim"))
+        several = "colour: the largest share that a source's score has of the highest score of a row"
+        note = "; ".join([one if len(result.rows) == 1 else several, *off_scale(result)])
+        parts.append(Text(_in_steps(note, colours), style="dim"))
     parts += [Text(), _rows_table(result, k)]
     parts += [Text(), Text(result.template_line(), style="dim")] if result.template_line() else []
     return Group(*parts, *(Text(f"warning: {warning}", style="yellow") for warning in result.warnings))
@@ -153,12 +154,13 @@ def _rows_table(result: TextAttribution, k: int) -> Table:
 
 
 def show(result: Attribution | TextAttribution, console: Console | None = None, k: int | None = None) -> None:
-    """Print a result to a terminal, with its ``k`` strongest tokens (of a layer map: the strongest of each layer, of many heads those of the strongest heads).
+    """Print a result to a terminal, with its ``k`` strongest tokens (for a layer map those of each layer, for many heads those of the strongest
+    heads).
 
     Args:
-        result: what is shown.
-        console: where; the terminal by default.
-        k: how many, 8 by default; of an answer how many sources for each of its rows, 3 by default.
+        result: the result to show.
+        console: the console to print to; by default the terminal.
+        k: the number of tokens, 8 by default; for an answer the number of sources for each row, 3 by default.
     """
     console = console or Console()
     system = "standard" if console.color_system == "windows" else console.color_system

@@ -1,4 +1,4 @@
-"""Which results may share a picture: those of one prompt, and on one scale those of one unit."""
+"""Checks of which results can share a picture (one prompt) and a scale (one unit), and names for them."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -19,14 +19,14 @@ Result = Attribution | InfluencePattern
 
 
 def as_list(results: Any, kinds: tuple[type, ...] = (Attribution,)) -> list[Any]:
-    """One result or several as a list; anything else is refused."""
+    """A list from one result or several; anything else is refused."""
     given = [results] if isinstance(results, kinds) else results
     names = " or ".join(kind.__name__ for kind in kinds)
     if isinstance(given, str | bytes | dict) or not isinstance(given, Sequence) or not given:
         raise InputError(f"This view takes one {names} or a list of them; got {_named(results)}.")
     for item in given:
         if not isinstance(item, kinds):
-            raise InputError(f"This view takes one {names} or a list of them; the list holds {_named(item)}.")
+            raise InputError(f"This view takes one {names} or a list of them; the list has {_named(item)}.")
     return list(given)
 
 
@@ -35,7 +35,7 @@ def _named(thing: Any) -> str:
 
 
 def legible(result: Any) -> tuple[Any, list[str]]:
-    """A map of many heads as that of the strongest, and a note that says so; everything else as it is."""
+    """A map of many heads reduced to the strongest ones, with a note; other results are returned unchanged."""
     n = len(result.hook_points) if isinstance(result, Attribution) and result.of_heads else 0
     if n <= MOST_ROWS:
         return result, []
@@ -43,7 +43,7 @@ def legible(result: Any) -> tuple[Any, list[str]]:
 
 
 def need_one_prompt(results: Sequence[AnyResult]) -> None:
-    """Refuse results of different prompts: a token of one would stand for a token of another."""
+    """Refuse results of different prompts, whose positions have different tokens."""
     for other in results[1:]:
         if not torch.equal(other.tokens, results[0].tokens):
             raise InputError(
@@ -53,17 +53,17 @@ def need_one_prompt(results: Sequence[AnyResult]) -> None:
 
 
 def need_no_map(results: Sequence[AnyResult]) -> None:
-    """Refuse layer maps where a view shows one row of scores."""
+    """Refuse layer maps, for a view that shows one row of scores."""
     for result in results:
         if isinstance(result, Attribution) and result.hook_points:
             raise InputError(
                 f"This view shows one score for each token, and this result is a layer map of {len(result.hook_points)} hook "
-                "points. Take one of them, result.layer(0) for instance, or draw the map with js.views.heatmap."
+                "points. Use one of them, such as result.layer(0), or draw the map with js.views.heatmap."
             )
 
 
 def need_one_unit(results: Sequence[AnyResult]) -> None:
-    """Refuse results of different units: numbers in different units do not compare."""
+    """Refuse results of different units, whose numbers are not comparable."""
     units = list(dict.fromkeys(result.unit for result in results))
     if len(units) > 1:
         raise InputError(
@@ -73,12 +73,12 @@ def need_one_unit(results: Sequence[AnyResult]) -> None:
 
 
 def to_labels(labels: Any, results: Sequence[Result]) -> list[str]:
-    """One name for each result; by default its scope's, and what differs where several have the same scope."""
+    """One name for each result: by default its scope, with further settings that differ if several have the same scope."""
     if labels is None:
         names = [result.scope for result in results]
-        said = [f"{name} ({', '.join(facts)})" if facts else name
-                for name, facts in zip(names, _facts_that_differ(results), strict=True)]  # fmt: skip
-        return [longer if names.count(name) > 1 else name for name, longer in zip(names, said, strict=True)]
+        detailed = [f"{name} ({', '.join(facts)})" if facts else name
+                    for name, facts in zip(names, _facts_that_differ(results), strict=True)]  # fmt: skip
+        return [longer if names.count(name) > 1 else name for name, longer in zip(names, detailed, strict=True)]
     given = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else []
     if len(given) != len(results):
         raise InputError(f"labels are one name for each of the {len(results)} results; got {labels!r}.")
@@ -86,7 +86,7 @@ def to_labels(labels: Any, results: Sequence[Result]) -> list[str]:
 
 
 def what_differs(results: Sequence[Result]) -> list[str]:
-    """A name for each result out of hook point, position, target and baseline, as far as they differ; numbers where nothing does."""
+    """A name for each result from its hook point, position, target and baseline, as far as these differ; numbers if none of them does."""
     names = [", ".join(facts) for facts in _facts_that_differ(results)]
     if not all(names):
         names = [result.provenance.hook_point for result in results]
@@ -105,19 +105,19 @@ def _positions(result: Result) -> str:
 
 
 def _target(result: Result) -> str:
-    """The target also where the scope explains no single token: it is named with every result."""
+    """The target, even if the scope explains no single token, because results always name it."""
     if result.asked:
         return visible(result.asked.removeprefix(", "))
     return "" if isinstance(result, InfluencePattern) else f"target {visible(result.prediction.target.str_token)!r}"
 
 
 def unique(names: list[str]) -> list[str]:
-    """Names of their own for all: those that come twice are numbered."""
+    """Unique names: names that occur several times are numbered."""
     return [name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]
 
 
 def prompt_text(result: Any, most: int) -> str:
-    """The beginning of the prompt, BOS left out; of an answer without the answer and what a chat template wrote."""
+    """The beginning of the prompt without BOS; for a `TextAttribution` also without the answer and the text of the chat template."""
     kept = [i for i in range(len(result.str_tokens)) if i not in result.bos_positions]
     parts = [kept]
     if isinstance(result, TextAttribution):

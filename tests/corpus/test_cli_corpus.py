@@ -65,7 +65,7 @@ def test_shards_land_in_one_folder_and_are_summarised(
     [
         ([], "the following arguments are required: --out"),
         (["--scope", "fishr", "--out", "{out}"], "Did you mean 'fisher'"),
-        (["--shard", "2/2", "--out", "{out}"], "which of how many"),
+        (["--shard", "2/2", "--out", "{out}"], "shard is the number of the shard"),
         (["--column", "promt", "--out", "{out}"], "Did you mean 'prompt'"),
         (["--option", "rank", "--out", "{out}"], "NAME=VALUE"),
     ],

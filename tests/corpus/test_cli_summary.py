@@ -110,7 +110,7 @@ def test_one_line_for_what_cannot_be_done(
 
 def test_classes_that_are_none(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "classes.json"
-    for content, says in (("[1]", "no JSON object"), ("{", "cannot be read"), ('{"w1": 3}', "of ' w1' it is 3")):
+    for content, says in (("[1]", "no JSON object"), ("{", "cannot be read"), ('{"w1": 3}', "for ' w1' it is 3")):
         path.write_text(content)
         assert command(folders[0], "--by", "class", "--classes", str(path)) == 2
         assert says in capsys.readouterr().err

@@ -159,7 +159,7 @@ def test_files_and_scopes_as_of_a_run(pocket: Any, tmp_path: Path) -> None:
     ("prompts", "how", "says"),
     [
         ([], {}, "no prompts"),
-        (["", ""], {}, "all 2 failed, the first because"),
+        (["", ""], {}, "all 2 failed; the error of the first is"),
         ("the keys", {}, "the keys"),
         (3, {}, "got int"),
         (PROMPTS, {"of": "edges"}, "got 'edges'"),

@@ -88,8 +88,8 @@ def test_where_knows_characters_that_several_tokens_hold(tmp_path: Path, pocket:
         ({"contains": 3}, "part of the prompt's text"),
         ({"target": 1.5}, "text or the id"),
         ({"target": -1}, "text or the id"),
-        ({"ids": "12"}, "several ids"),
-        ({"ids": 3}, "several ids"),
+        ({"ids": "12"}, "ids is a list of ids"),
+        ({"ids": 3}, "ids is a list of ids"),
     ],
 )
 def test_bad_conditions(run: js.corpus.CorpusRun, asked: dict[str, Any], says: str) -> None:

@@ -88,14 +88,14 @@ def test_a_table_of_texts_has_ids_and_chats_as_json(tmp_path: Path) -> None:
     [
         ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "this one has prompt and messages"),
         ({"prompt": None, "other": 1}, "this one has none of them"),
-        ({"prompt": 3}, "A prompt is a text"),
-        ({"prompt": ["a"]}, "A prompt is a text"),
-        ({"messages": []}, "messages is a chat"),
+        ({"prompt": 3}, "A prompt must be a string"),
+        ({"prompt": ["a"]}, "A prompt must be a string"),
+        ({"messages": []}, "messages must be a chat"),
         ({"prompt": "a", "position": 1.5}, "position is a whole number"),
         ({"prompt": "a", "position": True}, "position is a whole number"),
-        ({"prompt": "a", "id": 1.5}, "An id is a text or a whole number"),
-        ({"prompt": "a", "id": ["x"]}, "An id is a text or a whole number"),
-        ({"prompt": "a", "id": ""}, "An id is a text or a whole number"),
+        ({"prompt": "a", "id": 1.5}, "An id must be a string or a whole number"),
+        ({"prompt": "a", "id": ["x"]}, "An id must be a string or a whole number"),
+        ({"prompt": "a", "id": ""}, "An id must be a string or a whole number"),
     ],
 )
 def test_a_bad_line_is_a_line_with_an_error(item: Any, says: str) -> None:
@@ -203,5 +203,5 @@ def test_shards_are_disjoint_and_all(of: int) -> None:
 
 @pytest.mark.parametrize("given", ["8/8", "1", "-1/8", (8, 8), (1, 2, 3), "a/b", 3, (0.5, 2), "1/0", ""])
 def test_what_is_no_shard_is_refused(given: Any) -> None:
-    with pytest.raises(js.InputError, match="which of how many"):
+    with pytest.raises(js.InputError, match="shard is the number of the shard"):
         to_shard(given)

@@ -242,7 +242,7 @@ def test_settings_say_what_determines_the_numbers(pocket: Any, tmp_path: Path) -
         ("temperature", {"position": 10**6}, "outside the prompt"),
         ("temperature", {"batch_tokens": 0}, "batch_tokens"),
         ("temperature", {"part_rows": 0}, "part_rows"),
-        ("temperature", {"shard": "8/8"}, "which of how many"),
+        ("temperature", {"shard": "8/8"}, "shard is the number of the shard"),
     ],
 )
 def test_what_fails_for_every_prompt_is_refused_before_any_work(

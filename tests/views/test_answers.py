@@ -178,7 +178,7 @@ def test_a_map_draws_shares_of_what_is_shown(nasty: js.TextAttribution) -> None:
     assert js.views.heatmap(nasty, scale="linear").axes[1].get_ylabel() == nasty.unit
     with pytest.raises(js.InputError, match="Did you mean 'linear'"):
         js.views.heatmap(nasty, scale="linea")
-    with pytest.raises(js.InputError, match="the list holds a TextAttribution"):
+    with pytest.raises(js.InputError, match="the list has a TextAttribution"):
         js.views.heatmap([nasty, nasty])
 
 

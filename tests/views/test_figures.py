@@ -49,7 +49,7 @@ def test_series_marks_place_and_target(pocket: Any, numbers: js.Attribution) -> 
     assert line.get_xdata()[0] == 3.5
     assert ring.get_xdata() == [4]
     assert ring.get_ydata() == [NUMBERS[4]]
-    with pytest.raises(js.InputError, match="No number stands before"):
+    with pytest.raises(js.InputError, match="no number up to"):
         js.views.series(js.attribute(pocket, numbers.tokens, "semantic", position=0), log=True)
 
 
@@ -71,8 +71,8 @@ def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
 @pytest.mark.parametrize(
     ("texts", "cure"),
     [
-        (["<bos>", "a", " b"], "no number series: 0 whole numbers stand in its 3"),
-        (["<bos>", "2", "9", ",", "3", "0"], "2 whole numbers stand in its 6"),
+        (["<bos>", "a", " b"], "not a number series: it has 0 whole numbers in 3"),
+        (["<bos>", "2", "9", ",", "3", "0"], "2 whole numbers in 6"),
         (["3", ".", "5", ",", "4"], "One delimiter"),
         (["3", ",", " -", "5", ",", "4"], "One delimiter"),
         (["-", "3", ",", " -", "5", ",", " -", "4"], "One delimiter"),
@@ -80,7 +80,7 @@ def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
         ([".", "3", ",", ".", "5", ",", ".", "4"], "One delimiter"),
         (["1", " -", " 2", " -", " 3"], "One delimiter"),
         (["in", " 1990", " he", " was", " 25", " he", " was", " 26"], "One delimiter"),
-        (["2", " ,", " 3"], "2 whole numbers stand in its 3"),
+        (["2", " ,", " 3"], "2 whole numbers in 3"),
     ],
 )
 def test_what_is_no_series(result: js.Attribution, texts: list[str], cure: str) -> None:
@@ -264,7 +264,7 @@ def test_faithfulness_draws_means_and_intervals(pocket: Any) -> None:
             mean = found.mean(name, column.name)
             assert list(interval.get_xdata()) == [mean.low, mean.high]
             assert list(point.get_xdata()) == [mean.mean]
-    with pytest.raises(js.InputError, match=r"js.faithfulness measures; got a dict"):
+    with pytest.raises(js.InputError, match=r"js.faithfulness.evaluate returns for each measure; got a dict"):
         inspect.unwrap(js.views.faithfulness)({"known_cause": found})
 
 
