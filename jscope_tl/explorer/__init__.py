@@ -1,4 +1,5 @@
-"""The explorer: `js.attribute` and what goes with it, asked from a page in the browser.
+"""The explorer: a page in the browser for `js.attribute` and related functions.
 
-`requests` says what can be asked, `answers` calls the entry points, `work` runs one call at a time, `server` speaks HTTP, `static` is the page.
+`requests` defines and checks the requests, `answers` calls the entry points, `work` runs one call at a time, `server` is the HTTP server, and
+`static` is the page.
 """

@@ -1,4 +1,4 @@
-"""What the page is told: one function for each question, which calls the entry points and nothing else."""
+"""Answers to the page's requests: one function for each kind of request, which only calls the entry points."""
 
 import time
 from collections.abc import Mapping
@@ -28,18 +28,18 @@ from jscope_tl.views.figures import series_of
 
 EXPLAIN = {
     "name": "explain",
-    "question": "Which tokens caused it: gradient x attention under AttnLRP's rules, against what the model might have said instead.",
+    "question": "Which tokens caused it: gradient x attention under AttnLRP's rules, against the model's alternatives.",
     "options": ["target", "baseline"],
     "unit": "share of the map (unsigned, does not add up)",
     "price": "up to ten backward rows",
 }
-"""What stands beside the scopes and is none."""
+"""The entry of `js.explain` in the list of scopes, although it is not a scope."""
 CANDIDATES = 20
-"""Next tokens that are shown."""
+"""The number of next tokens that are shown."""
 
 
 def about(model: Any) -> dict[str, Any]:
-    """The model, and what can be asked of it."""
+    """The model, its scopes, examples and gradient rules."""
     view = ModelView(model)
     return {
         "model": view.name,
@@ -96,7 +96,7 @@ def predict(model: Any, given: Any) -> dict[str, Any]:
 
 
 def most_probable(view: ModelView, log_p: Tensor, k: int) -> list[dict[str, Any]]:
-    """The ``k`` tokens of the highest log-probability."""
+    """The ``k`` tokens with the highest log-probability."""
     best = log_p.topk(min(k, len(log_p)))
     ids, p = best.indices.tolist(), best.values.exp().tolist()
     named = zip(ids, to_str_tokens(view, ids), p, strict=True)
@@ -104,7 +104,7 @@ def most_probable(view: ModelView, log_p: Tensor, k: int) -> list[dict[str, Any]
 
 
 def explain(model: Any, given: Any) -> dict[str, Any]:
-    """The JSON that an `Attribution` saves, and what `described` adds; the seconds that it took. That JSON is a request as well."""
+    """The JSON of an `Attribution`, with the additions of `described` and the time in seconds. The saved JSON is also a valid request."""
     given = checked(as_request(given), {**PROMPT, **SETTINGS})
     ids = tokens_of(ModelView(model), given)
     how = {name: given[name] for name in ("at", "per", "reduction", "path", "gradient", "frozen") if name in given}
@@ -124,7 +124,7 @@ def _caused(model: Any, ids: Int[Tensor, "pos"], how: Mapping[str, Any]) -> Attr
 
 
 def described(result: Attribution) -> dict[str, Any]:
-    """The JSON that it saves, which positions colour scales leave out, and its values and bars where it is a number series."""
+    """The JSON of an `Attribution`, the positions that colour scales leave out, and the values and scores of a number series if it is one."""
     found = {**plain(result, listed), "off_scale": list(result.off_scale), "series": None}
     with suppress(InputError):
         values, scores = series_of(result)
@@ -133,7 +133,7 @@ def described(result: Attribution) -> dict[str, Any]:
 
 
 def control(model: Any, given: Any) -> dict[str, Any]:
-    """The scores of a random direction for the same prompt and place."""
+    """The scores of a random direction for the same prompt, position and hook point."""
     fields = {name: SETTINGS[name] for name in ("position", "at", "gradient", "job")}
     given = checked(given, {**PROMPT, **fields})
     ids = tokens_of(ModelView(model), given)
@@ -142,7 +142,7 @@ def control(model: Any, given: Any) -> dict[str, Any]:
 
 
 def answer(model: Any, given: Any) -> dict[str, Any]:
-    """The JSON that a `TextAttribution` saves, with its sources and scores; which of them lists leave out."""
+    """The JSON of a `TextAttribution`, with its sources and scores, and which sources are hidden in lists."""
     given = checked(given, {**PROMPT, **TEXT})
     aside = ("options", "job", "continuation", "continuation_tokens")
     how = {name: given[name] for name in TEXT if name in given and name not in aside}

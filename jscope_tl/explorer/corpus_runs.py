@@ -1,4 +1,4 @@
-"""Runs of many prompts, as the page shows them: rows, each of which is explained by a click."""
+"""Runs of many prompts for the page, which shows their rows and explains a row on a click."""
 
 import json
 import re
@@ -13,11 +13,11 @@ from jscope_tl.explorer.requests import SETTINGS, checked, number, text
 from jscope_tl.model.view import ModelView
 
 SHOWN = 50
-"""Rows at once."""
+"""The number of rows on a page."""
 WITHOUT = ("reduction", "path", "frozen")
-"""Settings of a run that the page has no field for."""
+"""Settings of a run for which the page has no field."""
 ASIDE = (*WITHOUT, "target", "baseline", "gradient", "resolved")
-"""What is no option of the scope, or has a field of its own."""
+"""Names in the options of a run that are not options of the scope, or that have their own fields."""
 FIELDS = {
     "folder": (text, "the folder of a run"),
     "contains": (text, "a part of a prompt's text"),
@@ -28,15 +28,15 @@ FIELDS = {
 
 
 def runs(model: Any, given: Any) -> dict[str, Any]:
-    """Rows of a run, its settings as far as the page has them, and whether they are of this model."""
+    """Rows of a run, the settings for which the page has fields, and a note if the run has another model or other settings."""
     given = checked(given, FIELDS)
     if not given.get("folder", "").strip():
-        raise InputError("folder is missing: that of a run, which jscope corpus wrote.")
+        raise InputError("folder is missing: give the folder of a run, which jscope corpus wrote.")
     try:
         run = open_run(expanduser(given["folder"].strip()))
-    except OSError as error:  # a name that is too long, a folder that may not be read
+    except OSError as error:  # the name is too long, or the folder may not be read
         raise InputError(
-            f"The folder cannot be opened: {error.strerror}. Give that of a run, which jscope corpus wrote."
+            f"The folder cannot be opened: {error.strerror}. Give the folder of a run, which jscope corpus wrote."
         ) from error
     if given.get("contains") or given.get("target"):
         run = run.where(contains=given.get("contains"), target=given.get("target"))
@@ -72,7 +72,7 @@ def _says(run: CorpusRun, model: Any, first: int, n: int) -> str:
     other = (
         ""
         if run.model == name
-        else f" It is of {run.model}; a click explains the row with {name}, whose tokens may be others."
+        else f" The run is of {run.model}; a click explains the row with {name}, whose tokens may differ."
     )
     return (
         f"{run.headline()}; rows {first + 1} to {first + n}.{other}{_unlike(run)}"
@@ -82,7 +82,7 @@ def _says(run: CorpusRun, model: Any, first: int, n: int) -> str:
 
 
 def _how(run: CorpusRun) -> dict[str, Any]:
-    """Scope, rules, options and layer of the run, by the names that they have in the page."""
+    """Scope, rules, options and layer of the run, by their names in the page."""
     told, given = run.settings, run.settings.get("options")
     options = {name: value for name, value in (given if isinstance(given, dict) else {}).items() if value is not None}
     baseline = options.get("baseline")
@@ -95,7 +95,7 @@ def _how(run: CorpusRun) -> dict[str, Any]:
 
 
 def _layer(at: Any) -> int | None:
-    """The place of a hook point on the page's slider; None where it has none."""
+    """The place of a hook point on the page's slider; None if it is not on the slider."""
     if at in (None, "hook_embed"):
         return 0
     after = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", str(at))
@@ -103,7 +103,7 @@ def _layer(at: Any) -> int | None:
 
 
 def _unlike(run: CorpusRun) -> str:
-    """What the page cannot do as the run did it."""
+    """A note about settings of the run that the page cannot apply."""
     options = run.settings.get("options")
     left = [f"{name} {options[name]!r}" for name in WITHOUT if options.get(name)] if isinstance(options, dict) else []
     left += [] if _layer(run.settings.get("at")) is not None else [f"at {run.settings.get('at')!r}"]

@@ -1,4 +1,4 @@
-"""Prompts to start from, with what they ask for, and their cause where it is known by construction."""
+"""Example prompts, with their targets, and their causes if these are known by construction."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,13 @@ from jscope_tl.pocket import pocket_prompts
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt.
+    """An example prompt.
 
     Attributes:
-        prompt: its text.
-        target, baseline: what is explained, and against what; None where the model's own prediction is.
-        cause: the words that decide the target by construction; empty where they are not known.
+        prompt: the text of the prompt.
+        target, baseline: the explained token, and the token against which it is explained; None: the model's prediction, without a
+            baseline.
+        cause: the words that determine the target by construction; empty if they are not known.
     """
 
     prompt: str
@@ -32,11 +33,11 @@ PAPER = (
     Example("French: Nous l'appelons lentille jacobienne. English: We call it Jacobian"),
     Example("12, 15, 18, 21, 24, 27, 30, 33, 36,"),
 )
-"""Two whose cause is known, and prompts of the paper (Figs. 1 to 3)."""
+"""Two prompts with known causes, and prompts of the paper (Figs. 1 to 3)."""
 
 
 def examples(of_pocket_model: bool) -> list[Example]:
-    """Those of a model."""
+    """The examples for the pocket model, or for other models."""
     if not of_pocket_model:
         return list(PAPER)
     made = [pocket_prompts(task, 1)[0] for task in POCKET_TASKS]

@@ -1,4 +1,4 @@
-"""The page as one file, with data in the place of a server."""
+"""The page as one file, with data instead of a server."""
 
 import json
 import re
@@ -25,17 +25,17 @@ MODULES = (
     "series",
     "app",
 )
-"""Each after those that it imports from."""
+"""The modules of the page, each after those from which it imports."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src {connect}"
 DATA = '<meta name="jscope-data">'
-"""Where the data stand."""
+"""The placeholder for the data."""
 BELOW = "<!--static-->"
-"""Where further HTML stands."""
+"""The placeholder for further HTML."""
 
 
 @cache
 def shell(connect: str = "'none'") -> str:
-    """The page with style and scripts inside, without data; ``connect`` is whom it may ask."""
+    """The page with its style and scripts, without data; ``connect`` is the server to which it may connect."""
     text = {path.name: path.read_text(encoding="utf-8") for path in STATIC.iterdir()}
     scripts = "".join(_inline(text[f"{name}.js"]) for name in MODULES).replace("</script", "<\\/script")
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(connect=connect)}">'
@@ -47,7 +47,7 @@ def shell(connect: str = "'none'") -> str:
 
 
 def to_json(value: Any) -> str:
-    """JSON as browsers read it, which knows no NaN and no infinity: null stands for them."""
+    """JSON for browsers, with null in place of NaN and infinity."""
     return json.dumps(_finite(value), default=repr)
 
 
@@ -60,22 +60,22 @@ def _finite(value: Any) -> Any:
 
 
 def _inline(module: str) -> str:
-    """A module as a function that returns what it exports: its other names stay its own."""
+    """A module as a function that returns its exports, so that its other names are local."""
     exported = ", ".join(re.findall(r"^export (?:const|(?:async )?function) ([\w$]+)", module, flags=re.MULTILINE))
     body = re.sub(r"^(import .*|export )", "", module, flags=re.MULTILINE)
     return f"const {{ {exported} }} = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();\n"
 
 
 def frozen_page(data: Mapping[str, Any], title: str = "", below: str = "", connect: str = "'none'") -> str:
-    """The page with ``data`` (what `describe` says, ``results`` and more: see ``showFrozen`` in app.js).
+    """The page with ``data`` (``about``, ``results`` and more: see ``showFrozen`` in app.js).
 
     Args:
-        title: of the page.
-        below: HTML that stands after it.
-        connect: whom it may ask; nobody by default.
+        title: the title of the page.
+        below: HTML below the page.
+        connect: the server to which the page may connect; none by default.
     """
-    said = to_json(data).replace("<", "\\u003c")
-    page = shell(connect).replace(DATA, f'<script type="application/json" id="frozen">{said}</script>', 1)
+    content = to_json(data).replace("<", "\\u003c")
+    page = shell(connect).replace(DATA, f'<script type="application/json" id="frozen">{content}</script>', 1)
     if title:
         page = page.replace("<title>jscope explorer</title>", f"<title>{escape(title)}</title>")
         page = page.replace("<h1>jscope</h1>", f"<h1>{escape(title)}</h1>")

@@ -1,4 +1,4 @@
-"""What is changed and measured: a token that is taken away, heads, edges of attention patterns."""
+"""Interventions: ablating a token, and the effects of heads and of edges of attention patterns."""
 
 from typing import Any
 
@@ -25,27 +25,27 @@ from jscope_tl.views.page import page
 ABLATE = {
     **PROMPT,
     "position": SETTINGS["position"],
-    "token": (number, "the position of the token that is taken away"),
+    "token": (number, "the position of the token to replace"),
     "replacement": (text, "'zero', 'mean', or a token"),
     "target": (lambda value: text(value) or number(value), "a token: its text or its id"),
     "job": SETTINGS["job"],
 }
 COMPONENTS = {**PROMPT, **{name: SETTINGS[name] for name in ("scope", "options", "position", "gradient", "job")}}
 LISTED = 20
-"""Heads that are named with their effects."""
+"""How many heads are listed with their effects."""
 
 
 def ablate(model: Any, given: Any) -> dict[str, Any]:
-    """What taking one token away does: measured, and to second order predicted by Fisher information where it is set to 0."""
+    """The measured effect of replacing one token; if it is replaced by zero, also the second-order prediction of Fisher information."""
     given = checked(given, ABLATE)
     view = ModelView(model)
     if "token" not in given:
-        raise InputError("token is missing: the position of the token that is taken away.")
+        raise InputError("token is missing: give the position of the token to replace.")
     ids = tokens_of(view, given)
     position, token = to_position(given.get("position", -1), len(ids)), to_position(given["token"], len(ids))
     if token > position:
         raise InputError(
-            f"The token at {token} comes after the explained position {position}, where it can do nothing."
+            f"The token at {token} comes after the explained position {position}, and has no influence on it. Give an earlier token."
         )
     put, named = replaced_by(view, given.get("replacement", "zero"))
     masks = torch.zeros(2, len(ids), dtype=torch.bool, device="cpu")
@@ -68,14 +68,14 @@ def ablate(model: Any, given: Any) -> dict[str, Any]:
 
 
 def _predicted(model: Any, ids: Int[Tensor, "pos"], position: int, masks: Bool[Tensor, "1 pos"]) -> float | None:
-    """What Fisher information says of setting the token's vector to 0, exactly; None where there are no products with ``J``."""
+    """The effect of setting the token's vector to 0 as predicted by the exact Fisher information; None if there are no Jacobian-vector products."""
     with set_up(model, "fisher", {}, progress=False).run(ids, [position]) as (forward, backward):
         found = second_order(forward, backward, masks)
         return None if found is None else float(found)
 
 
 def heads(model: Any, given: Any) -> dict[str, Any]:
-    """The JSON that `ComponentEffects` of all heads save; the strongest are measured where that is asked for."""
+    """The JSON of the saved `ComponentEffects` of all heads, with the strongest ones measured if the request has ``measure``."""
     given = checked(given, {**COMPONENTS, "measure": (number, "a whole number")})
     effects = _effects(model, tokens_of(ModelView(model), given), given, "heads")
     if given.get("measure"):
@@ -85,7 +85,7 @@ def heads(model: Any, given: Any) -> dict[str, Any]:
 
 
 def edges(model: Any, given: Any) -> dict[str, Any]:
-    """A page with the effects of edges of attention patterns beside the patterns, drawn by circuitsvis."""
+    """A page with the effects of edges beside the attention patterns, drawn by circuitsvis."""
     given = checked(given, COMPONENTS)
     view = ModelView(model)
     ids = tokens_of(view, given)
@@ -95,7 +95,7 @@ def edges(model: Any, given: Any) -> dict[str, Any]:
     best = effects.top(1)[0]
     return {
         "page": page(shown.title, shown._repr_html_()),
-        "says": f"Each head's attention pattern, and beside it what changes in the prediction where the head does not look there. "
+        "says": f"Each head's attention pattern, and beside it the effect on the prediction of setting each entry to 0. "
         f"Strongest: {best.name}, {best.effect:.4g} {effects.unit}.",
     }
 

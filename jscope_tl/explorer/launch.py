@@ -1,4 +1,4 @@
-"""The explorer on a port of this machine: until the process ends, or for as long as a notebook wants it."""
+"""Start the explorer on a port of this machine, for the command line and for notebooks."""
 
 import secrets
 import signal
@@ -18,25 +18,26 @@ def serve(model: Any, host: str = "127.0.0.1", port: int = 8765, opened: bool = 
     """Serve the explorer until the process is interrupted or terminated; prints its address when it is ready.
 
     Args:
-        host: the address to listen at; others than this machine's own are reached by everyone on the network who knows the token.
-        port: 0 takes one that is free.
+        host: the address to listen on. With an address other than the loopback address, everyone on the network who knows the token can
+            use the explorer.
+        port: the port to listen on; 0: a free port.
         opened: whether to open a browser.
 
     Raises:
-        InputError: the address cannot be listened at.
+        InputError: the server cannot listen on this address.
     """
     import uvicorn
 
     listening = listen(host, port)
     config, address = configured(model, listening, host)
-    with suppress(InputError):  # the first call takes longer: not the first visitor's
+    with suppress(InputError):  # the first call is slow, so it is made before anyone uses the page
         predict(model, {"prompt": "the"})
 
     class Server(uvicorn.Server):
-        """Says when it is ready."""
+        """A server that prints its address when it is ready."""
 
         async def startup(self, sockets: Any = None) -> None:
-            """Print the address once there is somebody to answer."""
+            """Start the server, and then print the address."""
             await super().startup(sockets)
             print(address, flush=True)
             if opened:
@@ -52,7 +53,7 @@ def serve(model: Any, host: str = "127.0.0.1", port: int = 8765, opened: bool = 
 
 
 def configured(model: Any, listening: socket.socket, host: str, ancestors: str = "'self'") -> tuple[Any, str]:
-    """What uvicorn runs, and the page's address with a new token; ``ancestors``: pages that may show it in a frame."""
+    """The configuration for uvicorn, and the page's address with a new token; ``ancestors``: pages that may show it in a frame."""
     import uvicorn
 
     from jscope_tl.explorer.server import app
@@ -68,10 +69,10 @@ def configured(model: Any, listening: socket.socket, host: str, ancestors: str =
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address.
+    """A socket that is bound to an address.
 
     Raises:
-        InputError: the address cannot be listened at.
+        InputError: the server cannot listen on this address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -81,6 +82,6 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listening.close()
         raise InputError(
-            f"Nothing can listen at {host}:{port} ({error}). Give another --port, or 0 for one that is free."
+            f"The server cannot listen on {host}:{port} ({error}). Give another --port, or --port 0 for a free one."
         ) from error
     return listening

@@ -15,19 +15,19 @@ from jscope_tl.explorer.launch import configured, listen
 from jscope_tl.explorer.requests import PROMPT, checked
 
 FRAMES = "'self' http://localhost:* https://localhost:* http://127.0.0.1:* https://127.0.0.1:* vscode-webview:"
-"""Pages of notebooks on this machine."""
+"""Addresses of notebooks on this machine, which may show the page in a frame."""
 LIVE = """<script>fetch({health}, {{mode: "no-cors"}}).then(() => location.replace({address})).catch(() => {{}})</script>"""
-"""Runs in the frozen page: where the browser reaches the server, that takes its place."""
+"""A script in the frozen page: if the browser can reach the server, it loads the live page instead."""
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """A running explorer, which shows itself in a notebook; ``close()`` ends it.
+    """A running explorer, which a notebook displays; ``close()`` stops it.
 
     Attributes:
         url: its address on this machine, with the token of this launch.
-        height: of the frame, in pixels.
-        frozen: the page that is shown where the browser cannot reach the server.
+        height: the height of the frame, in pixels.
+        frozen: the page that is shown if the browser cannot reach the server.
     """
 
     url: str
@@ -37,7 +37,7 @@ class Explorer:
     _thread: threading.Thread = field(repr=False)
 
     def close(self) -> None:
-        """End the server; the model is as before."""
+        """Stop the server; the model is unchanged."""
         self._server.should_exit = True
         self._thread.join(10)
 
@@ -49,18 +49,18 @@ class Explorer:
 def app(
     model: Any, prompt: str | None = None, *, scope: str = "log_prob", port: int = 0, height: int = 800
 ) -> Explorer:
-    """The explorer of ``jscope app`` in a notebook: type a prompt, click a token, see what drove the prediction, and test it.
+    """Start the explorer of ``jscope app`` in a notebook: type a prompt, click a token, see the scores of its prediction, and test them.
 
-    The server listens on this machine alone and answers whoever has the token in its address. A notebook shows it in a frame. Where the
-    browser runs on another machine (Colab, a cluster), it cannot reach the server: then the frame holds the explanation of ``prompt``, still
-    clickable, and ``jscope app --host`` or a forwarded port shows the rest.
+    The server listens only on this machine and needs the token in its address. A notebook shows it in a frame. If the browser runs on
+    another machine (Colab, a cluster), it cannot reach the server: then the frame shows the explanation of ``prompt``, which is still
+    interactive, and ``jscope app --host`` or a forwarded port gives the rest.
 
     Args:
-        model: a `HookedTransformer` or `TransformerBridge`; it can be used beside the explorer, one call at a time.
-        prompt: what is explained at first; an example by default.
-        scope: of that explanation.
-        port: 0 takes one that is free.
-        height: of the frame, in pixels.
+        model: a `HookedTransformer` or `TransformerBridge`; it can be used outside the explorer at the same time, one call at a time.
+        prompt: the first explained prompt; an example by default.
+        scope: the scope of the first explanation.
+        port: the port to listen on; 0: a free port.
+        height: the height of the frame, in pixels.
 
     Returns:
         An `Explorer`, with ``url`` and ``close()``.
@@ -76,9 +76,9 @@ def app(
         >>> explorer.close()
     """
     if not 0 <= (-1 if whole(port) is None else port) < 2**16:
-        raise InputError(f"port is a number from 0 to 65535; got {port!r}.")
+        raise InputError(f"port must be a number from 0 to 65535; got {port!r}.")
     if (whole(height) or 0) < 1:
-        raise InputError(f"height is a number of pixels; got {height!r}.")
+        raise InputError(f"height must be a number of pixels; got {height!r}.")
     facts = about(model)
     text = facts["examples"][0]["prompt"] if prompt is None else prompt
     results = _explained(model, text, scope)
@@ -90,7 +90,7 @@ def app(
 
 
 def _explained(model: Any, prompt: Any, scope: str) -> list[dict[str, Any]]:
-    """What the page shows without a server."""
+    """The results that the page shows without a server."""
     asked = checked({"prompt": prompt}, PROMPT)
     found = explain(model, {**asked, "scope": scope})
     beside = {**control(model, asked), "off_scale": found["off_scale"], "name": "random direction (control)"}
@@ -98,7 +98,7 @@ def _explained(model: Any, prompt: Any, scope: str) -> list[dict[str, Any]]:
 
 
 def _started(model: Any, port: int) -> tuple[Any, threading.Thread, str]:
-    """A server that answers, its thread and its address."""
+    """A started server, its thread and its address."""
     import uvicorn
 
     listening = listen("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""The questions that the page may ask, by the last part of their address."""
+"""The functions that answer requests, by the last part of the request's address."""
 
 from jscope_tl.explorer.answers import answer, control, explain, predict, tokens
 from jscope_tl.explorer.corpus_runs import runs

@@ -1,4 +1,4 @@
-"""`report`: the explorer's page as a file, with results in the place of a model."""
+"""`report`: the explorer's page as a file, with results instead of a model."""
 
 from collections.abc import Iterable
 from html import escape
@@ -27,30 +27,30 @@ def report(
     *,
     title: str | None = None,
 ) -> Path:
-    """One self-contained HTML page about some results: the page of ``jscope app`` without a model, and everything as tables and figures.
+    """Write one self-contained HTML page about some results: the page of ``jscope app`` without a model, and all results as tables and figures.
 
-    Attributions of a prompt stand side by side, with their rank correlation; clicking a token says its score, error and rank. Below,
-    readable without script: coloured tokens, tables, predictions, figures, attention. The page loads nothing, fits a phone, can be used with
-    the keyboard (Tab to a prompt, arrows along its tokens) and says everything that it colours in a table as well. A prompt that is a number
-    series gets the figure of `views.series`; several attributions of one scope at several hook points get the map of `views.heatmap`; an
-    influence pattern lies beside the attention heads of ``cache_or_patterns`` as in `views.attention`; effects of components get the map of
-    `views.heads`, and those of edges lie beside these heads too; a token's flow is drawn as in `views.flow`; an answer shows the sources
-    of what is clicked, as in `views.answer`.
+    Attributions of the same prompt are columns, with their rank correlation; clicking a token shows its score, error and rank. Below that
+    are coloured tokens, tables, predictions, figures and attention, which are readable without scripts. The page loads nothing from the
+    network, works on phones and with the keyboard (Tab to a prompt, arrow keys between its tokens), and has a table for everything that it
+    shows in colours. The views are the following: `views.series` for a prompt that is a number series; `views.heatmap` for several
+    attributions of one scope at several hook points; `views.attention` for influence patterns and effects of edges, beside the attention
+    heads of ``cache_or_patterns``; `views.heads` for effects of components; `views.flow` for a token's flow; and `views.answer` for an
+    answer.
 
     Args:
         results: one or several `Attribution`, `InfluencePattern`, `TextAttribution`, `patching.ComponentEffects` and
-            `patching.TokenFlow`, of any prompts and units: each is on its own scale.
-        path: the file to write; it is written whole or not at all.
+            `patching.TokenFlow`, of any prompts and units; each has its own scale.
+        path: the file to write; it is written completely or not at all.
         cache_or_patterns: the cache of ``run_with_cache`` for the prompt of the influence patterns and edges, or a tensor
-            ``[layer, head, dest, src]``; None shows them alone.
-        layers, heads: which of the model's heads to show; None is all.
-        title: heading of the page.
+            ``[layer, head, dest, src]``; None: these are shown without attention heads.
+        layers, heads: the layers and heads of the model to show; None: all.
+        title: the heading of the page.
 
     Returns:
         The path.
 
     Raises:
-        InputError: no result, a path that cannot be written, or a cache without influence patterns and edges, or of another prompt.
+        InputError: no result, a path that cannot be written, a cache without influence patterns or edges, or a cache of another prompt.
 
     Example:
         >>> import jscope_tl as js, tempfile, pathlib
@@ -71,7 +71,7 @@ def report(
 
 
 def frozen_results(results: list[Attribution]) -> dict[str, Any]:
-    """What the page shows of results where it has no model to ask."""
+    """The data of a page that has results but no model."""
     names = unique([f"{result.scope}{result.asked}" for result in results])
     models = ", ".join(dict.fromkeys(result.provenance.model_name for result in results))
     named = [{**described(legible(result)[0]), "name": name} for name, result in zip(names, results, strict=True)]

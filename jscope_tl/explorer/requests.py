@@ -1,4 +1,4 @@
-"""What the page may ask: JSON objects of known fields, or a refusal in a sentence."""
+"""Checks of the requests: JSON objects with known fields. Errors are sentences."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from jscope_tl.errors import InputError, nearest, whole
 
 LONGEST = 100_000
-"""Characters of a prompt."""
+"""The largest number of characters of a prompt."""
 SIMPLE = (str, int, float, bool, type(None))
 
 
@@ -41,11 +41,11 @@ def messages(value: Any) -> bool:
 
 
 RESERVED = ("model", "prompt", "scope", "progress", "continuation", "position", "at", "spans", "by", "of")
-"""Parameters of the entry points that no scope has as an option: requests give them beside ``options``, or not at all."""
+"""Parameters of the entry points, which are not options of any scope: requests give them outside of ``options``, or not at all."""
 
 
 def options(value: Any) -> bool:
-    """Options of a scope: names and simple values, or lists of those."""
+    """Options of a scope: names with simple values or lists of simple values."""
     return (
         isinstance(value, dict)
         and value.keys().isdisjoint(RESERVED)
@@ -72,7 +72,7 @@ SETTINGS: dict[str, tuple[Check, str]] = {
     "path": (text, "the name of a path"),
     "gradient": (text, "the name of gradient rules"),
     "frozen": (texts, "'attn', 'norm', or both in a list"),
-    "job": (text, "a name for this call"),
+    "job": (text, "the name of this call, a text"),
 }
 
 
@@ -98,46 +98,48 @@ TEXT: dict[str, tuple[Check, str]] = {
 
 
 def checked(given: Any, fields: Mapping[str, tuple[Check, str]]) -> dict[str, Any]:
-    """The fields of a request; null is the same as leaving it out.
+    """The fields of a request; a field that is null is left out.
 
     Raises:
-        InputError: it is no object, or has a field that is unknown or of another type.
+        InputError: the request is not an object, or has an unknown field or a field of another type.
     """
     if not isinstance(given, dict):
-        raise InputError(f"A request is a JSON object; got {type(given).__name__}.")
+        raise InputError(f"A request must be a JSON object; got {type(given).__name__}.")
     for name, value in given.items():
         if name not in fields:
             raise InputError(f"There is no field {name[:100]!r}.{nearest(name, fields)} Known: {', '.join(fields)}.")
         check, what = fields[name]
         if value is not None and not check(value):
-            raise InputError(f"{name} is {what}; got {str(value)[:100]!r}.")
+            raise InputError(f"{name} must be {what}; got {str(value)[:100]!r}.")
     return {name: value for name, value in given.items() if value is not None}
 
 
 def as_request(given: Any) -> Any:
-    """What asks once more for a saved `Attribution`, whose JSON is given; every other request as it is."""
+    """The request that repeats a saved `Attribution`, if its JSON is given; any other request is returned unchanged."""
     if not isinstance(given, dict) or not {"scores", "provenance", "tokens", "options"} <= given.keys():
         return given
     if not isinstance(given["provenance"], dict) or not isinstance(given["options"], dict):
-        raise InputError("provenance and options of a saved Attribution are objects.")
+        raise InputError("provenance and options of a saved Attribution must be objects.")
     options = {name: value for name, value in given["options"].items() if name != "resolved" and value is not None}
     how = {name: options.pop(name) for name in list(options) if name in SETTINGS}
     at = given.get("hook_points") or given["provenance"].get("hook_point")
-    scope = str(given.get("scope")).partition(",")[0]  # rules and reductions are named behind it
+    scope = str(given.get("scope")).partition(",")[0]  # followed by the names of rules and reductions
     asked = {name: given.get(name) for name in ("tokens", "position", "job")}
-    if scope == "explain":  # which has a hook point of its own
+    if scope == "explain":  # it has its own hook point
         at = None
         options.pop("choice", None)
     return {**asked, "scope": scope, **how, "at": at, "options": options}
 
 
 def prompt_of(given: Mapping[str, Any]) -> Any:
-    """The prompt, which is given in one of three ways.
+    """The prompt, which is given as exactly one of three fields.
 
     Raises:
-        InputError: it is given in none, or in several.
+        InputError: none of the fields is given, or several.
     """
     ways = [name for name in PROMPT if name in given]
     if len(ways) != 1:
-        raise InputError(f"A prompt is given as one of {', '.join(PROMPT)}; got {', '.join(ways) or 'none'}.")
+        raise InputError(
+            f"A prompt must be given as exactly one of {', '.join(PROMPT)}; got {', '.join(ways) or 'none'}."
+        )
     return given[ways[0]]

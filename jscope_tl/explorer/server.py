@@ -1,4 +1,4 @@
-"""The server: a static page over a JSON interface, for this machine alone."""
+"""The server: a static page and a JSON interface, by default only for this machine."""
 
 import json
 import logging
@@ -25,12 +25,12 @@ from jscope_tl.explorer.questions import QUESTIONS
 from jscope_tl.explorer.work import Busy, Cancelled, Worker
 
 MOST_BYTES = 400_000
-"""Of a request."""
+"""The largest size of a request."""
 MOST_VIEWS = 8
-"""Views of circuitsvis that are kept; older ones are forgotten."""
+"""How many circuitsvis views are kept; older ones are deleted."""
 POLICY = "Content-Security-Policy"
 VIEW_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts; frame-ancestors {ancestors}"
-"""A view is a page with scripts of its own, which can reach nothing."""
+"""The policy for views: pages with their own scripts and without network access."""
 HEADERS = {
     POLICY: "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors {ancestors}",
     "X-Content-Type-Options": "nosniff",
@@ -45,9 +45,9 @@ def app(model: Any, token: str, hosts: frozenset[str], ancestors: str = "'self'"
     """The explorer of a model.
 
     Args:
-        token: that the page must send with every question.
-        hosts: names and ports under which the server may be asked, as browsers send them.
-        ancestors: pages that may show it in a frame, as the Content-Security-Policy has them.
+        token: the token that the page must send with every request.
+        hosts: the names and ports under which the server may be reached, as browsers send them in the Host header.
+        ancestors: pages that may show it in a frame, in the syntax of the Content-Security-Policy.
     """
     worker, facts = Worker(), facts_of(model)
     views: OrderedDict[str, str] = OrderedDict()
@@ -66,7 +66,7 @@ def app(model: Any, token: str, hosts: frozenset[str], ancestors: str = "'self'"
     async def view(request: Request) -> Response:
         page = views.get(request.path_params["name"])
         if page is None:
-            return _refusal(404, "This view is forgotten; ask for it again.")
+            return _refusal(404, "This view was deleted; request it again.")
         return Response(page, media_type="text/html", headers={POLICY: VIEW_POLICY.format(ancestors=ancestors)})
 
     async def cancel(request: Request) -> Response:
@@ -75,7 +75,7 @@ def app(model: Any, token: str, hosts: frozenset[str], ancestors: str = "'self'"
     async def progress(request: Request) -> Response:
         job = worker.progress(request.query_params.get("job", ""))
         if job is None:
-            return _refusal(404, "There is no call of that name.")
+            return _refusal(404, "There is no call with this name.")
         return JSONResponse({"state": job.state, "what": job.what, "done": job.done, "total": job.total})
 
     routes = [
@@ -107,7 +107,7 @@ Next = Callable[[Request], Awaitable[Response]]
 
 
 async def _guarded(token: str, hosts: frozenset[str], ancestors: str, request: Request, following: Next) -> Response:
-    """Refuse what does not come from the page, and turn whatever goes wrong into a sentence."""
+    """Refuse requests that do not come from the page, and convert errors to sentences."""
     refused = _refused(token, hosts, request)
     response = refused if refused is not None else await _answered(request, following)
     for name, value in HEADERS.items():
@@ -116,7 +116,7 @@ async def _guarded(token: str, hosts: frozenset[str], ancestors: str, request: R
 
 
 def _kept(views: OrderedDict[str, str], page: str) -> str:
-    """The address of a view, which nobody can guess."""
+    """Keep a view, and return its address, which cannot be guessed."""
     name = secrets.token_urlsafe(24)
     views[name] = page
     while len(views) > MOST_VIEWS:
@@ -126,22 +126,20 @@ def _kept(views: OrderedDict[str, str], page: str) -> str:
 
 def _refused(token: str, hosts: frozenset[str], request: Request) -> Response | None:
     if not _is_own(request.headers.get("host", ""), hosts):
-        return _refusal(403, "This server answers under its own address alone (the Host header is another).")
+        return _refusal(403, "This server only answers under its own address (the Host header has another one).")
     origin = request.headers.get("origin")
     if origin is not None and not _is_own(origin.partition("://")[2], hosts):
-        return _refusal(403, "This server answers its own page alone (the Origin header is another).")
+        return _refusal(403, "This server only answers its own page (the Origin header has another one).")
     asked = request.url.path
     if asked.startswith("/api/") and not secrets.compare_digest(
         request.headers.get(TOKEN_HEADER, "").encode(), token.encode()
     ):
-        return _refusal(
-            403, "The token of this launch is missing or another; open the address that jscope app printed."
-        )
+        return _refusal(403, "The token of this launch is missing or wrong; open the address that jscope app printed.")
     return None
 
 
 def _is_own(address: str, hosts: frozenset[str]) -> bool:
-    """Whether it is one of ours; where all addresses of the machine are listened at, whichever number: rebinding needs a name."""
+    """Whether an address belongs to this server. If the server listens on all addresses, any IP address does, because DNS rebinding needs a name."""
     number, _, port = address.rpartition(":")
     return address in hosts or (f"*:{port}" in hosts and _is_number(number.strip("[]")))
 
@@ -162,14 +160,14 @@ async def _answered(request: Request, following: Next) -> Response:
     except Cancelled:
         return _refusal(409, "Cancelled.")
     except Busy:
-        return _refusal(429, "Too many explanations wait already; wait for one of them, or cancel it.")
-    except Exception as error:  # the server survives whatever a model does
+        return _refusal(429, "Too many explanations are waiting; wait for one of them, or cancel it.")
+    except Exception as error:  # no error of a model may stop the server
         log.exception("a call failed")
         return _refusal(500, f"Something went wrong: {type(error).__name__}: {str(error)[:300]}")
 
 
 async def _gone(request: Request) -> None:
-    """Returns when whoever asked has gone; the body has been read."""
+    """Wait until the client disconnects. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -183,13 +181,13 @@ async def _body(request: Request) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InputError("The request is no JSON.") from error
+        raise InputError("The request is not JSON.") from error
 
 
 def _job(given: Any) -> str:
     job = given.get("job") if isinstance(given, dict) else None
     if not isinstance(job, str):
-        raise InputError("job is the name of the call to be cancelled.")
+        raise InputError("job must be the name of the call to cancel.")
     return job
 
 

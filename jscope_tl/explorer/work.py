@@ -1,4 +1,4 @@
-"""One call at a time, on a thread of its own: how far it is, and how it is ended."""
+"""A worker that runs one call at a time on its own thread, with progress and cancellation."""
 
 import asyncio
 from collections import OrderedDict
@@ -11,17 +11,17 @@ from jscope_tl.engine.progress import watched
 from jscope_tl.errors import InputError
 
 MOST_WAITING = 8
-"""Calls that wait for their turn; more are refused."""
+"""The largest number of waiting calls; further calls are refused."""
 REMEMBERED = 64
-"""Calls that can still be asked about."""
+"""The number of calls whose state is kept."""
 
 
 class Cancelled(Exception):
-    """The call was ended before it was done."""
+    """The call was cancelled before it was finished."""
 
 
 class Busy(Exception):
-    """Too many calls wait already."""
+    """Too many calls are waiting."""
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Job:
 
     Attributes:
         state: ``"waiting"``, ``"running"``, ``"done"`` or ``"cancelled"``.
-        what: what is counted at present.
-        done, total: how many, of how many.
+        what: the name of the current step.
+        done, total: the number of finished units of this step, and of all units.
     """
 
     state: str = "waiting"
@@ -41,25 +41,26 @@ class Job:
     cancelled: bool = False
 
     def watch(self, what: str, done: int, total: int | None) -> None:
-        """Called at every step."""
+        """Record the progress; it is called at every step. If the job is cancelled, raise `Cancelled`."""
         if self.cancelled:
             raise Cancelled
         self.what, self.done, self.total = what, done, total
 
 
 class Worker:
-    """Runs calls in the order in which they come."""
+    """Runs calls in the order in which they arrive."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jscope")
         self._jobs: OrderedDict[str, Job] = OrderedDict()
 
     async def run(self, name: str, call: Callable[[], Any], gone: Awaitable[Any]) -> Any:
-        """What the call returns; it is ended when ``gone``, which is awaited meanwhile, says that nobody waits for it any more.
+        """Run a call and return its result. The call is cancelled if ``gone``, which is awaited in parallel, returns because the client has
+        disconnected.
 
         Raises:
-            Cancelled, Busy, InputError: it was ended, too many wait, or one of that name is there.
-            Exception: whatever the call raises.
+            Cancelled, Busy, InputError: the call was cancelled, too many calls are waiting, or a call with this name is not finished.
+            Exception: any exception of the call.
         """
         job = self._waiting(name)
         leaving = asyncio.ensure_future(_ended(job, gone))
@@ -70,12 +71,12 @@ class Worker:
 
     def _waiting(self, name: str) -> Job:
         if name and self._jobs.get(name, Job("done")).state in ("waiting", "running"):
-            raise InputError(f"There is a job {name!r} already; give each its own name.")
+            raise InputError(f"There is already a job {name!r}; give each job its own name.")
         if sum(job.state == "waiting" and not job.cancelled for job in self._jobs.values()) >= MOST_WAITING:
             raise Busy
         job = Job()
         self._jobs[name or f"#{id(job)}"] = job
-        self._jobs.move_to_end(name or f"#{id(job)}")  # a name that is used again is as young as its call
+        self._jobs.move_to_end(name or f"#{id(job)}")  # a name that is used again moves to the end
         while len(self._jobs) > REMEMBERED:
             self._jobs.popitem(last=False)
         return job
@@ -87,7 +88,7 @@ class Worker:
             with watched(job.watch):
                 job.watch("", 0, None)
                 found = call()
-                job.watch(job.what, job.done, job.total)  # ended after its last step
+                job.watch(job.what, job.done, job.total)  # in case it was cancelled after its last step
             job.state = "done"
             return found
         except Cancelled:
@@ -97,7 +98,7 @@ class Worker:
             job.state = job.state if job.state != "running" else "done"
 
     def cancel(self, name: str) -> bool:
-        """End a call at its next step; whether there is one of that name that is not done."""
+        """Cancel a call at its next step. Returns whether there is an unfinished call with this name."""
         job = self._jobs.get(name)
         if job is None or job.state not in ("waiting", "running"):
             return False
@@ -105,11 +106,11 @@ class Worker:
         return True
 
     def progress(self, name: str) -> Job | None:
-        """How far a call is; None where there is none of that name."""
+        """The progress of a call; None if there is no call with this name."""
         return self._jobs.get(name)
 
     def close(self) -> None:
-        """End all calls."""
+        """Cancel all calls."""
         for job in self._jobs.values():
             job.cancelled = True
         self._thread.shutdown(wait=True, cancel_futures=True)

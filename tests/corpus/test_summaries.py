@@ -201,7 +201,7 @@ def test_chance_by_place_against_numpy(run: js.corpus.CorpusRun, rows: list[dict
     expected = (pairs.share / pairs.expected).groupby("key").mean()
     found = js.corpus.by_token(run, least=2, chance=chance)
     assert [row.ratio.mean for row in found.rows] == pytest.approx([expected[row.name] for row in found.rows])
-    assert f"at its {chance} do on average" in repr(found)
+    assert f"tokens at its {chance} in this run" in repr(found)
     assert js.corpus.by_target(run, least=2, chance=chance).chance == chance
     with pytest.raises(js.InputError, match="Did you mean 'distance'"):
         js.corpus.by_token(run, chance="distanse")

@@ -108,7 +108,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path, rows: list[dict[str, Any]])
         "1 with another text",
         "1 with fewer than 3",
         "1 with another position",
-        "another token: 1",
+        "different tokens: 1",
     ):
         assert reason in said
     with pytest.raises(js.InputError, match="can be compared.*1 with an error"):

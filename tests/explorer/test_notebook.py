@@ -40,7 +40,7 @@ def test_it_answers_and_ends(explorer: js.Explorer, pocket: Any) -> None:
 
 
 def test_bad_input(pocket: Any) -> None:
-    with pytest.raises(js.InputError, match="port is a number"):
+    with pytest.raises(js.InputError, match="port must be a number"):
         app(pocket, port=-1)
     with pytest.raises(js.InputError, match="height"):
         app(pocket, height=0)

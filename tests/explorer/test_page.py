@@ -161,7 +161,7 @@ def test_layers_and_heads(page: Any, pocket: Any) -> None:
         assert darkest == "rgb(191, 84, 0)"
         assert row.locator("th").inner_text().endswith(f", to {float(of_layer.max()):.4g}")
     page.get_by_test_id("heads").click()
-    page.locator("#map-said", has_text="taking each head away").wait_for()
+    page.locator("#map-said", has_text="ablating each head").wait_for()
     assert page.locator(".map td[title]").count() == 16
     page.locator(".map td[title]").first.focus()
     page.keyboard.press("ArrowDown")

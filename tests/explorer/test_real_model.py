@@ -37,7 +37,7 @@ def test_hostile_tokens(page: Any, smollm2: Any) -> None:
     page.get_by_test_id("continue").click()
     page.get_by_test_id("answer-token").first.wait_for(timeout=120_000)
     page.get_by_test_id("heads").click()
-    page.locator("#map-said", has_text="taking each head away").wait_for(timeout=120_000)
+    page.locator("#map-said", has_text="ablating each head").wait_for(timeout=120_000)
 
 
 def test_a_chat(page: Any, real: Launched, smollm2: Any) -> None:

@@ -100,7 +100,7 @@ def test_what_else_is_answered(explorer: Launched, pocket: Any) -> None:
     ("path", "given", "says"),
     [
         ("explain", {"prompt": ""}, "empty"),
-        ("explain", {}, "A prompt is given as one of"),
+        ("explain", {}, "A prompt must be given as exactly one of"),
         ("explain", {"prompt": "a", "tokens": [1]}, "got prompt, tokens"),
         ("explain", {"promt": "a"}, "Did you mean 'prompt'"),
         ("explain", {"prompt": 3}, "prompt is a text"),
@@ -118,7 +118,7 @@ def test_what_else_is_answered(explorer: Launched, pocket: Any) -> None:
         ("answer", {"prompt": TEXTS, "continuation": "xyz", "spans": [[3, 1]]}, "span|merges"),
         ("explain", {"prompt": TEXTS, "scope": "explain", "options": {"targte": " are"}}, "Did you mean 'target'"),
         ("explain", {"prompt": TEXTS, "scope": "explain", "at": "blocks.2.hook_resid_post"}, "explain takes no at"),
-        ("explain", [1], "A request is a JSON object"),
+        ("explain", [1], "A request must be a JSON object"),
     ],
 )
 def test_wrong_requests_cost_a_sentence(explorer: Launched, path: str, given: Any, says: str) -> None:
@@ -227,7 +227,7 @@ def test_the_queue_has_an_end(explorer: Launched) -> None:
     for thread in threads:
         thread.join(60)
     assert status == 429
-    assert "wait already" in refused["error"]
+    assert "are waiting" in refused["error"]
     assert found == [409] * len(names)
     assert explorer.ask("/api/tokens", {"prompt": TEXTS})[0] == 200
 
@@ -295,7 +295,7 @@ def test_a_port_that_is_taken(explorer: Launched, capsys: pytest.CaptureFixture[
 
     port = explorer.base.rpartition(":")[2]
     assert main(["app", "--no-open", "--port", port]) == 2
-    assert f"Nothing can listen at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"The server cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
     assert main(["app", "--no-open", "--port", "70000"]) == 2
     assert "--port is a number from 0 to 65535" in capsys.readouterr().err
 

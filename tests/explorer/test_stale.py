@@ -100,7 +100,7 @@ def test_tokens_after_the_position_have_no_score(page: Any) -> None:
     page.locator("#headline", has_text="at position 5").wait_for()
     assert page.evaluate("document.activeElement.dataset.pos") == "5"  # where the keyboard goes on
     token = page.locator(".column").first.get_by_test_id("token").nth(9)
-    assert token.get_attribute("aria-label") == "to, position 9, after the explained position 5: of no influence on it"
+    assert token.get_attribute("aria-label") == "to, position 9, after the explained position 5: no influence on it"
     page.get_by_test_id("compare-add").click()
     page.locator("#examples").select_option("0")
     explained(page, PROMPT, "entropy")
@@ -146,7 +146,7 @@ def test_answers_and_maps_say_what_they_are_of(page: Any, pocket: Any) -> None:
     kept = [j for j, source in enumerate(expected.sources) if not expected.hidden(source)]
     assert shown == pytest.approx(expected.scores[0, kept].tolist(), rel=1e-3, abs=1e-9)
     page.get_by_test_id("heads").click()
-    page.locator("#map-said", has_text="taking each head away").wait_for()
+    page.locator("#map-said", has_text="ablating each head").wait_for()
     explained(page, PROMPT, "entropy")
     for place in ("#answer-of", "#map-of"):
         assert page.locator(place).inner_text().rstrip(":") == f'fisher, after "<bos> {OTHER}"'

@@ -228,7 +228,9 @@ def test_the_terminal_lists_every_row(result: js.TextAttribution, nasty: js.Text
     assert "warning: a [bold]doubt[/bold]" in out
     assert result.template_line() in " ".join(out.split())
     assert "colour" not in out
-    assert "colour: a source's score as a share" in re.sub(r"\x1b\[[\d;]*m", "", printed(result, "truecolor"))
+    assert "colour: the largest share that a source's score" in re.sub(
+        r"\x1b\[[\d;]*m", "", printed(result, "truecolor")
+    )
     assert "\\u202eright" in printed(nasty, None)
 
 

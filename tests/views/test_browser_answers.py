@@ -201,7 +201,7 @@ def test_without_a_script(result: js.TextAttribution, chromium: Any, tmp_path: P
     panels.nth(2).locator("summary").click()
     best = result.top(1, 2)[0]
     assert panels.nth(2).get_by_role("cell", name=f"{best.score:.4g}").first.is_visible()
-    assert page.get_by_text("colours are those of row 1").is_visible()
+    assert page.get_by_text("the colours are those of row 1").is_visible()
     styles = [page.locator(".src").nth(j).get_attribute("style") for j in range(len(result.sources))]
     shares = [float((style or "--i:0").removeprefix("--i:")) for style in styles]
     assert shares == pytest.approx(row_shares(result)[0].tolist(), abs=6e-4)

@@ -76,7 +76,7 @@ def test_series_shows_errors_of_estimates(numbers: js.Attribution) -> None:
         (["3", ".", "5", ",", "4"], "One delimiter"),
         (["3", ",", " -", "5", ",", "4"], "One delimiter"),
         (["-", "3", ",", " -", "5", ",", " -", "4"], "One delimiter"),
-        (["-", "3", ",", "5", ",", "4"], "'-' stands before"),
+        (["-", "3", ",", "5", ",", "4"], "'-' is before"),
         ([".", "3", ",", ".", "5", ",", ".", "4"], "One delimiter"),
         (["1", " -", " 2", " -", " 3"], "One delimiter"),
         (["in", " 1990", " he", " was", " 25", " he", " was", " 26"], "One delimiter"),
@@ -199,7 +199,7 @@ def test_heatmap_of_predictions(result: js.Attribution) -> None:
     axis = js.views.heatmap(pattern, scale="log").axes[0]
     drawn = np.ma.filled(axis.images[0].get_array(), 0)
     assert np.allclose(np.nan_to_num(drawn), pattern.scores)
-    with pytest.raises(js.InputError, match="picture of its own"):
+    with pytest.raises(js.InputError, match="in its own axes"):
         js.views.heatmap([pattern, result])
     assert "the predictions at 17 positions" in said(axis.get_title(loc="left"))
     one = dataclasses.replace(pattern, scores=pattern.scores[-1:], positions=(16,), targets=pattern.targets[-1:])

@@ -55,7 +55,10 @@ def test_every_drawn_edge_is_said_once(result: TokenFlow) -> None:
     said = [line for _, _, text in lines for line in text.split("\n")]
     assert sorted(said) == sorted(result.said(edge) for edge in drawn)
     share = sum(abs(edge.influence) for edge in drawn) / float(result.sizes.sum())
-    assert f"{len(drawn)} strongest entries of attention patterns, {share:.1%}" in js.views.flow(result, n=200).body
+    assert (
+        f"{len(drawn)} strongest entries of attention patterns are drawn, with {share:.1%}"
+        in js.views.flow(result, n=200).body
+    )
 
 
 def test_lines_start_at_what_is_read_and_end_at_what_is_written(result: TokenFlow) -> None:

@@ -1,4 +1,4 @@
-// The answer: its tokens, and what each of them, or a span, comes from.
+// The answer: its tokens, and the sources of each token or span.
 
 import { $, arrows, colour, make, percent, short } from "./dom.js";
 import { ofWhat, visible } from "./tokens.js";

@@ -1,4 +1,4 @@
-// Questions to the server; a page that was saved has none, but data of its own.
+// Requests to the server. A saved page has no server, but its own data.
 
 const token = new URLSearchParams(location.search).get("token") ?? "";
 const held = document.getElementById("frozen");
@@ -19,9 +19,9 @@ export const fetchText = async path => (await answered(path)).text();
 
 const running = new Set();
 
-// A call that can be cancelled; `tell` is called with how far it is.
+// A call that can be cancelled; `tell` is called with its progress.
 export async function job(path, given, tell) {
-  const name = `${path}-${crypto.getRandomValues(new Uint32Array(4)).join("-")}`; // randomUUID is for this machine and HTTPS alone
+  const name = `${path}-${crypto.getRandomValues(new Uint32Array(4)).join("-")}`; // randomUUID is available only on this machine and with HTTPS
   const poll = setInterval(async () => {
     const at = await ask(`progress?job=${name}`).catch(() => null);
     if (at?.state === "running" && at.total) tell(`${at.what}: ${at.done} of ${at.total}`);

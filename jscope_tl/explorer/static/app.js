@@ -1,4 +1,4 @@
-// The page: what is asked lives in `state`, which is also what a permalink holds.
+// The page. The settings of a request are in `state`, which is also the content of a permalink.
 
 import { showAnswer, showRow } from "./answer.js";
 import { ask, cancelAll, frozen, job } from "./api.js";
@@ -27,7 +27,7 @@ const scopeOf = name => about.scopes.find(one => one.name === name);
 const takes = (option, scope = state.scope) => Boolean(scopeOf(scope)?.options.includes(option));
 const promptOf = () => state.tokens ? { tokens: state.tokens } : state.messages ? { messages: state.messages } : { prompt: state.prompt };
 const where = () => ({ ...promptOf(), position: state.position, gradient: state.gradient });
-const places = () => state.scope !== "explain"; // it has a hook point and rules of its own
+const places = () => state.scope !== "explain"; // `explain` has its own hook point and rules
 const request = () => ({ ...(places() ? { ...where(), at: at(state.layer) } : { ...promptOf(), position: state.position }), scope: state.scope, options: options() });
 
 function options() {
@@ -76,7 +76,7 @@ async function explain() {
   if (focused) $("columns").querySelector(".explained").focus();
 }
 
-// Rules and reductions are named behind the scope, and so are its options.
+// The name of a result: the scope, followed by its rules, reductions and options.
 function nameOf(r, { options: given }) {
   const [scope, ...rules] = r.scope.split(", ");
   const own = Object.entries(given).filter(([name]) => !["target", "baseline"].includes(name));
@@ -90,11 +90,11 @@ function show() {
   const { provenance: p } = current, results = shown(), log = $("log").checked, layered = current.hook_points.length > 0;
   const took = current.seconds === undefined ? "" : ` in ${current.seconds.toFixed(2)} s`;
   $("result").hidden = false;
-  document.querySelector("[data-save=png]").hidden = layered; // tokens in one colour are not what it shows
+  document.querySelector("[data-save=png]").hidden = layered; // the picture has only rows of tokens, and no layer maps
   $("headline").textContent = `${current.name}, at position ${current.position} (${quoted(current.str_tokens[current.position])}), ${p.hook_point}, in ${current.unit}; ` +
-    `${p.n_forward} forward, ${p.n_backward} backward passes${took}. The scores are sizes, not shares: they do not add up.`;
+    `${p.n_forward} forward, ${p.n_backward} backward passes${took}. The scores are unsigned and not shares: they do not add up.`;
   $("columns").replaceChildren(...(layered ? [] : $("aligned").checked ? [aligned(results, log)] : columns(results, log, choose, removal)));
-  $("scale").textContent = layered ? "" : `${scaleOf([current], log).says}; each column has its own; BOS and a first token that is an attention sink are left out of it; outlined: the explained position.`;
+  $("scale").textContent = layered ? "" : `${scaleOf([current], log).says}; each column has its own scale; BOS and a first token that is an attention sink are left out of it; outlined: the explained position.`;
   $("warnings").replaceChildren(...current.warnings.map(text => make("p", { textContent: text })));
   $("permalink").href = `${location.search}#${current.link ?? ""}`;
   showSeries(current);
@@ -116,7 +116,7 @@ function choose(result, i, button, focused = false) {
   $("cause").textContent = causeOf(result);
 }
 
-// The known cause of an example, and where the map has it.
+// The known cause of an example, with its rank among the scores.
 function causeOf(result) {
   const known = about.examples.find(one => one.prompt === result.asked?.prompt)?.cause;
   if (!known) return "";
@@ -130,11 +130,11 @@ async function ablate() {
   const found = await busy("measuring", tell => job("ablate", {
     tokens: result.tokens, position: result.position, token: i, replacement: $("replacement").value || "zero", target: result.prediction.target.token,
   }, tell));
-  if (!found || chosen?.result !== result || chosen.i !== i) return; // another token was chosen meanwhile
+  if (!found || chosen?.result !== result || chosen.i !== i) return; // another token was chosen in the meantime
   const listed = top => top.map(t => `${quoted(t.str_token)} ${percent(t.probability)}`).join(", ");
-  const predicted = found.predicted_kl == null ? "" : `; Fisher information predicts ${short(found.predicted_kl)} to second order, which holds for small changes`;
+  const predicted = found.predicted_kl == null ? "" : `; predicted ${short(found.predicted_kl)} by Fisher information, whose second-order prediction is only accurate for small changes`;
   $("measured").replaceChildren(
-    make("p", { textContent: `Without it (replaced by ${found.replacement}): KL divergence ${short(found.kl)} nat measured${predicted}.` }),
+    make("p", { textContent: `Without it (replaced by ${found.replacement}): measured KL divergence ${short(found.kl)} nat${predicted}.` }),
     make("p", { textContent: `${quoted(found.target)}: ${percent(found.probability)} before, ${percent(found.without)} without (${short(found.log_prob)} nat).` }),
     make("p", { className: "quiet", textContent: `before: ${listed(found.top)}. Without: ${listed(found.top_without)}.` }));
 }
@@ -162,7 +162,7 @@ async function layers() {
   showLayers(found, layer => { $("layer").value = layer; describe(); });
 }
 
-// `explain` is no scope; what it explains is a contrast, or a log-probability.
+// `explain` is not a scope; for components it is replaced by a contrast, or by a log-probability.
 const ofComponents = () => ({ scope: state.scope !== "explain" ? state.scope : state.baseline ? "contrastive" : "log_prob", options: options() });
 
 async function heads() {
@@ -197,7 +197,7 @@ async function predict() {
   read();
   const asking = literal(promptOf()), count = $(state.messages ? "chat-count" : "count");
   if (!state.messages && !state.prompt && !state.tokens) { count.textContent = "0 tokens"; $("next").replaceChildren(); return; }
-  predicting?.abort(); // whoever types has no use for what was asked before
+  predicting?.abort(); // the previous request is no longer needed
   const { signal } = predicting = new AbortController();
   const found = await ask("predict", { ...promptOf(), position: state.position }, signal).catch(error => { if (!signal.aborted) count.textContent = error.message; });
   if (!found || asking !== literal(promptOf())) return;
@@ -229,7 +229,7 @@ function asChat() {
 function describe() {
   const scope = scopeOf($("scope").value), took = seconds[scope?.name];
   $("where").textContent = at(Number($("layer").value));
-  $("question").textContent = scope ? `${scope.question} Unit: ${scope.unit}. Price: one forward pass and ${scope.price}${took === undefined ? "" : `; last time ${took.toFixed(2)} s`}.` : "";
+  $("question").textContent = scope ? `${scope.question} Unit: ${scope.unit}. Cost: one forward pass and ${scope.price}${took === undefined ? "" : `; last time ${took.toFixed(2)} s`}.` : "";
   for (const name of ["target", "baseline"]) $(name).disabled = !takes(name, scope?.name);
   for (const name of ["layer", "gradient"]) $(name).disabled = scope?.name === "explain";
   const own = scope?.options.filter(name => !["target", "baseline"].includes(name)) ?? [];
@@ -284,7 +284,7 @@ async function start() {
   if (!current) await predict();
 }
 
-// What a link says, also one that is pasted, gone back to, or opened in this page.
+// Read the state from a link, also if it is pasted, reached with the back button, or opened in this page.
 async function followed() {
   linked = location.hash.slice(1);
   state = { ...fresh(), ...fromLink(linked, fresh()) };
@@ -339,7 +339,7 @@ for (const name of ["log", "aligned"]) $(name).addEventListener("change", show);
 $("dark").addEventListener("change", () => document.documentElement.classList.toggle("dark", $("dark").checked));
 $("compare-add").addEventListener("click", () => { if (!kept.includes(current)) kept = [...kept, current].slice(-3); show(); });
 for (const [id, action] of Object.entries({ ablate, continue: answer, layers, heads, edges })) $(id).addEventListener("click", action);
-$("explain-here").addEventListener("click", () => { // a column may be of another prompt than the page's
+$("explain-here").addEventListener("click", () => { // a column may have another prompt than the page
   const { prompt = chosen.result.str_tokens.join(""), messages = null, tokens = null } = chosen.result.asked ?? current.asked;
   read();
   Object.assign(state, { prompt, messages, tokens, position: chosen.i });

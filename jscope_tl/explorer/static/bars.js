@@ -1,9 +1,9 @@
-// The most probable next tokens, as bars: click one for the target, or for what it is explained against.
+// The most probable next tokens, as bars: click one to use it as the target, or as the baseline.
 
 import { $, arrows, make, percent } from "./dom.js";
 import { visible } from "./tokens.js";
 
-// Without `explain` and `against`, which take a token's text, nothing can be clicked.
+// `explain` and `against` are functions of a token's text; without them, the bars are not buttons.
 export function bars(top, position, texts, explain, against) {
   $("next-where").textContent = texts.length ? `after position ${position} (${JSON.stringify(visible(texts[position]))})` : "";
   const focused = $("next").contains(document.activeElement) && document.activeElement.closest("li").querySelector(".pick").dataset.token;

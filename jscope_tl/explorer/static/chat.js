@@ -1,4 +1,4 @@
-// Messages of a chat.
+// The messages of a chat.
 
 import { $, make } from "./dom.js";
 

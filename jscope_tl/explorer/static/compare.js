@@ -1,4 +1,4 @@
-// Results side by side: as columns, or as one table by position.
+// Several results as columns, or as one table by position.
 
 import { colour, make, short } from "./dom.js";
 import { correlation, draw, said, scaleOf, titled, visible } from "./tokens.js";
@@ -24,7 +24,7 @@ export function columns(results, log, choose, remove) {
   });
 }
 
-// Those of other prompts have no place in it.
+// The table has only results with the same tokens.
 export function aligned(results, log) {
   const alike = results.filter(one => sameTokens(results[0], one)), scales = alike.map(one => scaleOf([one], log));
   const head = make("tr", {}, ...["position", "token", ...alike.map(one => `${titled(one)} (${one.unit})`)].map(textContent => make("th", { scope: "col", textContent })));

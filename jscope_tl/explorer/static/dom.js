@@ -1,4 +1,4 @@
-// Elements, and how numbers are written.
+// Helpers for elements, numbers and colours.
 
 export const $ = id => document.getElementById(id);
 export const make = (tag, properties = {}, ...children) => { const e = Object.assign(document.createElement(tag), properties); e.append(...children); return e; };

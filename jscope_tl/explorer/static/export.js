@@ -1,4 +1,4 @@
-// What can be taken away: JSON, a picture, the page as one file.
+// Downloads and copies: JSON, a picture, the page as one file.
 
 import { fetchText } from "./api.js";
 import { colour, make } from "./dom.js";
@@ -10,12 +10,12 @@ export function save(name, content, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-// As `Attribution` saves it: what the page adds is left out.
+// The JSON of a saved `Attribution`, without the additions of the page.
 export function attributionOf({ control, asked, name, off_scale, series, seconds, link, ...saved }) {
   return JSON.stringify(saved, null, 1);
 }
 
-// Clipboards are for this machine and HTTPS, and not for every frame: without one, as of old.
+// The clipboard is available only on this machine and with HTTPS, and not in every frame; otherwise use execCommand.
 export async function toClipboard(text) {
   if (await navigator.clipboard?.writeText(text).then(() => true, () => false)) return;
   const before = document.activeElement, held = make("textarea", { value: text });
@@ -24,14 +24,14 @@ export async function toClipboard(text) {
   const done = document.execCommand("copy");
   held.remove();
   before?.focus();
-  if (!done) throw new Error(`The browser lets this page copy nothing. Copy it from here: ${text}`);
+  if (!done) throw new Error(`The browser does not allow this page to copy. Copy the text from here: ${text}`);
 }
 
 export const frozenPage = async data => (await fetchText("shell")).replace('<meta name="jscope-data">', () => `<script type="application/json" id="frozen">${JSON.stringify(data).replaceAll("<", "\\u003c")}</script>`);
 
 const [SHEET, MARGIN, STEP] = [900, 24, 30];
 
-// Coloured tokens of every column on a canvas, twice as dense as the screen.
+// The coloured tokens of every column on a canvas with twice the resolution of the screen.
 export function picture(results, log, model) {
   const canvas = make("canvas"), drawing = canvas.getContext("2d");
   let height = 0;

@@ -1,10 +1,10 @@
-// What says once more what is shown: a link, a line of Python, a command.
+// Ways to repeat a shown result: a link, a line of Python, a command.
 
 const literal = JSON.stringify;
 const PLAIN = { model: "jscope-pocket", device: "cpu", dtype: "float32" };
 const FLAGS = ["target", "baseline", "position", "at", "gradient"];
 
-// What a link holds, as far as it has the types of what a page puts there; nothing of a link that was cut.
+// The fields of a link that have the types of the state; none if the link is truncated.
 export function fromLink(text, state) {
   const alike = { ...state, messages: [], tokens: [] }, kind = value => Array.isArray(value) ? "list" : value === null ? "null" : typeof value;
   try {

@@ -1,11 +1,11 @@
-// Maps of layers: by position, and by head.
+// Maps of layers by position, and of layers by head.
 
 import { $, arrows, colour, make, short } from "./dom.js";
 import { ofWhat, visible } from "./tokens.js";
 
 const topOf = cells => Math.max(1e-30, ...cells.filter(c => !c.off).map(c => Math.abs(c.value)));
 
-// `tops`: the end of each row's scale.
+// `tops`: the upper limit of each row's scale.
 function grid(rows, columns, cells, tops, tell, choose) {
   const head = make("tr", {}, make("td"), ...columns.map(name => make("th", { scope: "col" }, make("span", { textContent: name }))));
   const elements = cells.map((row, i) => row.map((cell, j) => {
@@ -28,14 +28,14 @@ const tell = text => { $("map-said").textContent = text; };
 export function showLayers(found, choose) {
   const rows = found.hook_points.map(name => name.replace("blocks.", "layer ").replace(".hook_resid_pre", ""));
   const columns = found.str_tokens.slice(0, found.position + 1).map(visible);
-  const scores = Array.isArray(found.scores[0][0]) ? found.scores.flat() : found.scores; // heads kept apart
+  const scores = Array.isArray(found.scores[0][0]) ? found.scores.flat() : found.scores; // with a row for each head
   const cells = scores.map((row, l) => columns.map((text, t) => ({
     value: row[t], off: found.off_scale.includes(t), says: `${JSON.stringify(text)} at ${t}, ${found.hook_points[l]}: ${short(row[t])} ${found.unit}`,
   })));
   const shared = found.hook_points[0].includes("pattern"), tops = cells.map(row => topOf(shared ? cells.flat() : row));
   $("map").replaceChildren(grid(rows.map((name, l) => shared ? name : `${name}, to ${short(tops[l])}`), columns, cells, tops, tell, choose));
   $("map-of").textContent = ofWhat(found);
-  tell(`${shared ? "One scale for all layers" : "Each layer has its own scale, up to the score beside it: x grows from layer to layer"}. Hover, or use the arrow keys${choose ? "; a click or Enter takes the layer for the next explanation" : ""}.`);
+  tell(`${shared ? "One scale for all layers" : "Each layer has its own scale, up to the score beside it, because the norm of x grows over the layers"}. Hover, or use the arrow keys, to read a score${choose ? "; click a cell or press Enter to use its layer for the next explanation" : ""}.`);
 }
 
 export function showHeads(found) {
@@ -44,7 +44,7 @@ export function showHeads(found) {
   })));
   $("map").replaceChildren(grid(found.values.map((_, l) => `layer ${l}`), found.values[0].map((_, h) => String(h)), cells, cells.map(() => topOf(cells.flat())), tell));
   $("map-of").textContent = ofWhat(found);
-  tell(`What taking each head away does (predicted, for the strongest measured), in ${found.unit}: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)} ${one.how}`).join(", ")}. Predictions can be off tenfold.`);
+  tell(`Effect of ablating each head (measured for the strongest, predicted for the others), in ${found.unit}: ${found.top.slice(0, 5).map(one => `${one.name} ${short(one.effect)} ${one.how}`).join(", ")}. Predictions can be wrong by a factor of ten.`);
 }
 
 export function clearMap() {
@@ -53,7 +53,7 @@ export function clearMap() {
   tell("");
 }
 
-// A view of circuitsvis is a page of its own, which can reach neither this one nor the server.
+// A circuitsvis view is a separate page, which has no access to this page or to the server.
 export function showFrame(address, says) {
   const frame = make("iframe", { src: address, title: says, className: "view" });
   frame.setAttribute("sandbox", "allow-scripts");

@@ -1,4 +1,4 @@
-// Rows of a run of many prompts.
+// The rows of a run of many prompts.
 
 import { $, make, percent, short } from "./dom.js";
 import { tail, visible } from "./tokens.js";

@@ -1,4 +1,4 @@
-// A number series: its values as a line, what drove its continuation as bars.
+// A number series: its values as a line, and their scores for the continuation as bars.
 
 import { $, short } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// A prompt as coloured tokens, and what is said of each. Token text is never HTML: it is set as text.
+// A prompt as coloured tokens, with a description of each token. Token text is never HTML: it is set as text.
 
 import { arrows, colour, short } from "./dom.js";
 
@@ -15,7 +15,7 @@ export function scaleOf(results, log) {
   return { at, says: `colour: ${log ? "logarithmic" : "linear"} from ${short(low)} to the highest score, ${short(high)}` };
 }
 
-// Among the tokens that are not left out of the scale, as lists have them.
+// The rank of a token among those that are not left out of the scale, as in lists.
 export function rankOf(result, i) {
   return 1 + result.scores.filter((s, t) => t <= result.position && !result.off_scale.includes(t) && s > result.scores[i]).length;
 }
@@ -23,17 +23,17 @@ export function rankOf(result, i) {
 // The end of a text.
 export const tail = (text, n) => { const letters = [...visible(text)]; return letters.length > n ? `…${letters.slice(-n).join("")}` : letters.join(""); };
 
-// What is explained: a measure, and after which words.
+// What is explained: the scope, and the words before the explained prediction.
 export const ofWhat = (r, n = r.position + 1) => `${r.scope}, after ${JSON.stringify(tail(r.str_tokens.slice(0, n).join(""), 50))}`;
 
-// A result among others: its name, and where it is from as far as that is not the usual place.
+// The title of a result: its name, and its hook point and position if these are not the default ones.
 export function titled(r) {
   const place = r.provenance.hook_point === "hook_embed" ? "" : `, ${r.provenance.hook_point}`;
   return `${r.name}${place}${r.position === r.str_tokens.length - 1 ? "" : `, at position ${r.position}`}`;
 }
 
 export function said(result, i) {
-  if (i > result.position) return `${visible(result.str_tokens[i]).trim() || "blank"}, position ${i}, after the explained position ${result.position}: of no influence on it`;
+  if (i > result.position) return `${visible(result.str_tokens[i]).trim() || "blank"}, position ${i}, after the explained position ${result.position}: no influence on it`;
   const [score, error] = [result.scores[i], result.stderr?.[i]];
   const kept = result.scores.filter((s, t) => !result.off_scale.includes(t));
   const share = score / Math.max(...kept, 1e-30);
@@ -43,7 +43,7 @@ export function said(result, i) {
 
 const text = (part, whole) => part === undefined ? visible(whole) : part;
 
-// Several tokens may hold one character: its text stands at the first.
+// A character may consist of several tokens: its text is shown at the first.
 const piece = whole => text(whole.match(/^([\s\S]*)⟨(\d+)\/\d+⟩$/u)?.[2] === "1" ? whole.replace(/⟨.*$/u, "") : /⟨\d+\/\d+⟩$/u.test(whole) ? "·" : undefined, whole);
 
 export function draw(result, scale, choose) {
@@ -72,7 +72,7 @@ export function draw(result, scale, choose) {
   return box;
 }
 
-// Spearman's correlation of the scores of two results of one prompt, tokens off the scale left out.
+// Spearman's correlation of the scores of two results of the same prompt, without tokens that are left out of the scale.
 export function correlation(a, b) {
   const kept = a.scores.map((_, i) => i).filter(i => i <= Math.min(a.position, b.position) && !a.off_scale.includes(i) && !b.off_scale.includes(i));
   const ranks = r => { const v = kept.map(i => r.scores[i]); return v.map(x => v.filter(y => y < x).length + (v.filter(y => y === x).length - 1) / 2); };
