@@ -44,7 +44,7 @@ def test_bad_input(pocket: Any) -> None:
         app(pocket, port=-1)
     with pytest.raises(js.InputError, match="height"):
         app(pocket, height=0)
-    with pytest.raises(js.InputError, match="prompt is a text"):
+    with pytest.raises(js.InputError, match="prompt must be a text"):
         app(pocket, 3)
     with pytest.raises(js.InputError, match="There is no scope"):
         app(pocket, PROMPT, scope="nothing")
