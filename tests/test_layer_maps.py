@@ -192,5 +192,5 @@ def test_views(layer_map: js.Attribution, tmp_path: Path, capsys: pytest.Capture
     for view in (js.views.tokens, js.views.series, js.views.attention):
         with pytest.raises(js.InputError, match=r"layer map of 4.*result.layer"):
             view(layer_map)
-    with pytest.raises(js.InputError, match="picture of its own"):
+    with pytest.raises(js.InputError, match="in its own axes"):
         js.views.heatmap([layer_map, layer_map])

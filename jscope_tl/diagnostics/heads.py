@@ -61,7 +61,7 @@ def head_agreement(
     """
     if not isinstance(pattern, InfluencePattern):
         raise InputError(
-            f"head_agreement needs an InfluencePattern, the result of js.influence_pattern; got a {type(pattern).__name__}."
+            f"head_agreement needs one InfluencePattern, the result of js.influence_pattern; got a {type(pattern).__name__}."
         )
     return agreement_of(pattern, to_heads(cache_or_patterns, pattern.tokens, layers, heads))
 
