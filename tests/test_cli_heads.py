@@ -38,8 +38,15 @@ def test_prints_the_strongest_heads(pocket: Any, capsys: pytest.CaptureFixture[s
     assert [line[1] for line in lines] == [f"L{one.layer}H{one.head}" for one in effects.top(3)]
     assert [float(line[2]) for line in lines] == pytest.approx([one.effect for one in effects.top(3)], rel=1e-3)
     for part in ("fisher scope", "source zero", "nat (KL)", "refined", "blocks.1.attn.hook_z head 3", "cost: prediction", PROMPT,
-                 "predicts ' are'"):  # fmt: skip
+                 "predicts ' are'", "--measure 3 measures the strongest"):  # fmt: skip
         assert part in out
+    assert ".measure(5) measures the strongest" in repr(effects)
+
+
+def test_measured_effects_are_not_called_predictions(pocket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heads", PROMPT, "--top", "2", "--measure", "2"]) == 0
+    assert "predictions, which" not in capsys.readouterr().out
+    assert "predictions, which" not in repr(js.patching.components(pocket, PROMPT).measure(16))
 
 
 def test_json_is_the_result(pocket: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from jscope_tl.cli.faithfulness import read_prompts
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
-from jscope_tl.components.effects import KINDS, ComponentEffects
+from jscope_tl.components.effects import KINDS, PREDICTED, ComponentEffects
 from jscope_tl.components.prediction import components
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.explorer.report import report
@@ -109,7 +109,9 @@ def panel(effects: ComponentEffects, k: int) -> RenderableType:
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in effects.warnings]
     asked = Text(f"{visible(text_of(effects.str_tokens))}\n{_predicts(effects)}\n")
     costs = Text(f"cost: {cost}", style="dim")
-    return Group(Text(effects.headline(), style="bold"), asked, table, Text(), costs, *warnings)
+    unsure = any(one.how != "measured" for one in found)
+    note = [Text(f"{PREDICTED}; --measure {k} measures the strongest", style="dim")] if unsure else []
+    return Group(Text(effects.headline(), style="bold"), asked, table, Text(), *note, costs, *warnings)
 
 
 def _predicts(effects: ComponentEffects, k: int = 3) -> str:
