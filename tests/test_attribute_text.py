@@ -163,7 +163,7 @@ def test_what_is_no_span(pocket: Any, name: str) -> None:
 
 @pytest.mark.newest_line
 def test_no_targets(pocket: Any) -> None:
-    with pytest.raises(js.InputError, match="Give the text as continuation"):
+    with pytest.raises(js.InputError, match="Pass the text as continuation"):
         js.attribute_text(pocket, "the keys near", " the doors", scope="log_prob", target=" the")
     with pytest.raises(js.InputError, match="continuation is empty"):
         js.attribute_text(pocket, "the keys near", "")

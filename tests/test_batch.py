@@ -180,10 +180,10 @@ def test_the_model_is_left_as_it_was(kind: str) -> None:
 
 
 def test_bad_input(llama: Any) -> None:
-    with pytest.raises(js.InputError, match="for one, use js.attribute"):
+    with pytest.raises(js.InputError, match="for one prompt, use js.attribute"):
         attribute_batch(llama, "one prompt")
     for given in ({"a": 1}, TOKENS):
-        with pytest.raises(js.InputError, match="for one, use js.attribute"):
+        with pytest.raises(js.InputError, match="for one prompt, use js.attribute"):
             attribute_batch(llama, given)
     assert len(list(attribute_batch(llama, PROMPTS[:2], batch_size=2**70))) == 2
     for size in (0, True, "3"):

@@ -105,7 +105,7 @@ def test_hooks_see_whole_texts(llama: Any) -> None:
 def test_there_is_room_for_so_many(llama: Any) -> None:
     tokens = TOKENS.repeat(6)[: N_CTX - 2]
     assert len(go_on(llama, tokens=tokens, max_new_tokens=9)) == 2
-    with pytest.raises(js.InputError, match="takes no more than 48; shorten it"):
+    with pytest.raises(js.InputError, match="takes at most 48 with a continuation; shorten it"):
         go_on(llama, tokens=TOKENS.repeat(6), max_new_tokens=1)
 
 
@@ -127,9 +127,9 @@ def test_every_token_is_one_forward_pass_more(llama: Any) -> None:
     [
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"seed": -1}, "seed"),
-        ({"temperature": -1.0}, "temperature is 0"),
-        ({"temperature": float("nan")}, "temperature is 0"),
-        ({"temperature": float("inf")}, "temperature is 0"),
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"temperature": float("inf")}, "temperature must be 0"),
     ],
 )
 def test_bad_values(how: dict[str, Any], says: str) -> None:

@@ -92,7 +92,7 @@ def test_everything_is_left_as_it_was(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("positions", "cure"),
-    [([], "one or more"), ([1, 1], "each once"), ([1, -7], "each once"), ([99], "outside the prompt"), ("12", "a list"),
+    [([], "one or more"), ([1, 1], "different"), ([1, -7], "different"), ([99], "outside the prompt"), ("12", "a list"),
      (3, "a list"), ([1.5], "whole number")],
 )  # fmt: skip
 def test_bad_positions(llama: Any, positions: Any, cure: str) -> None:
@@ -159,7 +159,7 @@ def test_certain_predictions_are_named(llama: Any) -> None:
 
 def test_errors_name_the_position(llama: Any) -> None:
     baseline = int(TOKENS[3])  # the token that position 2 explains by default
-    with pytest.raises(js.InputError, match=r"At position 2: target and baseline.*give a target"):
+    with pytest.raises(js.InputError, match=r"At position 2: target and baseline.*pass a target"):
         js.influence_pattern(llama, TOKENS, "contrastive", baseline=baseline)
 
 

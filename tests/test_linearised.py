@@ -235,9 +235,9 @@ def test_frozen_values_are_those_of_the_prompt_all_along_a_path(llama: Any) -> N
         ({"path": "lines"}, "Did you mean 'line'"),
         ({"frozen": ("attn", "mlp")}, "frozen is 'attn'"),
         ({"frozen": 3}, "frozen is 'attn'"),
-        ({"path": js.Line(origin=torch.zeros(3))}, r"here \[32\] or \[8, 32\]; this one is \[3\]"),
+        ({"path": js.Line(origin=torch.zeros(3))}, r"here \[32\] or \[8, 32\]; got \[3\]"),
         ({"path": js.Line(origin="pad"), "at": "blocks.1.hook_resid_pre"}, "is an embedding; at blocks.1"),
-        ({"path": js.Line(), "at": "resid_pre"}, "A path starts at one hook point"),
+        ({"path": js.Line(), "at": "resid_pre"}, "A path needs a single hook point"),
     ],
 )
 def test_wrong_input(llama: Any, how: dict[str, Any], says: str) -> None:
@@ -251,7 +251,7 @@ def test_wrong_input(llama: Any, how: dict[str, Any], says: str) -> None:
     ("make", "says"),
     [
         (lambda: js.Line(steps=0), "steps is a whole number"),
-        (lambda: js.Line(alphas=[]), "alphas are one or more numbers"),
+        (lambda: js.Line(alphas=[]), "alphas must be one or more numbers"),
         (lambda: js.Line(origin="zeros"), "Did you mean 'zero'"),
         (lambda: js.Noise(sigma=-1.0), "sigma is the size"),
         (lambda: js.Noise(samples=0), "samples is a whole number"),
@@ -317,7 +317,7 @@ def test_origins_of_prompts_of_different_length(llama: Any) -> None:
     for_eight = js.Point(origin=torch.ones(8, D_MODEL))
     results = js.attribute_batch(llama, [TOKENS, TOKENS[:5]], "semantic", reduction="dot", path=for_eight)
     assert next(results).options["path"]["origin"] == "a tensor"
-    with pytest.raises(js.InputError, match=r"Prompt 1: .*this one is \[8, 32\]"):
+    with pytest.raises(js.InputError, match=r"Prompt 1: .*got \[8, 32\]"):
         next(results)
 
 
@@ -348,9 +348,9 @@ def test_paths_of_ones_own_are_checked(llama: Any) -> None:
         def n_points(self) -> int:
             return 0
 
-    with pytest.raises(js.InputError, match="needed are 1 points"):
+    with pytest.raises(js.InputError, match="must return 1 points"):
         inspect.unwrap(js.attribute)(llama, TOKENS, "semantic", path=Wrong())
-    with pytest.raises(js.InputError, match="one point or more"):
+    with pytest.raises(js.InputError, match="at least one point"):
         inspect.unwrap(js.attribute)(llama, TOKENS, "semantic", path=Empty())
 
 
@@ -361,7 +361,7 @@ def test_points_may_come_as_any_numbers(llama: Any) -> None:
     ]
     assert found[0] == found[1] == {"name": "Line", "origin": "zero", "alphas": (0.5, 1.0), "n_points": 2}
     for alphas in ([float("nan")], 0.5, torch.tensor(0.5), "ab", [None]):
-        with pytest.raises(js.InputError, match="alphas are one or more numbers"):
+        with pytest.raises(js.InputError, match="alphas must be one or more numbers"):
             inspect.unwrap(js.Line.__init__)(object.__new__(js.Line), alphas=alphas)
 
 

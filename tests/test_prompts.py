@@ -236,7 +236,7 @@ def test_what_a_chat_template_returns_is_a_prompt(llama: Any, tensors: str | Non
         assert torch.equal(found.scores, expected)
         if as_dict:
             assert torch.equal(js.attribute(llama, dict(given), "temperature").scores, expected)
-            with pytest.raises(js.InputError, match="prompts are several prompts"):
+            with pytest.raises(js.InputError, match="prompts must be several prompts"):
                 list(js.attribute_batch(llama, given, "temperature"))
     (only,) = js.attribute_batch(llama, [given], "temperature")
     assert torch.equal(only.scores, expected)

@@ -256,7 +256,7 @@ def test_a_linear_model() -> None:
         (dict(gradient="relp", frozen="attn"), "frozen='attn' is the gradient rule attn=constant; beside gradient='relp'.*Give one"),
         (dict(gradient=js.Rules(attn="halved"), frozen="norm"), "Give one of them"),
         (dict(frozen="atn"), "frozen is 'attn'.*got 'atn'"),
-        (dict(per="layer"), "per='layer' keeps layers or heads of attention patterns apart; it goes with at='pattern'"),
+        (dict(per="layer"), "per='layer' separates layers or heads of attention patterns; it needs at='pattern'"),
         (dict(at="pattern", per="heads"), "per is 'layer', 'head', or None.*got 'heads'. Did you mean 'head'"),
         (dict(at="pattern", reduction="dot"), "at='pattern' takes neither reduction nor path"),
         (dict(at="pattern", path="line"), "at='pattern' takes neither reduction nor path"),

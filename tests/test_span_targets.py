@@ -185,8 +185,8 @@ def test_batches(pocket: Any) -> None:
     ("how", "says"),
     [
         ({"target": TARGET, "baseline": TARGET}, "are the same tokens"),
-        ({"target": TARGET}, "needs both"),
-        ({"baseline": BASELINE}, "needs both"),
+        ({"target": TARGET}, "needs a target and a baseline"),
+        ({"baseline": BASELINE}, "needs a target and a baseline"),
         ({"target": [], "baseline": 3}, "target is an empty list"),
         ({"target": "the zebra", "baseline": 3}, "words that are not in the vocabulary"),
         ({"target": TARGET, "baseline": BASELINE, "path": "line"}, "leave path out"),

@@ -333,7 +333,7 @@ def test_everything_is_left_as_it_was(kind: str) -> None:
     [
         ({"of": "fischer"}, "no spectrum of 'fischer'. Did you mean 'fisher'"),
         ({"of": "trace"}, "no spectrum of 'trace'"),
-        ({"k": 0}, r"k is how many singular values to compute, 1 to 32 \(d_model\)"),
+        ({"k": 0}, r"k is the number of singular values to compute, 1 to 32 \(d_model\)"),
         ({"k": 33}, "1 to 32"),
         ({"k": True}, "got True"),
         ({"position": 8}, "outside the prompt"),

@@ -1,1 +1,1 @@
-"""The entry points (`attribute`, `attribute_batch`, `influence_pattern`, `jacobian`, `spectrum`) and the set-up that they share."""
+"""The entry points (`attribute`, `attribute_batch`, `influence_pattern`, `jacobian`, `spectrum`) and the setup that they share."""

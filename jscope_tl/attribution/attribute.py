@@ -39,23 +39,24 @@ def attribute(
     progress: bool | None = None,
     **options: Any,
 ) -> Attribution:
-    """Which tokens of the prompt drove the model's next-token prediction, and how strongly.
+    """Score how strongly each token of the prompt drove the model's next-token prediction.
 
     Args:
         at: the residual-stream hook point whose activation ``x`` the scores refer to. A list of them, or
             ``"resid_pre"``, ``"resid_mid"`` or ``"resid_post"`` for those of all layers, gives a layer map
-            ``scores [layer, pos]`` at the cost of one hook point. ``"pattern"``: the entries of all attention patterns ``P`` instead;
-            the score of token ``s`` is ``Σ relu(P[l,h,d,s] · ∂q/∂P[l,h,d,s])`` over layers, heads and destinations, in units of what
-            is explained (for several cotangents, as Fisher's, half the sum of squares).
-        per: with ``at="pattern"``: ``"layer"`` or ``"head"`` keeps those apart, ``scores [layer, pos]`` or ``[layer, head, pos]``.
+            ``scores [layer, pos]`` at the cost of one hook point. ``"pattern"``: the scores refer to the entries of all attention
+            patterns ``P`` instead; the score of token ``s`` is ``Σ relu(P[l,h,d,s] · ∂q/∂P[l,h,d,s])`` over layers, heads and
+            destinations, in units of the explained quantity ``q`` (for several cotangents, such as Fisher's, half the sum of squares).
+        per: with ``at="pattern"``: ``"layer"`` or ``"head"`` returns separate scores for each, ``[layer, pos]`` or
+            ``[layer, head, pos]``.
         {shared}
 
     Returns:
         An `Attribution` with ``scores [pos]`` or ``[layer, pos]``: float32, on the CPU, unsigned, in the scope's unit.
 
     Raises:
-        InputError: anything that cannot be explained; the message says what was given, what is needed, what to do.
-            Hooks, parameters, modes and tensors are then as they were.
+        InputError: the arguments cannot be used; the message says what was given, what is needed and what to do.
+            The model's hooks, parameters, modes and tensors are left unchanged.
 
     Example:
         >>> import jscope_tl as js
@@ -73,15 +74,15 @@ def attribute(
 
 
 def explain_target(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Attribution:
-    """`explain`, also of a target of several tokens."""
+    """Like `explain`, but the target may also have several tokens."""
     several = several_tokens(setup)
     return explain(setup, tokens, position) if several is None else explain_span(setup, tokens, position, several)
 
 
 def explain(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Attribution:
-    """`attribute` after its arguments were checked."""
+    """`attribute` for arguments that have been checked."""
     warnings = setup.warnings(tokens)
     with setup.run(tokens, [position]) as (forward, backward):
-        setup.scope.target_id(forward.state())  # what cannot be explained is refused before the backward passes
+        setup.scope.target_id(forward.state())  # an unusable target raises before the backward passes
         score = setup.score(forward, backward)
         return attribution(setup, forward, score, [*warnings, *backward.notes])

@@ -1,4 +1,4 @@
-"""`attribute_batch`: many prompts, several in one forward and backward pass."""
+"""`attribute_batch`: many prompts, several of them in one forward and backward pass."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.base import Scope, Score
 
 MOST_PROMPTS = 10**6
-"""Side by side; more would be all of them."""
+"""Upper limit of ``batch_size``; a larger number is reduced to it."""
 
 
 @documented
@@ -51,27 +51,29 @@ def attribute_batch(
     progress: bool | None = None,
     **options: Any,
 ) -> Iterator[Attribution]:
-    """Explain many prompts; the results come in the order of the prompts, each as `attribute` would give it.
+    """Explain many prompts; yields the result of `attribute` for each prompt, in the order of the prompts.
 
-    Prompts of different lengths run side by side, shorter ones filled up behind their end, where a causal model does not
-    look. An additive scope (all but ``fisher``, ``fisher_input`` and ``spectral``) takes one backward pass for the whole
-    batch. The others, and every scope while hooks are active (which may count on one prompt), run prompt by prompt.
+    Prompts of different lengths run in one batch; shorter ones are padded on the right, which does not affect a causal
+    model. An additive scope (all but ``fisher``, ``fisher_input`` and ``spectral``) takes one backward pass for the whole
+    batch. The other scopes run prompt by prompt, and so does every scope while hooks are active, because hooks may expect
+    a single prompt.
 
     Args:
-        prompts: strings, lists of ids or tensors; a generator is read as far as it is needed.
-        batch_size: prompts in one forward pass. Prompts of similar length next to each other waste less.
-        position: whose next-token prediction is explained; negative counts from the end of each prompt.
-        at: the residual-stream hook point whose activation ``x`` the scores refer to; several, or ``"resid_pre"`` and its
-            like for all layers, give layer maps; ``"pattern"`` the entries of attention patterns, as in `attribute`.
-        per: with ``at="pattern"``: ``"layer"`` or ``"head"`` keeps those apart.
-        progress: a progress bar over prompts always (True), never (False), or where the wait is over a second (None).
+        prompts: strings, lists of ids or tensors; a generator is read only as far as it is needed.
+        batch_size: the number of prompts in one forward pass. Sort prompts by length to reduce padding.
+        position: the position whose next-token prediction is explained; negative numbers count from the end of each prompt.
+        at: the residual-stream hook point whose activation ``x`` the scores refer to. Several hook points, or ``"resid_pre"``,
+            ``"resid_mid"`` or ``"resid_post"`` for all layers, give layer maps; ``"pattern"`` gives scores of the entries of
+            attention patterns, as in `attribute`.
+        per: with ``at="pattern"``: ``"layer"`` or ``"head"`` returns separate scores for each.
+        progress: show a progress bar over prompts always (True), never (False), or if it takes more than a second (None).
         {shared}
 
     Returns:
         A generator of `Attribution`; a prompt is explained when its batch is reached.
 
     Raises:
-        InputError: as `attribute`, with the number of the prompt, counted from 0.
+        InputError: as in `attribute`; the message starts with the number of the prompt, counted from 0.
 
     Example:
         >>> import jscope_tl as js
@@ -81,10 +83,10 @@ def attribute_batch(
         [' are', ' is']
     """
     if (size := whole(batch_size) or 0) < 1:
-        raise InputError(f"batch_size is how many prompts to run at once, 1 or more; got {batch_size!r}.")
+        raise InputError(f"batch_size is the number of prompts to run at once, 1 or more; got {batch_size!r}.")
     single = isinstance(prompts, str | Mapping) or (isinstance(prompts, Tensor) and prompts.ndim < 2)
     if single or not isinstance(prompts, Iterable):
-        raise InputError(f"prompts are several prompts; for one, use js.attribute. Got {prompts!r}.")
+        raise InputError(f"prompts must be several prompts; for one prompt, use js.attribute. Got {prompts!r}.")
     setup = set_up(
         model, scope, options, at=at, per=per, fwd_hooks=fwd_hooks, reduction=reduction, path=path, gradient=gradient, frozen=frozen,
         chunk_size=chunk_size, matmul_precision=matmul_precision, progress=False,
@@ -103,7 +105,7 @@ def attribute_batch(
 
 @dataclass(frozen=True)
 class Numbered:
-    """A prompt, its place in the order, and what is asked of it; set-ups of one batch differ in the target alone."""
+    """A prompt, its number, and how it is explained; the setups of one batch differ in the target alone."""
 
     n: int
     given: Any
@@ -126,7 +128,7 @@ def _batches(
 
 @contextmanager
 def _named(n: int) -> Iterator[None]:
-    """Say which prompt an error is about."""
+    """Add the number of the prompt to an error's message."""
     try:
         yield
     except InputError as error:
@@ -139,7 +141,7 @@ def _alone(prompt: Numbered) -> Attribution:
 
 
 def can_run_together(setup: Setup) -> bool:
-    """Whether prompts share passes: hooks may count on one prompt; scopes that are not additive ask for rows as they go."""
+    """Whether prompts can share passes: not with hooks, which may expect one prompt, nor with scopes that are not additive."""
     view, origin = setup.view, setup.path.origin
     hooked = view.is_hooked(setup.settings.fwd_hooks) or view.unembedding_is_hooked([])
     own_origin = isinstance(origin, Tensor) and origin.ndim == 2
@@ -149,7 +151,7 @@ def can_run_together(setup: Setup) -> bool:
 
 
 def explain_together(batch: Sequence[Numbered]) -> list[Attribution]:
-    """Prompts that `can_run_together`, in one forward and one backward pass."""
+    """Explain prompts that `can_run_together` in one forward and one backward pass."""
     setup = batch[0].setup
     warnings = [prompt.setup.warnings(prompt.tokens) for prompt in batch]
     with setup.run_together([prompt.tokens for prompt in batch], [prompt.position for prompt in batch]) as forward:
@@ -163,8 +165,8 @@ def explain_together(batch: Sequence[Numbered]) -> list[Attribution]:
         found = []
         for i, (prompt, score) in enumerate(zip(batch, scores, strict=True)):
             with _named(prompt.n):
-                doubts, own = [*warnings[i], *backward.notes], prompt.setup
-                found.append(attribution(own, forward, own.in_units(score), doubts, i, passes))
+                notes, own = [*warnings[i], *backward.notes], prompt.setup
+                found.append(attribution(own, forward, own.in_units(score), notes, i, passes))
         return found
 
 
@@ -173,9 +175,9 @@ def _scores(setup: Setup, forward: Run, backward: Backward, rows: list[Float[Ten
     sizes = [of_one.abs().max().clamp_min(torch.finfo(of_one.dtype).tiny) for of_one in rows]
     placed = rows[0].new_zeros(max(map(len, rows)), *forward.y.shape)
     for i, (of_one, size) in enumerate(zip(rows, sizes, strict=True)):
-        placed[: len(of_one), i] = of_one / size  # alike in size, for half precision
+        placed[: len(of_one), i] = of_one / size  # rows of similar size, for half precision
     numbers = setup.numbers(backward, placed)
-    degree = 2 if setup.entries is not None and len(placed) > 1 else 1  # of the score in the rows
+    degree = 2 if setup.entries is not None and len(placed) > 1 else 1  # how the score scales with the rows
     scores = []
     for i, size in enumerate(sizes):
         own = setup.combined(numbers[..., forward.part(i)]) * size**degree

@@ -1,4 +1,4 @@
-"""Directions of ``y`` decoded into tokens: what a small step along them does to the logits, or to the probabilities."""
+"""Directions of ``y`` decoded into tokens: how a small step along each changes the logits or the probabilities."""
 
 import torch
 from einops import rearrange
@@ -11,19 +11,19 @@ from jscope_tl.model.view import ModelView
 from jscope_tl.results.spectrum import MOST, SHOWN, Decodings
 
 BLOCK = 2**24
-"""Changes that are held at once, ``directions x d_vocab``."""
+"""Number of changes held in memory at once, ``directions x d_vocab``."""
 TIE = 0.01
-"""Relative difference of two changes that are taken for the same size."""
+"""Relative difference below which two changes count as equally large."""
 VOCAB_BLOCK = 8192
-"""Tokens whose unembedding is brought to full precision at once."""
+"""Number of tokens whose unembedding is converted to full precision at once."""
 CONTROLS, SEED = 64, 0
-"""Random directions that the others are held against."""
+"""Number and seed of the random directions that serve as a control."""
 
 
 def decoded(directions: Float[Tensor, "n d_model"], state: State, view: ModelView, probabilities: bool) -> Decodings:
-    """Every direction, with the sign that makes its largest change a rise (of two alike, that of the more probable token).
+    """Decode every direction, with the sign that makes its largest change positive (of two equal ones, the more probable token's).
 
-    Beside them random directions, to tell what their tokens say from chance.
+    Random directions are decoded as a control, to tell the tokens of a direction from chance.
     """
     at_once, random = max(1, BLOCK // len(state.logits)), _random(directions)
     parts = [_ends(changes(some, state, probabilities), state.logits) for some in directions.split(at_once)]
@@ -40,7 +40,7 @@ def _random(directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "controls d
 
 
 def _shares(change: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "n"]:
-    """Of the squared change, that of the `SHOWN` tokens that rise most and the `SHOWN` that fall most."""
+    """Share of the squared change in the `SHOWN` tokens that rise most and the `SHOWN` tokens that fall most."""
     most = min(SHOWN, change.shape[1] // 2)
     ends = torch.cat([change.topk(most).values, change.topk(most, largest=False).values], 1)
     total = change.square().sum(1)
@@ -48,7 +48,7 @@ def _shares(change: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "n"]:
 
 
 def changes(directions: Float[Tensor, "n d_model"], state: State, probabilities: bool) -> Float[Tensor, "n d_vocab"]:
-    """``D u`` less its mean over the vocabulary (logits mean nothing but their differences); ``p ⊙ (D u - p·D u)``."""
+    """Changes of the logits, ``D u`` minus its mean (only differences of logits matter), or of probabilities, ``p ⊙ (D u - p·D u)``."""
     slope = state.slope.to(directions)
     parts = [directions @ W.to(directions) for W in state.W_U.split(VOCAB_BLOCK, dim=1)]
     logits = torch.cat(parts, 1) * slope
@@ -70,7 +70,7 @@ def _ends(
 
 
 def _signs(change: Float[Tensor, "n d_vocab"], logits: Float[Tensor, "d_vocab"]) -> Float[Tensor, "n"]:
-    """That of the largest change. Between two tokens, what one wins the other loses: then that of the more probable one."""
+    """The sign of each direction's largest change; if several changes are equally large, that of the most probable token."""
     sizes = change.abs()
     as_large = sizes >= (1 - TIE) * sizes.amax(1, keepdim=True)
     chosen = torch.where(as_large, logits.detach().to(change), -torch.inf).argmax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a result says about itself: the prompt, the prediction, where it comes from."""
+"""The descriptive fields of a result: the prompt, the prediction, and the provenance."""
 
 import re
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def attribution(
     """The result at the ``i``-th explained position of a run.
 
     Args:
-        warnings: doubts about the run and its backward passes; those of the score are added.
-        passes: what it cost; None: all of the run's.
+        warnings: warnings about the run and its backward passes; those of the score are added.
+        passes: the passes that it took; None: all passes of the run.
     """
     state, view = forward.state(i), setup.view
     layers = setup.map_rows(forward)
@@ -60,14 +60,14 @@ def attribution(
 
 
 def leading_axes(setup: Setup, forward: Run) -> tuple[int, ...]:
-    """Axes of a map before that of positions: layers, and heads where they are kept apart."""
+    """The axes of a map before the position axis: layers, and heads if they have separate scores."""
     rows = len(setup.map_rows(forward))
     n_layers = len(forward.patterns or ()) or rows
     return (n_layers, -1) if rows > n_layers else (n_layers,) if rows else ()
 
 
 def doubted(result: R) -> R:
-    """The result with what is to be doubted about its scores themselves."""
+    """The result with the warnings that follow from its scores."""
     doubts = result.sink_doubts()
     return replace(result, warnings=[*result.warnings, *doubts]) if doubts else result
 
@@ -106,7 +106,7 @@ def about(
 
 
 def asked(setup: Setup, state: State) -> str:
-    """The token that the scope explains and the one it is held against, as `Result` says them."""
+    """The token that the scope explains and its baseline, worded for the headline of a `Result`."""
     if "target" not in setup.scope.options:
         return ""
     target = to_str_tokens(setup.view, [setup.scope.target_id(state)])[0]
@@ -123,13 +123,13 @@ def _baseline(setup: Setup) -> str | None:
 
 
 def of_prompt(result: R, prompt: Any) -> R:
-    """The result with the BOS that was put before its prompt, where that was given as a text without it."""
+    """The result with a record of the BOS token that was prepended, if the prompt was a string without it."""
     found = prepended(prompt, result.str_tokens, len(result.bos_positions))
     return result if found is None else replace(result, provenance=replace(result.provenance, prepended=found))
 
 
 def prepended(prompt: Any, texts: Sequence[str], n_bos: int) -> str | None:
-    """The BOS that was put before a prompt that was given as a text with fewer of them."""
+    """The BOS token that was prepended to a prompt given as a string, or None."""
     if not isinstance(prompt, str) or not n_bos:
         return None
     own, bos, rest = 0, texts[0].strip(), prompt.lstrip()
@@ -139,7 +139,7 @@ def prepended(prompt: Any, texts: Sequence[str], n_bos: int) -> str | None:
 
 
 def finished(values: Float[Tensor, "*row pos"], dtype: torch.dtype, name: str) -> Float[Tensor, "*row pos"]:
-    """Off the graph and the device, in float32."""
+    """Values detached from the graph, on the CPU, in float32; infinite or undefined values are refused."""
     if not values.isfinite().all():
         where = (~values.isfinite()).nonzero()[:, -1].unique().tolist()
         raise InputError(
@@ -154,7 +154,7 @@ def _underflow(score: Score, state: State) -> list[str]:
         return []
     return [
         f"Every score is 0: the prediction is so certain (p = {float(state.log_probs.detach().max().exp()):.12g}) that in "
-        f"{state.x.dtype} nothing moves what this scope explains. Try 'semantic', or a model in float32."
+        f"{state.x.dtype} the gradient of this scope is 0. Try 'semantic', or a model in float32."
     ]
 
 
@@ -166,7 +166,7 @@ def predicted(state: State, view: ModelView, ids: list[int]) -> list[PredictedTo
 
 
 def prediction(state: State, view: ModelView, target: int, k: int = 10) -> Prediction:
-    """The distribution that is explained, and the target's place in it."""
+    """The next-token distribution that is explained, with the target's rank and probability."""
     log_probs = state.log_probs.detach()
     best = log_probs.topk(min(k, len(log_probs))).indices.tolist()
     tokens = predicted(state, view, [*best, target])

@@ -1,4 +1,4 @@
-"""`explain`: which tokens caused this, by the recipe that finds validated causes best."""
+"""`explain`: which tokens caused a prediction, by the method that finds validated causes best."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ from jscope_tl.scopes.directions import ContrastiveScope
 
 UNIT = "share of the map (unsigned, does not add up)"
 N = 5
-"""Alternatives of each kind that are chosen."""
+"""Default number of alternatives of each kind."""
 
 
 @documented
@@ -43,9 +43,9 @@ def explain(
 ) -> Attribution:
     """Which tokens of the prompt caused the model to say ``target``: gradient, and gradient times attention, under AttnLRP's rules.
 
-    Scopes say how *sensitive* a prediction is to each token's vector. On real models that is large at the tokens that the model reads
-    at all, whatever they say. Causes are found where three numbers are large together, for a contrast ``q = z_target - z_a`` with a
-    token ``a`` that the model might have said instead:
+    Scopes measure how *sensitive* a prediction is to each token's vector. In real models the sensitivity is large at every token that
+    the model reads, whether or not the token supports the prediction. At tokens that cause the prediction, three numbers are large
+    together, for a contrast ``q = z_target - z_a`` with an alternative ``a``, a token that the model might have predicted instead:
 
     ``m_s = (A_s² · E_s · B_s)^(1/4)``, with ``e = P[l,h,d,s] · ∂q/∂P[l,h,d,s]`` for every entry of every attention pattern,
     ``A_s = Σ relu(e)`` and ``E_s = (Σ e²)^(1/2)`` over layers, heads and destinations, and ``B_s = ‖∂q/∂x_s‖`` at ``hook_embed``.
@@ -53,27 +53,27 @@ def explain(
     Each map is divided by its sum over the tokens other than BOS; the score is the largest over the alternatives ``a``:
     ``score_s = max_a m_s(a) / Σ_t m_t(a)``. One forward pass, and one backward row for each alternative, all at once.
 
-    The number is a share of a map. It is *not* a norm of ``J_t`` (gradients are those of the rules), signed, or complete: scores of
-    several tokens do not add up to anything, and those of two prompts do not compare.
+    The score is a share of a map. It is *not* a norm of ``J_t`` (the gradients follow the rules), it has no sign, and it is not
+    complete: the sum of several tokens' scores has no meaning, and scores of different prompts cannot be compared.
 
     Args:
-        target: the token to explain; None: the prompt's own next token where there is one, else the most probable one.
-        baseline: what the model might have said instead, a token or several: *why this and not that*. None: the ``n`` most probable
-            others, and the ``n`` that are most like the target among the probable ones, by their columns of ``W_U``
-            (`AlternativesScope`, ``choice="both"``). A baseline of one's own finds more, above all where the question is which of
-            two (he or she, is or are).
-        gradient: the rules, or ``"plain"``.
-        n: how many alternatives of each kind are chosen; each costs a backward row.
-        progress: a progress bar over backward rows always (True), never (False), or where the wait is over a second (None).
+        target: the token to explain; None: the next token of the prompt if there is one, else the most probable token.
+        baseline: the alternatives, one token or several: *why the target and not these*. None: the ``n`` most probable other
+            tokens, and the ``n`` probable tokens whose columns of ``W_U`` are most similar to the target's
+            (`AlternativesScope`, ``choice="both"``). A baseline that you choose finds more causes, above all if the prediction
+            is a choice between two tokens (he or she, is or are).
+        gradient: the gradient rules, or ``"plain"``.
+        n: the number of alternatives of each kind; each costs one backward row.
+        progress: show a progress bar over backward rows always (True), never (False), or if it takes more than a second (None).
         {shared}
 
     Returns:
-        An `Attribution` with ``scores [pos]``. ``options["resolved"]`` names the ``alternatives``, and under ``strongest_against`` the
-        one that the highest score (other than BOS') comes from.
+        An `Attribution` with ``scores [pos]``. ``options["resolved"]`` lists the ``alternatives``; its ``strongest_against`` is the
+        alternative that gives the highest score (BOS excluded).
 
     Raises:
-        InputError: as `attribute`, where the model has no attention patterns or a layer has no gradient rule, and where there is no
-            token but BOS.
+        InputError: as in `attribute`; the model has no attention patterns; a layer has no gradient rule; or there is no token
+            other than BOS.
 
     Example:
         >>> import jscope_tl as js
@@ -101,12 +101,12 @@ def explain(
 
 
 def _counted(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Bool[Tensor, "pos"]:
-    """Tokens whose scores make the sum of a map: those up to the explained one other than BOS."""
+    """Mask of the tokens that a map is normalised over: all up to the explained position, except BOS."""
     counted = torch.arange(len(tokens), device="cpu") <= position
     counted[list(bos_positions(setup.view, tokens))] = False
     if not counted.any():
         raise InputError(
-            f"A share of the map needs a token other than BOS; up to position {position} there is none. Explain a later position."
+            f"js.explain needs a token other than BOS; up to position {position} there is none. Explain a later position."
         )
     return counted
 
@@ -126,7 +126,7 @@ def _shares(
 
 
 def with_vectors(forward: Run, backward: Backward) -> Backward:
-    """Backward passes to the vectors at the hook point and to what ``backward`` goes to, in rows side by side."""
+    """Backward passes to the vectors at the hook point and to the tensors of ``backward``; their rows are concatenated."""
     return replace(backward, xs=[*forward.xs, *backward.xs], arrange=_side_by_side)
 
 
@@ -137,5 +137,5 @@ def _side_by_side(rows: Sequence[Float[Tensor, "chunk pos _"]]) -> list[Float[Te
 def contrast_map(
     gradient: Float[Tensor, "chunk pos d_in"], entries: Float[Tensor, "chunk pos entries"]
 ) -> Float[Tensor, "chunk pos"]:
-    """``(A² · E · B)^(1/4)``; the root of each factor by itself, as their product leaves float32's range where they are small."""
+    """``(A² · E · B)^(1/4)``, with roots taken before the product, because the product of small factors underflows in float32."""
     return entries.relu().sum(-1).sqrt() * (entries.norm(dim=-1) * gradient.norm(dim=-1)).pow(1 / 4)

@@ -1,4 +1,4 @@
-"""What a model goes on with: greedy, or sampled with a seed."""
+"""Generation of a continuation, greedy or sampled with a seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Generation:
     """How a continuation is generated.
 
     Attributes:
-        max_new_tokens: at most so many.
-        temperature: logits are divided by it before a token is drawn; 0: the most probable token is taken (greedy).
-        seed: of the draws. The global random generator is not touched.
-        stop: tokens that end it, ids or strings of one token; None: those that end a text of this model.
+        max_new_tokens: the maximum number of tokens.
+        temperature: logits are divided by it before a token is sampled; 0: the most probable token is taken (greedy).
+        seed: the seed for sampling. The global random generator is not touched.
+        stop: tokens that end the continuation, ids or strings of one token; None: the model's own end-of-text tokens.
     """
 
     max_new_tokens: int = 32
@@ -38,11 +38,11 @@ class Generation:
         count("seed", self.seed, 0)
         number = self.temperature
         if not isinstance(number, Real) or isinstance(number, bool) or not 0 <= number < 1e6:
-            raise InputError(f"temperature is 0 (greedy) or more; got {number!r}.")
+            raise InputError(f"temperature must be 0 (greedy) or more; got {number!r}.")
 
     @property
     def described(self) -> str:
-        """In words."""
+        """A description for results."""
         return f"sampled at temperature {self.temperature:g}, seed {self.seed}" if self.temperature else "greedy"
 
 
@@ -54,18 +54,19 @@ def generated(
     passes: Passes,
     progress: bool | None = None,
 ) -> tuple[list[int], str]:
-    """Ids of what the model goes on with, the token that ends it not among them, and why it ended.
+    """Generate a continuation; returns its ids, without the end-of-text token, and the reason why it ended.
 
-    The whole text runs for each token. With a key-value cache hooks would see one position alone, and bridges of TransformerLens 3.9
-    and 4.3 do not fill it under transformers 5.24, which calls it by another name: their own ``generate`` then loses the prompt.
+    Every token takes a forward pass over the whole text. With a key-value cache hooks would see a single position. Also, bridges of
+    TransformerLens 3.9 and 4.3 do not fill the cache under transformers 5.24, where its name has changed: their ``generate`` then
+    loses the prompt.
 
     Raises:
-        InputError: there is no room for another token, or the model ends the text at once.
+        InputError: the context is full, or the model ends the text at once.
     """
     stop, n = stop_ids(view, how.stop), min(how.max_new_tokens, view.n_ctx - len(tokens))
     if n < 1:
         raise InputError(
-            f"The prompt has {len(tokens)} tokens, and {view.name} takes no more than {view.n_ctx}; shorten it."
+            f"The prompt has {len(tokens)} tokens, but {view.name} takes at most {view.n_ctx} with a continuation; shorten it."
         )
     found: list[int] = []
     generator = torch.Generator("cpu").manual_seed(how.seed)
@@ -84,7 +85,7 @@ def generated(
     if not found:
         ended = to_str_tokens(view, [following])[0]
         raise InputError(
-            f"The model ends the text at once, with {ended!r}: there is no continuation to explain. Give one."
+            f"The model ends the text at once, with {ended!r}: there is no continuation to explain. Pass one as continuation."
         )
     return found, "ended by itself" if len(found) < n else f"cut after {n} tokens"
 
@@ -101,7 +102,7 @@ def with_answer(
     passes: Passes,
     progress: bool | None,
 ) -> tuple[Tokenized, str]:
-    """A prompt and what follows it, and where that comes from, in words: given, of the chat's last message, or generated."""
+    """The prompt with its continuation, and a description of the continuation's source: given (also by the chat), or generated."""
     given = tokenized(view, prompt, continuation, prepend_bos, template)
     if len(given.tokens) > given.text.n_prompt:
         return given, "given"
@@ -114,7 +115,7 @@ def _drawn(logits: Float[Tensor, "d_vocab"], generator: torch.Generator) -> int:
 
 
 def stop_ids(view: ModelView, stop: Sequence[str | int] | None) -> set[int]:
-    """Tokens that end a text: those given, or those of the tokenizer and of the model's configuration for generation."""
+    """Ids of the tokens that end a text: ``stop``, or those of the tokenizer and of the model's generation config."""
     if stop is not None:
         if isinstance(stop, str) or not isinstance(stop, Sequence):
             raise InputError(

@@ -1,4 +1,4 @@
-"""`influence_pattern`: one scope for every position's prediction, the matrix ``[dest, src]`` that lies beside attention."""
+"""`influence_pattern`: scores for the predictions at all positions, a matrix ``[dest, src]`` like an attention pattern."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,21 +46,21 @@ def influence_pattern(
     progress: bool | None = None,
     **options: Any,
 ) -> InfluencePattern:
-    """How strongly each earlier token drove the prediction at each position: a scope laid out like an attention pattern.
+    """Score how strongly each earlier token drove the prediction at each position, in a matrix like an attention pattern.
 
-    ``scores[i, t] = score_t`` of the prediction at ``positions[i]``. One forward pass for all rows (along a path one for each
-    position and point); additive scopes pull the rows of many positions back in one batch. Without a ``target`` each
-    position explains the token that follows it in the prompt, the last one its most probable.
+    ``scores[i, t]`` is the score of token ``t`` for the prediction at ``positions[i]``. One forward pass serves all rows (along a path,
+    one for each position and point); additive scopes compute the vector-Jacobian products of many positions in one batch. Without a
+    ``target``, the scores of each position explain the token that follows it in the prompt; those of the last one, its most probable token.
 
     Args:
-        positions: the predictions to explain (negative counts from the end); None is all of them.
+        positions: the positions whose predictions are explained (negative numbers count from the end); None: all positions.
         {shared}
 
     Returns:
         An `InfluencePattern` with ``scores [dest, src]``.
 
     Raises:
-        InputError: as `attribute`, and where ``positions`` is empty or has one twice.
+        InputError: as in `attribute`; or ``positions`` is empty or contains a position twice.
 
     Example:
         >>> import jscope_tl as js
@@ -99,15 +99,15 @@ def _positions(positions: Any, n_tokens: int) -> list[int]:
     if positions is None:
         return list(range(n_tokens))
     if isinstance(positions, str | bytes) or not isinstance(positions, Iterable):
-        raise InputError(f"positions are a list of positions to explain, or None for all; got {positions!r}.")
+        raise InputError(f"positions must be a list of positions to explain, or None for all; got {positions!r}.")
     explained = [to_position(position, n_tokens) for position in positions]
     if not explained or len(set(explained)) < len(explained):
-        raise InputError(f"positions are one or more positions, each once; got {explained}.")
+        raise InputError(f"positions must be one or more different positions; got {explained}.")
     return explained
 
 
 def _explained(setup: Setup, forward: Run, backward: Backward) -> tuple[list[PredictedToken], list[Score]]:
-    """Targets and scores: rows of all positions in one batch where the scope is additive, else position by position."""
+    """Targets and scores: all positions in one batch if the scope is additive, else position by position."""
     in_one_batch = setup.scope.additive and isinstance(setup.path, Point)
     targets, rows, scores = [], [], []
     shown = False if in_one_batch else backward.progress
@@ -133,16 +133,16 @@ def _batched(setup: Setup, rows: list[Float[Tensor, "_ d_model"]], backward: Bac
 
 @contextmanager
 def _named(state: State, choice: bool) -> Iterator[None]:
-    """Say at which position a scope cannot be used."""
+    """Add the position to the message of an error."""
     try:
         yield
     except InputError as error:
-        cure = " Choose other positions, or give a target that suits all." if choice else ""
+        cure = " Choose other positions, or pass a target that suits all." if choice else ""
         raise InputError(f"At position {state.position}: {error}{cure}") from error
 
 
 def _errors(scores: list[Score]) -> Float[Tensor, "dest src"] | None:
-    """Standard errors, 0 in rows that came out exact."""
+    """Standard errors; 0 in rows that are exact."""
     if all(score.stderr is None for score in scores):
         return None
     return torch.stack([torch.zeros_like(s.values) if s.stderr is None else s.stderr for s in scores])
@@ -157,4 +157,4 @@ def _nothing_moves(values: Float[Tensor, "dest src"], positions: list[int]) -> l
     certain = [position for position, row in zip(positions, values, strict=True) if not row.any()]
     if not certain:
         return []
-    return [f"Every score is 0 at positions {certain}: their predictions are so certain that nothing moves them."]
+    return [f"Every score is 0 at positions {certain}: their predictions are so certain that the gradient is 0."]

@@ -1,4 +1,4 @@
-"""`jacobian`: the rows themselves, for users who want these and not a score."""
+"""`jacobian`: rows of the Jacobian itself, for users who need these rather than scores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,20 +37,20 @@ def jacobian(
     progress: bool | None = None,
     **not_taken: Any,
 ) -> Float[Tensor, "k pos d"]:
-    """``C J_t`` for every position ``t``: rows of the Jacobian ``J_t = ∂y/∂x_t``, on the model's device.
+    """Compute ``C J_t`` for every position ``t``: rows of the Jacobian ``J_t = ∂y/∂x_t``, on the model's device.
 
-    ``y`` is the post-layer-norm final hidden state at ``position``, ``x_t`` the activation of ``at`` at position ``t``.
-    Positions after the explained one are 0. In a notebook the tensor shows the norm at every position (`JacobianRows`); what
-    is computed from it is a plain tensor.
+    ``y`` is the post-layer-norm final hidden state at ``position``, and ``x_t`` is the activation of ``at`` at position ``t``.
+    Positions after the explained one are 0. In a notebook the tensor is shown as the norm at every position (`JacobianRows`);
+    operations on it return plain tensors.
 
     Args:
-        cotangents: ``C``, ``[k, d_model]`` or ``[d_model]``; None is the identity, that is the full Jacobian, which
-            takes ``d_model² x pos`` numbers.
+        cotangents: ``C``, ``[k, d_model]`` or ``[d_model]``; None: the identity, which gives the full Jacobian of
+            ``d_model² x pos`` numbers.
         {shared}
-        not_taken: nothing; ``reduction`` and ``path`` are refused with the reason.
+        not_taken: catches keywords that the function does not support: ``reduction`` and ``path`` raise an error with the reason.
 
     Raises:
-        InputError: as `attribute`, and where the cotangents are not ``[k, d_model]``.
+        InputError: as in `attribute`; or the cotangents are not ``[k, d_model]``.
 
     Example:
         >>> import jscope_tl as js

@@ -1,4 +1,4 @@
-"""The keywords that entry points share, and which of them one does not take, and why."""
+"""The keywords that entry points share, and the keywords that an entry point refuses, with the reason."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,11 @@ NOT_TAKEN = {
     "influence_pattern": {"position": "it explains several; give them as positions"},
     "jacobian": {
         "reduction": "it returns the rows themselves, and no scores",
-        "path": "it is the Jacobian at the prompt itself; average those of prompts of your own",
+        "path": "it is the Jacobian at the prompt itself; to average over inputs, average the Jacobians of several prompts",
     },
     "spectrum": {
         "reduction": "singular vectors are directions of x itself",
-        "path": "rows that are averaged along a path have other singular vectors than any point of it",
+        "path": "the singular vectors of rows averaged along a path belong to no point of the path",
     },
     "patching.compare": {
         "reduction": "effects are predicted from whole rows, times the difference of the two runs",
@@ -31,30 +31,30 @@ NOT_TAKEN = {
     "patching.flow": {
         "at": "the vector that is followed is the token's own, at hook_embed",
         "reduction": "it multiplies rows with the vector that is followed, entry by entry",
-        "path": "it is the linear picture at the prompt itself",
+        "path": "it is the linear approximation at the prompt itself",
         "gradient": "attention patterns and norms are held constant, and MLPs are replaced by their derivative",
-        "frozen": "attention patterns and norms are held constant as it is",
+        "frozen": "attention patterns and norms are held constant anyway",
         "chunk_size": "it takes one backward row",
-        "matmul_precision": "it takes one backward row, and entries are held against the influence that they add up to",
+        "matmul_precision": "it takes one backward row, and the sum of its entries is compared with the total influence",
     },
     "diagnostics.linearity": {
         "reduction": "a whole vector is moved, in directions of its own",
-        "path": "it is the linear picture at the prompt itself that is put to the test",
+        "path": "the test is of the linear approximation at the prompt itself",
     },
 }
 """For each entry point the keywords of `SHARED` that it refuses, with the reason."""
 
 
 def refuse(function: str, given: dict[str, Any], more: Sequence[str] | None = None) -> None:
-    """Refuse what an entry point does not take.
+    """Refuse keywords that an entry point does not take.
 
     Args:
         function: a key of `NOT_TAKEN`.
-        given: further keywords that it got.
-        more: those that it knows besides, where it takes no options of a scope; everything else is then refused too.
+        given: the further keywords that were passed.
+        more: the other keywords of an entry point without scope options; all keywords outside these are then refused too.
 
     Raises:
-        InputError: with the reason, or the nearest keyword.
+        InputError: a keyword is refused; the message gives the reason, or the nearest known keyword.
     """
     for name in given:
         if name in NOT_TAKEN[function]:

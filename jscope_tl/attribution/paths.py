@@ -1,4 +1,4 @@
-"""At which inputs the model is linearised: at the prompt's own, along a line from an origin, or among noisy copies."""
+"""The inputs at which the model is linearised: the prompt itself, points on a line from an origin, or noisy copies."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -19,9 +19,9 @@ Points = Float[Tensor, "n pos d_in"]
 
 @dataclass(frozen=True, eq=False)
 class Path(ABC):
-    """Where the model is linearised, and the ``origin`` that the input is measured from where a score multiplies by it.
+    """The points at which the model is linearised, and the ``origin`` that is subtracted from the input in gradient x input scores.
 
-    An origin is ``"zero"``, ``"mean"`` (of the vocabulary), ``"bos"``, ``"pad"``, or a tensor ``[d]`` or ``[pos, d]``.
+    The origin is ``"zero"``, ``"mean"`` (of the vocabulary), ``"bos"``, ``"pad"``, or a tensor ``[d]`` or ``[pos, d]``.
     """
 
     origin: str | Float[Tensor, "*pos d_in"] = field(default="zero", kw_only=True)
@@ -31,16 +31,16 @@ class Path(ABC):
         if not known and not (isinstance(self.origin, Tensor) and self.origin.ndim in (1, 2)):
             near = nearest(str(self.origin), NAMED) if isinstance(self.origin, str) else ""
             raise InputError(
-                f"origin is one of {', '.join(NAMED)}, or a tensor [d] or [pos, d]; got {self.origin!r}.{near}"
+                f"origin must be one of {', '.join(NAMED)}, or a tensor [d] or [pos, d]; got {self.origin!r}.{near}"
             )
 
     @abstractmethod
     def n_points(self) -> int:
-        """How many forward passes of one prompt it takes, besides the prompt's own."""
+        """The number of points; each takes a forward pass, in addition to that of the prompt itself."""
 
     @abstractmethod
     def points(self, x: Float[Tensor, "pos d_in"], x0: Float[Tensor, "*pos d_in"], which: range) -> Points:
-        """Some of the points, from the prompt's own ``x`` and the origin."""
+        """The points with the numbers ``which``, computed from the prompt's activation ``x`` and the origin ``x0``."""
 
     def describe(self) -> dict[str, Any]:
         """The path as a dict, for the result's options."""
@@ -51,33 +51,33 @@ class Path(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Point(Path):
-    """At the prompt itself: the paper's scopes. Its origin counts for the reductions ``dot`` and ``elementwise`` only."""
+    """The prompt itself, as in the paper. The origin matters only for the reductions ``dot`` and ``elementwise``."""
 
     def n_points(self) -> int:
-        """None but the prompt."""
+        """One point: the prompt."""
         return 0
 
     def points(self, x: Float[Tensor, "pos d_in"], x0: Float[Tensor, "*pos d_in"], which: range) -> Points:
-        """None but the prompt."""
+        """The prompt's activation itself."""
         return x.new_zeros(0, *x.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Line(Path):
-    """Along the straight line from an origin to the prompt: integrated gradients (Sundararajan et al. 2017; Eqs. 9, 10).
+    """Points on the straight line from an origin to the prompt: integrated gradients (Sundararajan et al. 2017; Eqs. 9, 10).
 
-    Rows are averaged over ``steps`` midpoints ``α = (i - ½)/steps`` of ``x(α) = x0 + α (x - x0)``. With ``reduction="dot"``
-    signed contributions then add up to the change of what is explained between origin and prompt, up to the error of the
-    sum: ``options["resolved"]["completeness"]`` has both numbers (of scopes with one cotangent, where it is known what changes),
-    and a result where they differ by more than 5 % says so.
-    Models with RMSNorm are rough near the zero origin, where hundreds of steps may not do.
+    Rows are averaged over ``steps`` midpoints ``α = (i - ½)/steps`` of ``x(α) = x0 + α (x - x0)``. With ``reduction="dot"`` the
+    signed contributions then add up to the change of the explained quantity between origin and prompt, up to the discretisation
+    error. ``options["resolved"]["completeness"]`` has both numbers (for scopes with one cotangent whose quantity is known), and the
+    result has a warning if they differ by more than 5 %.
+    In models with RMSNorm the gradient varies strongly near the zero origin, and hundreds of steps may be too few.
 
     Args:
-        steps: forward and backward passes. The paper took 100.
-        alphas: other points than the midpoints; one of them shows the integrand there (Fig. 15).
+        steps: the number of steps; each takes a forward and a backward pass. The paper uses 100.
+        alphas: points to use instead of the midpoints; a single point gives the integrand there (Fig. 15).
 
     Raises:
-        InputError: no steps, alphas that are no numbers, or an unknown origin.
+        InputError: there are no steps, an alpha is not a number, or the origin is unknown.
 
     Example:
         >>> import jscope_tl as js
@@ -100,12 +100,12 @@ class Line(Path):
             object.__setattr__(self, "alphas", _numbers(self.alphas))
 
     def describe(self) -> dict[str, Any]:
-        """Steps, or the points themselves."""
+        """The number of steps, or the alphas."""
         unused = "steps" if self.alphas is not None else "alphas"
         return {name: value for name, value in super().describe().items() if name != unused}
 
     def n_points(self) -> int:
-        """One for each step."""
+        """One point for each step."""
         return len(self._alphas())
 
     def points(self, x: Float[Tensor, "pos d_in"], x0: Float[Tensor, "*pos d_in"], which: range) -> Points:
@@ -121,14 +121,14 @@ class Line(Path):
 
 @dataclass(frozen=True, eq=False)
 class Noise(Path):
-    """Among copies of the prompt with noise on every vector: SmoothGrad (Smilkov et al. 2017).
+    """Copies of the prompt with noise added to every vector: SmoothGrad (Smilkov et al. 2017).
 
     Rows are averaged over ``samples`` copies ``x_t + sigma · rms(x_t) · n``, ``n`` standard normal, in pairs ``± n``.
 
     Args:
-        samples: forward and backward passes.
-        sigma: size of the noise in units of each vector's root mean square.
-        seed: of the noise; the global random generator is not touched.
+        samples: the number of copies; each takes a forward and a backward pass.
+        sigma: the size of the noise in units of each vector's root mean square.
+        seed: the seed of the noise; the global random generator is not touched.
     """
 
     samples: int = 16
@@ -147,11 +147,11 @@ class Noise(Path):
         object.__setattr__(self, "sigma", sigma)
 
     def n_points(self) -> int:
-        """One for each sample."""
+        """One point for each sample."""
         return self.samples
 
     def points(self, x: Float[Tensor, "pos d_in"], x0: Float[Tensor, "*pos d_in"], which: range) -> Points:
-        """Noisy copies; a sample is the same whichever others it is taken with."""
+        """Noisy copies; a sample does not depend on which others are computed with it."""
         size = self.sigma * x.float().square().mean(-1, keepdim=True).sqrt().to(x)
         return torch.stack([x + size * self._noise(i, x) for i in which])
 
@@ -164,7 +164,7 @@ PATHS: dict[str, type[Path]] = {"point": Point, "line": Line, "noise": Noise}
 
 
 def to_path(path: Any) -> Path:
-    """The path meant by None, a name or a `Path`."""
+    """The path for None, a name or a `Path`."""
     if path is None:
         return Point()
     if isinstance(path, Path):
@@ -173,7 +173,7 @@ def to_path(path: Any) -> Path:
         return PATHS[path]()
     near = nearest(path, PATHS) if isinstance(path, str) else ""
     raise InputError(
-        f"path is js.Point(), js.Line(), js.Noise(), or one of their names in small letters; got {path!r}.{near}"
+        f"path must be js.Point(), js.Line(), js.Noise(), or one of their names in lower case; got {path!r}.{near}"
     )
 
 
@@ -191,5 +191,5 @@ def _numbers(alphas: Any) -> tuple[float, ...]:
     given = [_number(alpha) for alpha in alphas] if isinstance(alphas, Iterable) and not single else []
     numbers = tuple(number for number in given if number is not None)
     if not numbers or len(numbers) < len(given):
-        raise InputError(f"alphas are one or more numbers, 0 at the origin and 1 at the prompt; got {alphas!r}.")
+        raise InputError(f"alphas must be one or more numbers, 0 at the origin and 1 at the prompt; got {alphas!r}.")
     return numbers

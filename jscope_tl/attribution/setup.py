@@ -1,6 +1,6 @@
-"""The set-up: everything that the entry points share before the first forward pass, and how a run becomes a score.
+"""The setup that all entry points share before the first forward pass, and the score of a run.
 
-The keywords that all entry points take are those of `set_up`; what one of them does not take is refused by `keywords`.
+`set_up` takes the keywords of all entry points; `keywords` refuses those that an entry point does not support.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,21 +34,21 @@ from jscope_tl.scopes.base import Scope, Score
 from jscope_tl.scopes.registry import resolve_scope
 
 NO_PATTERNS = object()
-"""As ``per``: the entry point moves hook points only."""
+"""Value of ``per`` for entry points that take hook points only, and no attention patterns."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is explained, and how: all that is known before the first forward pass, but for the prompt.
+    """The scope and all settings that are known before the first forward pass; it does not contain the prompt.
 
     Attributes:
-        scope: what is explained.
-        at: the hook point or points as they were given.
+        scope: the scope, which defines the explained quantity.
+        at: the hook point or points, as passed by the user.
         settings: how the model is run.
-        reduction: from rows to a score.
+        reduction: how rows become a score.
         path: where the model is linearised.
-        entries: of attention patterns, where they are what is moved in place of a hook point.
-        chunk_size, matmul_precision, progress: of the backward passes.
+        entries: the entries of attention patterns, if the scores refer to these instead of a hook point; else None.
+        chunk_size, matmul_precision, progress: settings of the backward passes.
     """
 
     scope: Scope
@@ -67,19 +67,19 @@ class Setup:
         return self.settings.view
 
     def prompt(self, prompt: Any, prepend_bos: Any, position: Any) -> tuple[Int[Tensor, "pos"], int]:
-        """A prompt as ids, and the explained position in it."""
+        """The token ids of a prompt, and the explained position."""
         tokens = to_tokens(self.view, prompt, prepend_bos)
         return tokens, to_position(position, len(tokens))
 
     def warnings(self, tokens: Int[Tensor, "pos"]) -> list[str]:
-        """Doubts that are known beforehand: about the scope on these weights, and about the prompt."""
+        """Warnings that are known before the run: about the scope on these weights, and about the prompt."""
         return [*self.scope.check(self.view.basis), *prompt_warnings(self.view, tokens)]
 
     @contextmanager
     def run(
         self, tokens: Int[Tensor, "pos"], positions: Sequence[int], how: Mapping[str, Any] | None = None
     ) -> Iterator[tuple[Run, Backward]]:
-        """The prompt's own forward pass, and the backward passes through it; ``how`` are further arguments of the forward pass."""
+        """The forward pass of the prompt, and the backward passes through it; ``how``: further arguments of the forward pass."""
         passes = Passes()
         with run(self.settings, tokens, positions, self._inputs(len(tokens), passes), passes, how) as forward:
             backward = self.backward(forward)
@@ -91,7 +91,7 @@ class Setup:
     def run_together(
         self, prompts: Sequence[Int[Tensor, "_"]], positions: Sequence[int], rows: Sequence[int] | None = None
     ) -> AbstractContextManager[Run]:
-        """The forward pass of several prompts side by side, with one explained position in each, or those of ``rows``."""
+        """The forward pass of several prompts in one batch, with one explained position in each, or those of ``rows``."""
         passes = Passes()
         inputs = self._inputs(max(map(len, prompts)), passes)
         return run_together(self.settings, prompts, positions, inputs, passes, rows)
@@ -109,7 +109,7 @@ class Setup:
         )  # fmt: skip
 
     def map_rows(self, forward: Run) -> tuple[str, ...]:
-        """Names of the rows of a layer map; none where there is one score for each token."""
+        """Names of the rows of a layer map; empty if there is one score for each token."""
         if self.entries is not None:
             return self.entries.labels(list(forward.patterns or ()), int(self.view.cfg.n_heads))
         single = isinstance(self.at, str) and list(forward.at) == [self.at]
@@ -128,7 +128,9 @@ class Setup:
                 return self.in_units(Score(self.combined(self.numbers(vjp, self.scope.rows(state)))))
             return self.in_units(self._checked(self.scope.score(state, vjp), len(state.tokens)))
         if len(forward.at) > 1:
-            raise InputError(f"A path starts at one hook point; {list(forward.at)} are {len(forward.at)}.")
+            raise InputError(
+                f"A path needs a single hook point; {list(forward.at)} are {len(forward.at)}. Pass one of them as at."
+            )
         return self.in_units(averaged_score(self.path, self.scope, forward, backward, i))
 
     def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
@@ -141,7 +143,7 @@ class Setup:
         return self.in_units(score)
 
     def need_point(self) -> None:
-        """Refuse a path, along which several explained positions have no rows."""
+        """Refuse a path: rows of several explained positions are not defined along it."""
         if not isinstance(self.path, Point):
             raise InputError(
                 "Several tokens together are explained at the prompt itself; leave path out, or explain them one by one."
@@ -150,12 +152,12 @@ class Setup:
     def numbers(
         self, vjp: VJP | Backward, rows: Float[Tensor, "k *n d_model"], each: int | None = None, **how: Any
     ) -> Float[Tensor, "k *layer pos"]:
-        """One number per position from each row of an additive scope, to be `combined`; ``each`` rows make a score, or all."""
+        """One number per row and position of an additive scope, for `combined`; ``each``: rows per score, None for all rows."""
         positive = self.entries is not None and (each or len(rows)) == 1
         return vjp.positive_parts(rows, **how) if positive else vjp.squared_norms(rows, **how)
 
     def combined(self, numbers: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
-        """The score of an additive scope."""
+        """The score of an additive scope, from its `numbers`."""
         if self.entries is None:
             return self.scope.combined(numbers)
         return numbers[0] if len(numbers) == 1 else 0.5 * reduce(numbers, "k ... -> ...", "sum")
@@ -165,11 +167,11 @@ class Setup:
             return score
         given = list(score.values.shape) if isinstance(score, Score) else type(score).__name__
         raise InputError(
-            f"score of {self.scope.label} returned {given}; needed is a js.Score with values [{pos}] (of a layer map [layer, {pos}])."
+            f"score of {self.scope.label} returned {given}; it must return a js.Score with values [{pos}] (of a layer map [layer, {pos}])."
         )
 
     def in_units(self, score: Score) -> Score:
-        """The score in `unit`, which is never negative."""
+        """The score in `unit`; negative scores are refused."""
         if (score.values < 0).any() or (score.stderr is not None and (score.stderr < 0).any()):
             raise InputError(
                 f"Scope {self.scope.label!r} gave negative scores or errors; scores are unsigned, norms or absolute values."
@@ -178,14 +180,14 @@ class Setup:
 
     @property
     def unit(self) -> str:
-        """Of the score."""
+        """The unit of the score."""
         if self.entries is not None:
             return f"{self.scope.effect_unit}, {self.entries.unit}" if self.scope.additive else self.scope.effect_unit
         return self.reduction.unit(self.scope.unit, self.scope.effect_unit)
 
     @property
     def label(self) -> str:
-        """The scope's name, and what is not the paper's about the settings."""
+        """The scope's name, and the settings that differ from the paper's."""
         reduction = [] if self.reduction.name == self.scope.reduction else [self.reduction.name]
         reduction = reduction if self.entries is None else ["pattern x gradient"]
         path = [] if isinstance(self.path, Point) else [type(self.path).__name__.lower()]
@@ -196,7 +198,7 @@ class Setup:
         return ", ".join([self.scope.label, *reduction, *path, *changed])
 
     def options(self) -> dict[str, Any]:
-        """Options of the scope, and what is not the paper's about the settings."""
+        """The options of the scope, and the settings that differ from the paper's."""
         settings: dict[str, Any] = {} if self.reduction is NORM else {"reduction": self.reduction.name}
         if self.entries is not None and self.entries.per is not None:
             settings["per"] = self.entries.per
@@ -208,7 +210,7 @@ class Setup:
         elif self.settings.rules != Rules():
             settings["gradient"] = self.settings.rules.name
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in self.scope.options.items()}
-        return {**own, **settings}  # as they come back from a file, which knows no tuples
+        return {**own, **settings}  # lists instead of tuples, as in a saved file
 
 
 def set_up(
@@ -229,14 +231,14 @@ def set_up(
     recompute: Any = None,
     progress: bool | None = None,
 ) -> Setup:
-    """Resolve and check all keywords; ``one_point`` refuses several hook points, `NO_PATTERNS` attention patterns.
+    """Resolve and check all keywords; ``one_point`` refuses several hook points, ``per=NO_PATTERNS`` refuses attention patterns.
 
     Raises:
-        InputError: what cannot be used; the message says what was given, what is needed, what to do.
+        InputError: a keyword cannot be used; the message says what was given, what is needed and what to do.
     """
     resolved, view = resolve_scope(scope, options), ModelView(model)
     if not isinstance(fwd_hooks, Iterable | None):
-        raise InputError(f"fwd_hooks is a list of pairs of a hook point's name and a function; got {fwd_hooks!r}.")
+        raise InputError(f"fwd_hooks must be a list of pairs of a hook point's name and a function; got {fwd_hooks!r}.")
     entries = _entries(resolved, at, per, reduction, path)
     where = at if entries is None else "hook_embed"
     points = [view.hook_point(where)] if one_point else view.hook_points(where)
@@ -261,21 +263,19 @@ def set_up(
 
 
 def _entries(scope: Scope, at: Any, per: Any, reduction: Any, path: Any) -> PatternEntries | None:
-    """Entries of attention patterns, where the entry point takes them and they are asked for."""
+    """Entries of attention patterns, if ``at="pattern"`` and the entry point supports it; else None."""
     if per is NO_PATTERNS and at == PATTERN:
         raise InputError(
-            "at='pattern' is taken by js.attribute, js.attribute_batch and js.influence_pattern; what moves here is one vector for "
+            "at='pattern' is taken by js.attribute, js.attribute_batch and js.influence_pattern; this function needs one vector for "
             "each token. Use a hook point of the residual stream, such as 'hook_embed'."
         )
     if per is NO_PATTERNS or at != PATTERN:
         if per is not NO_PATTERNS and per is not None:
-            raise InputError(
-                f"per={per!r} keeps layers or heads of attention patterns apart; it goes with at='pattern'."
-            )
+            raise InputError(f"per={per!r} separates layers or heads of attention patterns; it needs at='pattern'.")
         return None
     if reduction is not None or not isinstance(to_path(path), Point):
         raise InputError(
-            "at='pattern' takes neither reduction nor path: its score is pattern times gradient, at the prompt itself."
+            "at='pattern' takes neither reduction nor path: its score is pattern x gradient, at the prompt itself."
         )
     if scope.needs_vectors:
         raise InputError(

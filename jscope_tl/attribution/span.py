@@ -1,4 +1,4 @@
-"""Targets of several tokens: the log-probability of a span is one number, and its gradient one row."""
+"""Targets of several tokens: the log-probability of a span is one number, and its gradient is one row."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,10 +31,10 @@ from jscope_tl.scopes.directions import ContrastiveScope, LogProbScope, TargetSc
 
 @dataclass(frozen=True)
 class Several:
-    """A target of several tokens, or one token and a baseline of several.
+    """A target and an optional baseline, at least one of which has several tokens.
 
     Attributes:
-        target, baseline: ids; no baseline is None.
+        target, baseline: token ids; None if there is no baseline.
     """
 
     target: list[int]
@@ -42,12 +42,12 @@ class Several:
 
     @property
     def branches(self) -> list[list[int]]:
-        """What may follow the prompt."""
+        """The texts that are put after the prompt: the target, and the baseline if there is one."""
         return [self.target] if self.baseline is None else [self.target, self.baseline]
 
 
 def several_tokens(setup: Setup) -> Several | None:
-    """The target and baseline as ids where one of them has several tokens; None where `Scope` deals with them itself."""
+    """The target and baseline as ids if one of them has several tokens; None if `Scope` handles them itself."""
     options, view = setup.scope.options, setup.view
     if not isinstance(setup.scope, TargetScope):
         return None
@@ -58,7 +58,7 @@ def several_tokens(setup: Setup) -> Several | None:
         return None
     if contrast and not (target and baseline):
         raise InputError(
-            f"A contrast of several tokens needs both: got target {options['target']!r}, baseline {options['baseline']!r}."
+            f"A contrast of several tokens needs a target and a baseline; got target {options['target']!r}, baseline {options['baseline']!r}."
         )
     if target == baseline:
         raise InputError(f"target and baseline are the same tokens {target}; their difference is always 0.")
@@ -66,17 +66,18 @@ def several_tokens(setup: Setup) -> Several | None:
 
 
 def explain_span(setup: Setup, tokens: Int[Tensor, "pos"], position: int, several: Several) -> Attribution:
-    """The scores of the prompt's tokens for a span that follows ``position``, or for the contrast of two.
+    """The scores of the prompt's tokens for a span that follows ``position``, or for the contrast of two spans.
 
-    What the first tokens of a span do to its later ones is part of its log-probability, and not of these scores; those are of the prompt.
+    The effect of a span's first tokens on its later ones is part of its log-probability, but not of these scores, which are scores of
+    the prompt's tokens only.
     """
     setup.need_point()
     start, longest = tokens[: position + 1], position + max(map(len, several.branches))
     if longest > setup.view.n_ctx:
         raise InputError(
-            f"Prompt and target have {longest} tokens, {setup.view.name} takes at most {setup.view.n_ctx}; shorten one."
+            f"Prompt and target have {longest} tokens, but {setup.view.name} takes at most {setup.view.n_ctx}; shorten one of them."
         )
-    warnings = [*setup.warnings(start), *_doubts(setup, several)]
+    warnings = [*setup.warnings(start), *_warnings(setup, several)]
     own = _per_token(setup, several)
     with _run(own, start, several) as (forward, backward):
         score, branches = _scored(own, forward, backward, several)
@@ -98,12 +99,12 @@ def explain_span(setup: Setup, tokens: Int[Tensor, "pos"], position: int, severa
 
 
 def _per_token(setup: Setup, several: Several) -> Setup:
-    """The same setting with a scope that is asked token by token; a contrast is one of log-probabilities."""
+    """The setup with a scope for single tokens; a contrast of spans is a difference of log-probabilities."""
     return setup if several.baseline is None else replace(setup, scope=LogProbScope())
 
 
 def _named(setup: Setup, several: Several) -> dict[str, Any]:
-    """Fields of the result that are the scope's as it was given."""
+    """The fields of the result that name the scope and the baseline as the user passed them."""
     if several.baseline is None:
         return {"scope": setup.label}
     return {"scope": setup.label, "baseline": text_of(prompt_texts(setup.view, several.baseline))}
@@ -114,26 +115,26 @@ def _options(setup: Setup, score: Score) -> dict[str, Any]:
 
 
 def _together(tokens: Sequence[PredictedToken]) -> PredictedToken:
-    """A span as one: its first token's id, its text, and the product of the probabilities."""
+    """A span as one `PredictedToken`: its first token's id, its text, and the product of the probabilities."""
     probability = prod(token.probability for token in tokens)
     return PredictedToken(tokens[0].token, text_of([token.str_token for token in tokens]), probability)
 
 
-def _doubts(setup: Setup, several: Several) -> list[str]:
+def _warnings(setup: Setup, several: Several) -> list[str]:
     texts = [text_of(prompt_texts(setup.view, ids)) for ids in several.branches]
-    doubts = []
+    warnings = []
     if len(texts) > 1 and len(several.target) != len(several.branches[1]):
-        doubts.append(
+        warnings.append(
             f"The target {texts[0]!r} has {len(several.target)} tokens and the baseline {texts[1]!r} has {len(several.branches[1])}: every "
-            "token more makes a text less probable. What is explained is log p(target) - log p(baseline), not per token."
+            "additional token makes a text less probable. The explained quantity is log p(target) - log p(baseline), not per token."
         )
     for name, ids in zip(("target", "baseline"), several.branches, strict=False):
         given = setup.scope.options.get(name)
         if isinstance(given, str) and not given[:1].isspace() and _has_fewer(setup, f" {given}", len(ids)):
-            doubts.append(
-                f"The {name} {given!r} has more tokens than {f' {given}'!r} with a space, which may be what follows a word."
+            warnings.append(
+                f"The {name} {given!r} has more tokens than {f' {given}'!r} with a space, which may be the form that follows a word."
             )
-    return doubts
+    return warnings
 
 
 def _has_fewer(setup: Setup, text: str, n: int) -> bool:
@@ -146,7 +147,7 @@ def _has_fewer(setup: Setup, text: str, n: int) -> bool:
 
 @contextmanager
 def _run(setup: Setup, start: Int[Tensor, "seen"], several: Several) -> Iterator[tuple[Run, Backward]]:
-    """The forward pass over prompt and span; of a contrast the prompt once with both behind it where the model can, else both side by side."""
+    """The forward pass over prompt and span; for a contrast, over the prompt once with both spans if the model can, else over two texts."""
     branches = Branches(start, [ids[:-1] for ids in several.branches])
     positions = [p for i in range(len(several.branches)) for p in branches.positions(i)]
     if several.baseline is None:
@@ -166,7 +167,7 @@ def _run(setup: Setup, start: Int[Tensor, "seen"], several: Several) -> Iterator
 
 @contextmanager
 def _side_by_side(setup: Setup, branches: Branches) -> Iterator[tuple[Run, Backward]]:
-    """Each continuation with a prompt of its own; rows are summed over the prompt that they share."""
+    """Run every continuation in a batch with its own copy of the prompt; rows are summed over the copies."""
     shared = len(branches.prompt)
     prompts = [torch.cat([branches.prompt, branches.prompt.new_tensor(list(ids))]) for ids in branches.continuations]
     rows = [i for i, prompt in enumerate(prompts) for _ in range(shared - 1, len(prompt))]
@@ -184,21 +185,21 @@ def _side_by_side(setup: Setup, branches: Branches) -> Iterator[tuple[Run, Backw
 def _check_two_texts(setup: Setup) -> None:
     beside = any(setup.view.reads_beside(name) for name in setup.settings.at)
     if setup.view.is_hooked(setup.settings.fwd_hooks) or setup.view.unembedding_is_hooked([]) or beside:
-        what = "hook_resid_mid of a bridge" if beside else "hooks, which may count on one prompt"
+        what = "hook_resid_mid of a bridge" if beside else "hooks, which may expect a single prompt"
         raise InputError(
-            f"A contrast of several tokens runs two texts together, which does not go with {what}. Explain each of them by itself, "
+            f"A contrast of several tokens runs two texts together, which does not work with {what}. Explain each text by itself, "
             "with scope 'log_prob'."
         )
     if isinstance(setup.path.origin, Tensor) and setup.path.origin.ndim == 2:
-        raise InputError("A contrast of several tokens takes one origin for all positions, [d]; this one is [pos, d].")
+        raise InputError("A contrast of several tokens needs one origin for all positions, [d]; got [pos, d].")
 
 
 def _shared(
     setup: Setup, n: int, shared: int, rows: list[Float[Tensor, "chunk all_pos d_s"]]
 ) -> list[Float[Tensor, "chunk shared d_shared"]]:
-    """Rows of the prompt that ``n`` texts share: the sum over these, as its vectors are the same in all of them.
+    """Rows of the prompt that ``n`` texts share: the sum over the texts, because the prompt's vectors are the same in all of them.
 
-    Entries of attention patterns are the same where the prompt itself attends; where the spans do, each has its own.
+    Entries of attention patterns are shared if the destination is in the prompt; destinations in the spans have separate entries.
     """
     apart = [rearrange(row, "chunk (n pos) d -> n chunk pos d", n=n)[:, :, :shared] for row in rows]
     if setup.entries is None:
@@ -239,7 +240,7 @@ def _combined(
     rows = [scope.rows(state) * sign for scope, state, sign in zip(scopes, states, signs, strict=True)]
     if any(len(of_one) != 1 for of_one in rows) or not setup.scope.additive:
         raise InputError(
-            f"Scope {setup.scope.label!r} does not explain a target of several tokens, as it has several cotangents. Use 'log_prob', or "
+            f"Scope {setup.scope.label!r} cannot explain a target of several tokens, because it has several cotangents. Use 'log_prob', or "
             "js.attribute_text with spans=."
         )
     return setup.combined(setup.numbers(vjp, torch.cat(rows, 1)))

@@ -1,4 +1,4 @@
-"""`spectrum`: in which directions each token moves the prediction, how strongly, and what that says in tokens."""
+"""`spectrum`: the directions in which each token moves the prediction, their strengths, and their tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ from jscope_tl.scopes.singular import Factors, collected, factors
 from jscope_tl.scopes.spectral import SEED, SpectralScope
 
 CAPTURED = 0.99
-"""Share of the energy below which singular values from a sketch are doubted."""
+"""Share of the energy below which a warning is given for singular values from a sketch."""
 
 
 @documented
@@ -46,28 +46,28 @@ def spectrum(
     progress: bool | None = None,
     **not_taken: Any,
 ) -> Spectrum:
-    """In which directions each token moves the prediction, how strongly, and what that says in tokens.
+    """Compute the directions in which each token moves the prediction, with their strengths and the tokens that they change.
 
-    Singular value decompositions of ``J_t = ∂y/∂x_t``, or of ``F_u^{1/2} J_t``, at every position ``t``. Where the trace
-    (``fisher``) says how far a token moves the distribution, this says in how many ways, and which.
+    The result has the singular value decompositions of ``J_t = ∂y/∂x_t``, or of ``F_u^{1/2} J_t``, at every position ``t``. The
+    trace (``fisher``) measures how far a token moves the distribution; the spectrum shows in how many directions, and in which.
 
-    ``d_model`` backward rows. Where they take more than 256 MB at once, random combinations of them come first (``k + 32`` at
-    least, up to half as many as rows where there is room) and the values are lower bounds from the space that these span, by
-    the randomised range finder of Halko, Martinsson and Tropp (2011). The result's ``captured`` says how much of the energy is
-    in it, and its warnings where that is less than 99 %: a slowly falling spectrum is then seen several per cent too low.
+    It takes ``d_model`` backward rows. If these need more than 256 MB at once, random combinations of them are computed first (at
+    least ``k + 32``, up to half as many as rows if memory allows), and the values are lower bounds from the space that these span, by
+    the randomised range finder of Halko, Martinsson and Tropp (2011). The result's ``captured`` is the share of the energy in this
+    space, and a warning is given if it is below 99 %: the values of a slowly decaying spectrum are then several per cent too low.
 
     Args:
-        of: ``"jacobian"``, gains from ``x_t`` to ``y`` whatever they do to the prediction; or ``"fisher"``, those to the
-            next-token distribution.
-        k: how many singular values and vectors.
+        of: ``"jacobian"``: gains from ``x_t`` to ``y``, whether or not they change the prediction; or ``"fisher"``: gains from
+            ``x_t`` to the next-token distribution.
+        k: the number of singular values and vectors.
         {shared}
-        not_taken: nothing; ``reduction`` and ``path`` are refused with the reason.
+        not_taken: catches keywords that the function does not support: ``reduction`` and ``path`` raise an error with the reason.
 
     Returns:
         A `Spectrum`.
 
     Raises:
-        InputError: as `attribute`; there is no such matrix, or ``k`` is more than its size.
+        InputError: as in `attribute`; ``of`` is unknown, or ``k`` is larger than ``d_model``.
 
     Example:
         >>> import jscope_tl as js
@@ -102,7 +102,7 @@ def spectrum(
             energy=energy,
             of=of,
             options={**setup.options(), "k": n},
-            warnings=[*warnings, *backward.notes, *_doubts(numbers["captured"][: explained + 1], linear)],
+            warnings=[*warnings, *backward.notes, *_warnings(numbers["captured"][: explained + 1], linear)],
             decodings=decodings,
         )
         return doubted(of_prompt(result, prompt))
@@ -111,20 +111,22 @@ def spectrum(
 def _count(k: Any, view: ModelView) -> int:
     number, most = whole(k), int(view.cfg.d_model)
     if number is None or not 1 <= number <= most:
-        raise InputError(f"k is how many singular values to compute, 1 to {most} (d_model) for {view.name}; got {k!r}.")
+        raise InputError(
+            f"k is the number of singular values to compute, 1 to {most} (d_model) for {view.name}; got {k!r}."
+        )
     return number
 
 
 def _directions(
     scope: SpectralScope, state: State
 ) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model"] | None]:
-    """A complete orthonormal basis of ``y`` and the weight of each of its vectors: for Fisher eigenvectors and ``λ^{1/2}``."""
+    """A complete orthonormal basis of ``y`` and a weight for each vector (None: all 1); for Fisher, eigenvectors and ``λ^{1/2}``."""
     rows = scope.cotangents(state)
     if scope.of == "jacobian":
         return rows, None
     sizes = rows.norm(dim=1)
     known = rows[sizes > 0] / rearrange(sizes[sizes > 0], "k -> k 1")
-    # What moves nothing is part of the movement all the same.
+    # Complete the basis with directions of weight 0, which do not change the distribution.
     rest = torch.linalg.qr(known.T, mode="complete").Q[:, len(known) :].T
     weights = torch.cat([sizes[sizes > 0], rest.new_zeros(len(rest))])
     return torch.cat([known, rest]), weights
@@ -133,7 +135,7 @@ def _directions(
 def _finished(
     values: Float[Tensor, "seen *rest"], pos: int, view: ModelView, state: State
 ) -> Float[Tensor, "pos *rest"]:
-    """Off the device, in float32, 0 after the explained position; what is not finite is refused."""
+    """Values on the CPU, in float32, 0 after the explained position; values that are not finite are refused."""
     filled = values.new_zeros(pos, *values.shape[1:])
     filled[: len(values)] = values
     by_position = rearrange(filled, "pos ... -> ... pos")
@@ -156,18 +158,20 @@ def _numbers(factored: Factors, decodings: Decodings | None, pos: int, view: Mod
 
 
 def _signs(outputs: Float[Tensor, "seen k d_model"]) -> Float[Tensor, "seen k"]:
-    """Where nothing can be decoded, the largest entry is positive."""
+    """Signs of directions that cannot be decoded: the largest entry becomes positive."""
     largest = outputs.gather(-1, outputs.abs().argmax(-1, keepdim=True)).squeeze(-1)
     return torch.where(largest < 0, -1.0, 1.0).to(outputs)
 
 
-def _doubts(captured: Float[Tensor, "seen"], linear: bool) -> list[str]:
-    doubts = []
+def _warnings(captured: Float[Tensor, "seen"], linear: bool) -> list[str]:
+    warnings = []
     if (worst := float(captured.min())) < CAPTURED:
-        doubts.append(
-            f"Singular values are lower bounds from a sketch that holds {worst:.1%} of the energy where it holds least; the "
-            "squares of the true ones are larger by the rest at most."
+        warnings.append(
+            f"Singular values are lower bounds from a sketch that captures {worst:.1%} of the energy at the worst position; the "
+            "squares of the true values are larger by at most the energy that is missing."
         )
     if not linear:
-        doubts.append("The model (or a hook) mixes logits after the unembedding: directions have no tokens.")
-    return doubts
+        warnings.append(
+            "The model (or a hook) mixes logits after the unembedding: directions cannot be decoded into tokens."
+        )
+    return warnings

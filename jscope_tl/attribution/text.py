@@ -1,4 +1,4 @@
-"""`attribute_text`: an answer, token by token or span by span, and what of the prompt it comes from."""
+"""`attribute_text`: which parts of the prompt an answer comes from, token by token or span by span."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -63,43 +63,43 @@ def attribute_text(
     progress: bool | None = None,
     **options: Any,
 ) -> TextAttribution:
-    """Which part of a prompt made the model say this: a scope for every token of an answer, or for spans of it.
+    """Score how strongly each part of a prompt drove the model's answer: one row for every token, or for every span, of the answer.
 
-    ``scores[i, j]``: how strongly source ``j``, a token of the prompt or of the answer so far, or several together, drove the ``i``-th
-    token of the answer. One forward pass over prompt and answer serves all rows; scopes with fixed cotangents (all but ``fisher``,
-    ``fisher_input`` and ``spectral``) take one backward row for each token.
+    ``scores[i, j]`` is the score of source ``j`` (a token of the prompt or of the answer so far, or a group of tokens) for the ``i``-th
+    token or span of the answer. One forward pass over prompt and answer serves all rows; scopes with fixed cotangents (all but
+    ``fisher``, ``fisher_input`` and ``spectral``) take one backward row for each of them.
 
     Args:
-        prompt: a string, ids, or the messages of a chat, ``[{"role": "user", "content": ...}]``: then the tokenizer's own template is
-            applied, up to where the assistant begins. A chat that ends with a message of the assistant has that one explained.
-        continuation: the answer, a string or ids; None: the model's own, generated.
-        max_new_tokens: of a generated answer; it ends before a token that ends a text.
-        temperature: 0: the most probable token each time; else tokens are drawn from ``softmax(logits / temperature)``.
-        generation_seed: of these draws; the global random generator is not touched.
-        stop: tokens that end a generated answer, in place of the tokenizer's and the model's own.
-        chat_template: another than the tokenizer's: its name there, or its text.
-        scope: what is explained of each token. A span is explained as one: the gradient of the sum of what the scope explains (for
-            ``log_prob`` of the span's log-probability); for Fisher the sum of the Fisher information over its positions, which is that of
-            the joint distribution by the chain rule.
-        spans: rows. ``"token"``: one for each token of the answer; ``"word"``, ``"sentence"``, ``"line"`` or ``"message"`` (all of
-            it): one for each of these; or a list of ``(first token, token after the last)``, counted in the answer, and of texts that
-            occur once in it.
-        by: columns. ``"token"``, ``"word"``, ``"sentence"``, ``"line"``, ``"message"``, or segments of your own, see
-            `TextAttribution.grouped`: of several tokens the norm of the stacked block (for ``reduction="dot"`` the sum), never a sum of
-            norms.
-        recompute: whether layers keep nothing for the backward passes and run again in each (True), keep their graphs (False), or as the
-            graph of the first layer and the memory that is there say (None): the result says so. At ``hook_embed``, without gradient rules
-            and hooks of your own.
-        progress: progress bars of generated tokens and of backward rows always (True), never (False), or where the wait is over a
-            second (None).
+        prompt: a string, ids, or the messages of a chat, ``[{"role": "user", "content": ...}]``. For a chat the tokenizer's template is
+            applied, with the generation prompt. If the chat ends with a message of the assistant, that message is the answer.
+        continuation: the answer, a string or ids; None: the model generates it.
+        max_new_tokens: the maximum length of a generated answer; an end-of-text token ends it and is not part of it.
+        temperature: 0: greedy decoding; otherwise tokens are sampled from ``softmax(logits / temperature)``.
+        generation_seed: the seed for sampling; the global random generator is not touched.
+        stop: tokens that end a generated answer; None: those of the tokenizer and of the model.
+        chat_template: a chat template to use instead of the tokenizer's default: its name in the tokenizer, or its text.
+        scope: the scope, which defines the explained quantity of each token. For a span of several tokens it is the sum of this quantity
+            over the tokens (for ``log_prob`` the span's log-probability); for Fisher the sum of the Fisher information over the span's
+            positions, which by the chain rule is that of the joint distribution.
+        spans: the rows. ``"token"``: one for each token of the answer; ``"word"``, ``"sentence"``, ``"line"`` or ``"message"`` (the
+            whole answer): one for each of these; or a list of ``(first token, token after the last)``, counted from the start of the
+            answer, and of texts that occur once in it.
+        by: the columns. ``"token"``, ``"word"``, ``"sentence"``, ``"line"``, ``"message"``, or segments of your own, see
+            `TextAttribution.grouped`. The score of several tokens is the norm of their concatenated rows (for ``reduction="dot"`` the
+            sum of the signed numbers), not the sum of their norms.
+        recompute: whether layers are recomputed in each backward pass to save memory (True), or keep their graphs (False). None: decided
+            from the size of the first layer's graph and the free memory; the result says so. Only at ``hook_embed``, without gradient
+            rules and hooks of your own.
+        progress: show progress bars of generated tokens and of backward rows always (True), never (False), or if they take more than
+            a second (None).
         {shared}
 
     Returns:
-        A `TextAttribution`. BOS and what the chat template wrote have scores too; lists and pictures leave them out and say so.
+        A `TextAttribution`. BOS and the tokens of the chat template also have scores; lists and figures omit them and say so.
 
     Raises:
-        InputError: as `attribute`; empty messages, a template that is not there, a continuation whose first token the tokenizer merges
-            with the end of the prompt, a span or segment that is outside.
+        InputError: as in `attribute`; messages are empty, the template does not exist, the tokenizer merges the continuation's first
+            token with the end of the prompt, or a span or segment is out of range.
 
     Example:
         >>> import jscope_tl as js
@@ -117,7 +117,7 @@ def attribute_text(
     )  # fmt: skip
     if isinstance(setup.scope, TargetScope) and setup.scope.target is not None:
         raise InputError(
-            "js.attribute_text explains the tokens of the continuation, and takes no target. Give the text as continuation, or use "
+            "js.attribute_text explains the tokens of the continuation, and takes no target. Pass the text as continuation, or use "
             "js.attribute."
         )
     passes = Passes()
@@ -138,7 +138,7 @@ def attribute_text(
 
 
 def _spans(setup: Setup, given: Tokenized, spans: Any) -> list[tuple[int, int]]:
-    """Spans of the continuation as pairs of numbers."""
+    """Spans of the continuation as pairs (first token, token after the last)."""
     n, str_tokens = given.text.n_prompt, prompt_texts(setup.view, given.tokens.tolist())
     n_out = len(str_tokens) - n
     if isinstance(spans, str) and spans in ("token", *PATTERNS):
@@ -156,7 +156,7 @@ def _spans(setup: Setup, given: Tokenized, spans: Any) -> list[tuple[int, int]]:
 def _explained(
     setup: Setup, given: Tokenized, continued: str, spans: Sequence[tuple[int, int]], passes: Passes
 ) -> TextAttribution:
-    """Rows for these spans, from one forward pass."""
+    """The rows of these spans, from one forward pass."""
     tokens, n, view = given.tokens, given.text.n_prompt, setup.view
     warnings, last = setup.warnings(tokens), max(stop for _, stop in spans)
     positions = list(range(n - 1, len(tokens) - 1))
@@ -198,7 +198,7 @@ Scored = tuple[Float[Tensor, "out pos"], Float[Tensor, "out pos"] | None, Float[
 
 
 def _scored(setup: Setup, forward: Run, backward: Backward, spans: Sequence[tuple[int, int]]) -> Scored:
-    """Scores, their errors, and of one cotangent's gradient x input the signed numbers."""
+    """Scores, their standard errors, and for gradient x input of one cotangent the signed numbers."""
     if setup.scope.additive and isinstance(setup.path, Point):
         values, signed = _at_once(setup, forward, backward, spans)
         return values, None, signed, []
@@ -217,7 +217,7 @@ def _scored(setup: Setup, forward: Run, backward: Backward, spans: Sequence[tupl
 def _at_once(
     setup: Setup, forward: Run, backward: Backward, spans: Sequence[tuple[int, int]]
 ) -> tuple[Float[Tensor, "out pos"], Float[Tensor, "out pos"] | None]:
-    """The rows of all spans of an additive scope, pulled back together."""
+    """The scores of all spans of an additive scope, from vector-Jacobian products in one batch."""
     placed = []
     for start, stop in spans:
         vjp = SpanVJP(backward, start, n=stop - start)
