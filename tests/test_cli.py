@@ -113,9 +113,9 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         ([PROMPT, "--attention"], "give both"),
         (
             [PROMPT, "--scope", "fisher", "--target", " are"],
-            "one that has: alternatives, contrastive, log_prob, semantic",
+            "scope that has it: alternatives, contrastive, log_prob, semantic",
         ),
-        ([PROMPT, "--baseline", " is"], "Leave it out, or take one that has: alternatives, contrastive"),
+        ([PROMPT, "--baseline", " is"], "Leave it out, or use a scope that has it: alternatives, contrastive"),
         ([" \n\t"], "the prompt is empty; give one"),
         ([PROMPT, "--html", "same", "--save", "./same"], "the same file"),
         ([PROMPT, "--save", os.devnull], "give a file name"),
@@ -176,7 +176,7 @@ def test_rules_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> No
     for given, said in (
         (["--gradient", "lrp"], "Did you mean 'attnlrp'"),
         (["--gradient", "gim", "--frozen", "attn"], "Give one of them"),
-        (["--per", "head"], "it goes with at='pattern'"),
+        (["--per", "head"], "it needs at='pattern'"),
     ):
         assert main([PROMPT, *given]) == 2
         assert said in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_what_cannot_be_explained_changes_nothing(llama: Any, given: dict[str, A
 
 
 def test_choices_have_names(llama: Any) -> None:
-    with pytest.raises(js.InputError, match="choice is one of probable, similar, both"):
+    with pytest.raises(js.InputError, match="choice must be one of probable, similar, both"):
         js.attribute(llama, TOKENS, "alternatives", choice="similiar")
 
 

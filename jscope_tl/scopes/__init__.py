@@ -1,8 +1,8 @@
-"""Scopes: what is explained. A module for each family, the base class, and the registry of their names.
+"""Scopes define the quantity that is explained. This package has a module for each family, the base class, and the registry.
 
-To add one to the package, write a class with ``@register_scope`` in a module here and import the module below.
+To add a scope to the package, write a class with ``@register_scope`` in a module here and import the module below.
 
-A scope of one's own is a function from the `State` to cotangents, the output directions that are pulled back:
+The simplest custom scope is a function from the `State` to cotangents, the output directions of the vector-Jacobian products:
 
     >>> from dataclasses import dataclass
     >>> import torch, jscope_tl as js
@@ -15,9 +15,9 @@ A scope of one's own is a function from the `State` to cotangents, the output di
     >>> js.attribute(model, "the keys to the cabinet", "margin", target=" are").prediction.target.str_token
     ' are'
 
-Its keywords are its options, and a keyword ``target`` is the token that it explains. For checks of options, a score other
-than ``‖C J_t‖`` or an effect of its own, subclass `Scope`, a frozen dataclass whose fields are the options; for a number
-computed from the logits, subclass `QuantityScope` and return that function from ``quantity``:
+The function's keywords are the scope's options, and a keyword ``target`` is the token that it explains. To check options, or to
+define another score than ``‖C J_t‖`` or another effect, subclass `Scope`, a frozen dataclass whose fields are the options. To
+explain a number that is computed from the logits, subclass `QuantityScope` and return a function of the logits from ``quantity``:
 
     >>> @js.register_scope("top_probability")
     ... @dataclass(frozen=True)

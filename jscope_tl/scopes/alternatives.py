@@ -1,4 +1,4 @@
-"""A token against what the model might have said instead, where nobody says what that is."""
+"""A scope for the target's logit against several alternative tokens, which are chosen automatically by default."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from jscope_tl.scopes.registry import register_scope
 
 CHOICES = ("probable", "similar", "both")
 AMONG = 100
-"""Most probable tokens that similar ones are chosen among."""
+"""Number of most probable tokens among which similar ones are chosen."""
 
 
 @register_scope("alternatives")
@@ -23,20 +23,21 @@ class AlternativesScope(TargetScope):
     """How strongly each token moves the target's logit against those of its alternatives: why this word and not the others.
 
     ``score_t = ‖(∂q/∂y)^T J_t‖`` with ``q = z_target - mean_a z_a`` over the alternatives ``a``. One backward pass. Unit: logit per
-    unit of x. With one alternative that is ``contrastive``; all others, weighted by their probability, make ``log_prob``.
+    unit of x. With one alternative this is ``contrastive``; with all other tokens, weighted by their probability, it would be
+    proportional to ``log_prob``.
 
     Args:
-        target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
-            most probable one.
-        baseline: the alternatives: a token or several; None: ``n`` are chosen, which
-            ``result.options["resolved"]["alternatives"]`` names.
-        n: how many are chosen (of ``"both"`` as many of each kind).
-        choice: ``"probable"``: the most probable tokens other than the target. ``"similar"``: of the `AMONG` most probable those whose
-            columns of ``W_U``, less their mean, have the largest cosine with the target's: tokens of its kind, as other names are
-            for a name and " are" is for " is". ``"both"``.
+        target: a string that is one token, or an id. None: the prompt's own next token if there is one, else the
+            most probable token.
+        baseline: the alternatives, one token or several; None: ``n`` alternatives are chosen, and
+            ``result.options["resolved"]["alternatives"]`` lists them.
+        n: the number of alternatives that are chosen (for ``"both"``, of each kind).
+        choice: ``"probable"``: the most probable tokens other than the target. ``"similar"``: among the `AMONG` most probable tokens,
+            those whose columns of ``W_U``, minus their mean, have the largest cosine with the target's. These are tokens of the same
+            kind, such as other names for a name, or " are" for " is". ``"both"``: both.
 
     Raises:
-        InputError: a token that is not exactly one, or the target among the alternatives.
+        InputError: a string is not exactly one token, or the target is among the alternatives.
 
     Example:
         >>> import jscope_tl as js
@@ -57,15 +58,17 @@ class AlternativesScope(TargetScope):
         object.__setattr__(self, "n", count("n", self.n, 1))
         if not isinstance(self.choice, str) or self.choice not in CHOICES:
             raise InputError(
-                f"choice is one of {', '.join(CHOICES)}; got {self.choice!r}.{nearest(str(self.choice), CHOICES)}"
+                f"choice must be one of {', '.join(CHOICES)}; got {self.choice!r}.{nearest(str(self.choice), CHOICES)}"
             )
         if isinstance(self.baseline, list | tuple):
             if not self.baseline:
-                raise InputError("baseline is a token, several, or None to have some chosen; got none at all.")
+                raise InputError(
+                    "baseline must be a token, several tokens, or None for automatic alternatives; got an empty list."
+                )
             object.__setattr__(self, "baseline", tuple(self.baseline))
 
     def alternatives(self, state: State) -> list[int]:
-        """Ids of what the target is held against."""
+        """Ids of the tokens that the target is contrasted with."""
         target = self.target_id(state)
         if self.baseline is None:
             return self._chosen(state, target)
@@ -84,7 +87,7 @@ class AlternativesScope(TargetScope):
         return list(dict.fromkeys([*probable, *similar]))
 
     def quantity(self, state: State) -> Quantity:
-        """The target's logit less the mean of the alternatives'."""
+        """The target's logit minus the mean logit of the alternatives."""
         target, others = self.target_id(state), self.alternatives(state)
         return lambda logits: _against(logits, target, others)
 
@@ -94,7 +97,7 @@ def _against(logits: Float[Tensor, "d_vocab"], target: int, others: list[int]) -
 
 
 def _by_similarity(state: State, target: int, tokens: Int[Tensor, "n"]) -> list[int]:
-    """The tokens by the cosine of their centred columns of ``W_U`` with the target's, the largest first."""
+    """The tokens sorted by the cosine of their centred columns of ``W_U`` with the target's, the largest first."""
     mean = state.W_U.detach().float().mean(1, keepdim=True)
     columns, own = (state.W_U.detach()[:, ids].float() - mean for ids in (tokens, [target]))
     order = torch.cosine_similarity(own, columns, dim=0).argsort(descending=True)

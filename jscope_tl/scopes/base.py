@@ -1,4 +1,4 @@
-"""What a scope is: an output direction (or several) to pull back, a unit, and a way from squared row norms to scores."""
+"""The base class of scopes: output directions (cotangents), a unit, and the formula from squared row norms to scores."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,19 +18,19 @@ from jscope_tl.model.basis import Basis
 from jscope_tl.scopes.effects import EffectRows
 
 Effect = Callable[[Float[Tensor, "d_model"], Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
-"""From the ``y`` and the logits that a run ended in to how far it is from the base run."""
+"""A function from the ``y`` and the logits of a run to the run's distance from the base run."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number per position (and hook point, where there are several).
+    """One number per position (and per hook point if there are several).
 
     Attributes:
         values: the scores.
-        stderr: their standard error, where they are estimates.
-        resolved: what was done, where the options left it open.
-        seed: of the random numbers, where there were any.
-        weights: how much the squared norm of each row counted, in the order in which they were pulled back; None is 1 for all.
+        stderr: their standard errors, if they are estimates.
+        resolved: the choices that were made automatically, such as the target or the number of probes.
+        seed: the seed of the random numbers, if there are any.
+        weights: the weight of each row's squared norm, in the order in which the rows were computed; None: 1 for all.
         warnings: sentences for the result's warnings.
     """
 
@@ -42,7 +42,7 @@ class Score:
     warnings: list[str] = field(default_factory=list)
 
     def times(self, factor: float) -> "Score":
-        """In other units: rows were pulled back at another size than they count."""
+        """The score in other units, for rows that were computed from rescaled cotangents."""
         weights = None if self.weights is None else self.weights * factor
         stderr = None if self.stderr is None else self.stderr * factor
         return replace(self, values=self.values * factor, stderr=stderr, weights=weights)
@@ -51,21 +51,21 @@ class Score:
 class Scope(ABC):
     """Base of all scopes. A subclass is a frozen dataclass whose fields are its options.
 
-    It has a ``unit`` and returns ``cotangents``: the rows ``C [k, d_model]``. The score of position ``t`` is then
-    ``‖C J_t‖`` (Frobenius; for k = 1 the norm of the paper's Eq. 1). A field ``target`` that is a string, an id or None is the
-    token of the vocabulary that the scope explains; give another name to what is not a token.
+    A scope has a ``unit`` and returns ``cotangents``: the rows ``C [k, d_model]``. The score of position ``t`` is then
+    ``‖C J_t‖`` (Frobenius norm; for k = 1 the norm of the paper's Eq. 1). A field ``target`` that is a string, an id or None is the
+    token of the vocabulary that the scope explains; options that are not tokens need another name.
 
     Attributes:
-        unit: of the score.
-        name: under which the class is registered.
-        reduction: the default, of `jscope_tl.engine.inputs.REDUCTIONS`.
-        additive: whether the score is `combined` from the squared norms of the rows ``C J_t`` and nothing else; then many
-            positions and prompts share a backward pass. A subclass that overrides `score` is not, unless it says so.
-        moves_along: whether along a path the cotangent is a gradient, to be taken anew at each point; else that of the prompt
-            is kept.
-        exact_effect: whether `effect_from` gives the change of the quantity whose gradient the cotangent is, and not only its
-            first order.
-        needs_vectors: whether `score` looks at the rows of single tokens' vectors, which attention patterns do not have.
+        unit: the unit of the score.
+        name: the name under which the class is registered.
+        reduction: the default reduction, a key of `jscope_tl.engine.inputs.REDUCTIONS`.
+        additive: whether the score is `combined` from the squared norms of the rows ``C J_t`` alone; then many positions and
+            prompts share a backward pass. A subclass that overrides `score` is not additive unless it sets this attribute.
+        moves_along: whether the cotangents are recomputed at each point of a path, as gradients need it; if False, those of the
+            prompt are used at all points.
+        exact_effect: whether `effect_from` gives the actual change of the quantity whose gradient the cotangent is, not only
+            the change to first order.
+        needs_vectors: whether `score` needs the rows of one vector per token, which attention patterns do not have.
     """
 
     unit: ClassVar[str] = "unit of the cotangents, per unit of x"
@@ -84,10 +84,10 @@ class Scope(ABC):
 
     @abstractmethod
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
-        """The output directions that are pulled back, as rows."""
+        """The output directions of the vector-Jacobian products, as rows."""
 
     def rows(self, state: State) -> Float[Tensor, "k d_model"]:
-        """`cotangents`, checked: on the device of ``y``, detached; anything that is no ``[k, d_model]`` is refused."""
+        """`cotangents`, detached and on the device of ``y``; a shape other than ``[k, d_model]`` is refused."""
         return checked_cotangents(self.cotangents(state), state, self.label)
 
     def score(self, state: State, vjp: VJP) -> Score:
@@ -95,61 +95,61 @@ class Scope(ABC):
         return Score(self.combined(vjp.squared_norms(self.rows(state))))
 
     def span_rows(self, states: Sequence[State]) -> Float[Tensor, "k d_output"]:
-        """The output directions of several positions together, those of all one after the other.
+        """The output directions of several positions together, concatenated over the positions.
 
-        Of one direction at each position, the gradient of their sum (of log-probabilities: of the log-probability of the span). Of
-        several, each of them by itself, as Fisher information adds up.
+        For one direction at each position, the gradient of the sum (for log-probabilities, of the span's log-probability). For
+        several directions, each direction separately, because Fisher information adds up.
         """
         rows = [self.rows(state) for state in states]
         return torch.cat(rows, 1) if all(len(of_one) == 1 for of_one in rows) else torch.block_diag(*rows)
 
     def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
-        """Scores of all positions for several explained ones together; of one, `score`."""
+        """Scores of all positions for several explained positions together; for one explained position, `score`."""
         if len(states) == 1 and not self.additive:
             return self.score(states[0], vjp)
         if not self.additive:
             raise InputError(
-                f"Scope {self.label!r} has no score of several predictions together; explain them one by one, or take 'fisher'."
+                f"Scope {self.label!r} has no score of several predictions together; explain them one by one, or use 'fisher'."
             )
         return Score(self.combined(vjp.squared_norms(self.span_rows(states))))
 
     def combined(self, squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
-        """One number per position from the squared norms of the scope's own rows: the norm of all rows together."""
+        """One number per position from the squared norms of the scope's rows: the norm of all rows together."""
         return reduce(squares, "k ... -> ...", "sum").sqrt()
 
     def of_rows(self, rows: Float[Tensor, "k *layer pos d_in"]) -> Float[Tensor, "*layer pos"]:
-        """One number per position from the rows themselves, where these are at hand (averaged along a path)."""
+        """One number per position from the rows themselves (used for rows averaged along a path)."""
         return self.combined(rows.square().sum(-1))
 
     def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
-        """The rows that are averaged along a path. Scopes that are not additive say which, if any."""
+        """The cotangents whose rows are averaged along a path. Scopes that are not additive must override this to support paths."""
         if not self.additive:
             raise InputError(
-                f"Scope {self.label!r} has no rows to average along a path. Take one with cotangents, or fisher with "
+                f"Scope {self.label!r} has no rows to average along a path. Use a scope with cotangents, or fisher with "
                 "method='low_rank'."
             )
         return self.rows(state)
 
     def at_input(self, score: Score) -> Score:
-        """The score in `effect_unit`, where rows are already multiplied by the input."""
+        """The score in `effect_unit`, from a score whose rows are already multiplied by the input."""
         return score
 
     def effect_from(self, base: State) -> Effect:
-        """How far what the scope explains is from the run ``base`` in another run: a function of its ``y`` and logits.
+        """The change of the explained quantity from the run ``base`` to another run, as a function of that run's ``y`` and logits.
 
-        Signed for one cotangent, ``C (y - y_base)``; ``½ ‖C (y - y_base)‖²`` for several. Scopes of a quantity of the
-        logits give its actual change.
+        For one cotangent the change is signed, ``C (y - y_base)``; for several it is ``½ ‖C (y - y_base)‖²``. Scopes that explain
+        a quantity of the logits return its actual change.
         """
         rows = self.rows(base).to(base.dtype)
         before = base.y.detach().to(base.dtype)
         return lambda y, logits: _to_leading_order(rows @ (y.to(before) - before))
 
     def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
-        """The effect to leading order, from how far each row that was pulled back for ``score`` moves."""
+        """The effect to leading order, from the movements ``C J δ`` of the rows that ``score`` was computed from."""
         return _to_leading_order(moved)
 
     def effect_rows(self, state: State) -> EffectRows:
-        """The rows that tell what a change of anything in the network does, by how far they move: `rows`, to leading order."""
+        """The rows whose movements predict the effect of any change in the network; by default `rows`, to leading order."""
         return EffectRows(self.rows(state))
 
     @property
@@ -159,28 +159,28 @@ class Scope(ABC):
 
     @property
     def label(self) -> str:
-        """The name that the class was registered under, or the class's own: a subclass does not inherit it."""
+        """The name under which this class itself is registered (not its parent class), or the name of the class."""
         return vars(type(self)).get("name") or type(self).__name__
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of the scope as a dict."""
+        """The options of the scope as a dict."""
         return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
 
     def check(self, basis: Basis) -> list[str]:
-        """Warnings that the weight processing of the model calls for; raises where the scope means nothing."""
+        """Warnings about the model's weight processing; raises if the scope is meaningless on such weights."""
         return []
 
     @property
     def needs_target(self) -> bool:
-        """Whether the scope explains one token and was not told which."""
+        """Whether the scope explains one token and no target is set."""
         return self.options.get("target", "") is None
 
     def target_id(self, state: State) -> int:
         """Id of the token that the scope explains.
 
-        Without a target, and for scopes that explain no single token: the prompt's own next token where there is one, else
-        the most probable one.
+        Without a target, and for scopes that explain no single token: the prompt's own next token if there is one, else
+        the most probable token.
         """
         target = self.options.get("target")
         return state.to_id(target if isinstance(target, str) or whole(target) is not None else None)
@@ -190,7 +190,7 @@ class Scope(ABC):
         return []
 
     def with_target(self, token: str | int) -> "Scope":
-        """The same scope of another token; a scope that explains no single token stays as it is."""
+        """The same scope with another target; a scope that explains no single token is returned unchanged."""
         return replace(self, target=token) if "target" in self.options else self  # type: ignore[type-var]
 
 
@@ -199,15 +199,15 @@ def _to_leading_order(moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]
 
 
 def checked_cotangents(rows: Any, state: State, name: str) -> Float[Tensor, "k d_model"]:
-    """What a scope returned, as rows; anything that is no ``[d_model]`` or ``[k, d_model]`` is refused."""
+    """The return value of a scope as rows; a shape other than ``[d_model]`` or ``[k, d_model]`` is refused."""
     d_model = len(state.y)
     if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or rows.shape[-1] != d_model or not rows.numel():
         given = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         raise InputError(
-            f"Cotangents are a tensor [d_model] or [k, d_model] with d_model = {d_model}; {name} returned {given}."
+            f"Cotangents must be a tensor [d_model] or [k, d_model] with d_model = {d_model}; {name} returned {given}."
         )
     if rows.is_complex() or not rows.isfinite().all():
-        raise InputError(f"Cotangents are real, finite numbers; those of {name} are not finite, or complex.")
+        raise InputError(f"Cotangents must be real, finite numbers; those of {name} are not finite, or complex.")
     return rows.detach().reshape(-1, d_model).to(state.y.device, state.dtype)
 
 
@@ -215,13 +215,13 @@ def checked_cotangents(rows: Any, state: State, name: str) -> Float[Tensor, "k d
 class FunctionScope(Scope):
     """A user's function from `State` to cotangents (``[d_model]`` or ``[k, d_model]``), scored by the norm of its rows.
 
-    A parameter ``target`` of the function is the token that it explains, as in scopes of the package.
+    A parameter ``target`` of the function is the token that it explains, as in the scopes of the package.
     """
 
     function: Callable[..., Any]
     given: dict[str, Any] = field(default_factory=dict)
     called: str = ""
-    unit: str = Scope.unit  # type: ignore[misc]  # an option here, a constant in every other scope
+    unit: str = Scope.unit  # type: ignore[misc]  # an instance attribute here, a class constant in other scopes
     moves_along: bool = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
@@ -234,7 +234,7 @@ class FunctionScope(Scope):
 
     @property
     def label(self) -> str:
-        """The registered name, or the function's own."""
+        """The registered name, or the name of the function."""
         return self.called or getattr(self.function, "__name__", "function")
 
     @property
@@ -245,7 +245,7 @@ class FunctionScope(Scope):
         return {**defaults, **self.given}
 
     def cotangents(self, state: State) -> Any:
-        """What the function returns; `rows` checks it, as it checks every scope's."""
+        """The return value of the function; `rows` checks it."""
         return self.function(state, **self.given)
 
     def alternatives(self, state: State) -> list[int]:
@@ -253,5 +253,5 @@ class FunctionScope(Scope):
         return []
 
     def with_target(self, token: str | int) -> "FunctionScope":
-        """The same function of another token."""
+        """The same function with another target."""
         return replace(self, given={**self.given, "target": token}) if "target" in self.options else self

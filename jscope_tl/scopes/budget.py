@@ -1,4 +1,4 @@
-"""When an estimate is precise enough, and when it has cost enough."""
+"""Stopping criteria of an estimate: its tolerance, and its budget of backward rows."""
 
 from dataclasses import dataclass, field
 from math import inf
@@ -13,29 +13,29 @@ from jscope_tl.engine.one_position import VJP
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Standard errors that are small enough: ``rtol`` of their score, or ``atol`` of the largest one beside it if that is more.
+    """The largest accepted standard error: ``rtol`` times the score, or ``atol`` times the largest score if that is more.
 
-    What is far below the largest score is drawn as next to nothing, and an error that cannot be seen need not be paid for. The
-    first token's score is not taken for the largest: it often exceeds all others whatever is asked, and pictures leave it out.
+    A score far below the largest one is hardly visible in a figure, so its relative error matters little. The first token's score is
+    not used as the largest one: it often exceeds all others for every scope, and figures omit it from their colour scale.
     """
 
     rtol: float
     atol: float = 0.0
 
     def sizes(self, values: Float[Tensor, "*layer pos"]) -> Float[Tensor, "*layer pos"]:
-        """What ``rtol`` is a fraction of: the scores, small ones raised to where ``atol`` is more."""
+        """The values that ``rtol`` is relative to: the scores, but at least ``atol / rtol`` times the largest one."""
         others = values[..., 1:] if values.shape[-1] > 1 else values
         least = (self.atol / self.rtol * others.amax(-1, keepdim=True)).clamp_min(torch.finfo(values.dtype).tiny)
         return torch.maximum(values, least)
 
     def worst(self, values: Float[Tensor, "*layer pos"], stderr: Float[Tensor, "*layer pos"]) -> float:
-        """The largest standard error relative to `sizes`: enough is known when it is below ``rtol``."""
+        """The largest standard error relative to `sizes`; the estimate is precise enough when this is at most ``rtol``."""
         return float((stderr / self.sizes(values)).max())
 
 
 @dataclass
 class Budget:
-    """Backward rows that a call may take: ``max_rows``, and as many as ``max_seconds`` allow at the pace so far."""
+    """The number of backward rows that a call may take: ``max_rows``, or as many as ``max_seconds`` allows at the speed so far."""
 
     vjp: VJP
     max_rows: int | None = None
@@ -48,15 +48,15 @@ class Budget:
 
     @property
     def taken(self) -> int:
-        """Rows so far."""
+        """The number of rows so far."""
         return self.vjp.backward.passes.n_backward - self._before
 
     def left(self) -> float:
-        """Rows that may follow."""
+        """The number of rows that are left."""
         return min(self._by_rows(), self._by_time())
 
     def spent(self) -> str:
-        """Which of the two it is that ends first."""
+        """The limit that is reached first, for a message."""
         if self._by_rows() <= self._by_time():
             return f"max_rows={self.max_rows}"
         return f"max_seconds={self.max_seconds:g}"

@@ -16,7 +16,7 @@ from jscope_tl.scopes.base import Effect, Scope
 from jscope_tl.scopes.registry import register_scope
 
 Target = str | int | Sequence[str | int] | None
-"""A token of the vocabulary, as a string or an id; in `js.attribute` and `js.attribute_batch` also several, one after the other."""
+"""A token of the vocabulary, as a string or an id; `js.attribute` and `js.attribute_batch` also take a sequence of several tokens."""
 Quantity = Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]
 
 
@@ -31,11 +31,11 @@ class QuantityScope(Scope):
         """The function of the logits that is explained."""
 
     def cotangents(self, state: State) -> Float[Tensor, "1 d_model"]:
-        """Gradient of the quantity with respect to ``y``."""
+        """The gradient of the quantity with respect to ``y``."""
         return rearrange(state.gradient(self.quantity(state)), "d_model -> 1 d_model")
 
     def effect_from(self, base: State) -> Effect:
-        """Change of the quantity."""
+        """The change of the quantity."""
         quantity = self.quantity(base)
         before = quantity(base.logits.detach())
         return lambda y, logits: quantity(logits.to(before)) - before
@@ -48,7 +48,7 @@ class TargetScope(QuantityScope):
     target: Target = None
 
     def target_id(self, state: State) -> int:
-        """The target as an id; what is no token is refused."""
+        """The target as an id; a target that is not one token is refused."""
         return state.to_id(self.target)
 
 
@@ -57,15 +57,15 @@ class TargetScope(QuantityScope):
 class SemanticScope(TargetScope):
     """How strongly each token moves the target's logit (the paper's Semantic Scope, Eq. 3).
 
-    ``score_t = ‖(∂z_target/∂y)^T J_t‖``; the cotangent is the target's column of ``W_U`` where nothing follows the
-    unembedding. One backward pass. Unit: logit per unit of x.
+    ``score_t = ‖(∂z_target/∂y)^T J_t‖``; the cotangent is the target's column of ``W_U`` if nothing (such as a soft-cap) follows
+    the unembedding. One backward pass. Unit: logit per unit of x.
 
     Centring ``W_U`` (``center_unembed=True``, a TransformerLens default) subtracts the mean logit and so changes this
-    number; results on such a model say so.
+    score; results on such a model have a warning.
 
     Args:
-        target: a string that is one token, or an id. None: the prompt's own next token where there is one, else the
-            most probable one.
+        target: a string that is one token, or an id. None: the prompt's own next token if there is one, else the
+            most probable token.
 
     Raises:
         InputError: the target is not exactly one token, or is out of range.
@@ -86,12 +86,12 @@ class SemanticScope(TargetScope):
         return lambda logits: logits[token]
 
     def check(self, basis: Basis) -> list[str]:
-        """Warn where centring makes the number another than the paper's."""
+        """Warn if centring makes the score differ from the paper's."""
         if not basis.unembed_centered:
             return []
         return [
             "W_U is centred (center_unembed=True, a TransformerLens default): this is the score of the target's logit "
-            "minus the mean logit, not the paper's number. Load with from_pretrained_no_processing for that one; "
+            "minus the mean logit, not the paper's score. For the paper's score, load the model with from_pretrained_no_processing; "
             "log_prob is the same on both."
         ]
 
@@ -99,15 +99,15 @@ class SemanticScope(TargetScope):
 @register_scope("log_prob")
 @dataclass(frozen=True)
 class LogProbScope(TargetScope):
-    """How strongly each token moves the target's log-probability: the semantic direction less its mean under ``p``.
+    """How strongly each token moves the target's log-probability: the semantic direction minus its mean under ``p``.
 
-    ``score_t = ‖(∂ log p_target/∂y)^T J_t‖``. One backward pass. Unit: nat per unit of x. Unlike Semantic Scope it does
-    not change when all logits rise together, hence not with centring or folding.
+    ``score_t = ‖(∂ log p_target/∂y)^T J_t‖``. One backward pass. Unit: nat per unit of x. Unlike Semantic Scope, it does
+    not change if all logits rise by the same amount, and so neither with centring nor with folding.
 
     Args:
-        target: a string or an id. Of several tokens (a longer string, or a list of ids) `js.attribute` explains the log-probability of
-            all of them, one after the other, which is one number with one gradient. None: the prompt's own next token where there is
-            one, else the most probable one.
+        target: a string or an id. For several tokens (a longer string, or a list of ids) `js.attribute` explains the log-probability of
+            the whole sequence, which is one number with one gradient. None: the prompt's own next token if there is one, else the
+            most probable token.
 
     Raises:
         InputError: the target is not exactly one token, or is out of range.
@@ -128,15 +128,15 @@ class ContrastiveScope(TargetScope):
 
     ``score_t = ‖(∂(z_target - z_baseline)/∂y)^T J_t‖``. One backward pass. Unit: logit per unit of x.
 
-    For target or baseline of several tokens `js.attribute` explains ``log p(target) - log p(baseline)`` of the whole texts, in nats; of
-    one token each that is the difference of their logits.
+    If the target or the baseline has several tokens, `js.attribute` explains ``log p(target) - log p(baseline)`` of the whole texts, in
+    nats; for one token each this equals the difference of their logits.
 
     Args:
-        target: a string or an id, or a list of ids. None: the prompt's own next token where there is one, else the most probable one.
-        baseline: what the target is held against. Required.
+        target: a string or an id, or a list of ids. None: the prompt's own next token if there is one, else the most probable token.
+        baseline: the token or text that the target is contrasted with. Required.
 
     Raises:
-        InputError: target or baseline is not exactly one token where several cannot be explained, or both are the same.
+        InputError: target or baseline is not exactly one token and the entry point cannot explain several, or both are the same.
 
     Example:
         >>> import jscope_tl as js
@@ -157,9 +157,9 @@ class ContrastiveScope(TargetScope):
         return lambda logits: logits[target] - logits[baseline]
 
     def check(self, basis: Basis) -> list[str]:
-        """Refuse to go on without a baseline."""
+        """Refuse a missing baseline."""
         if self.baseline is None:
-            raise InputError("contrastive needs a baseline: the token that the target is held against.")
+            raise InputError("contrastive needs a baseline: the token that the target is contrasted with.")
         return []
 
 
@@ -172,7 +172,7 @@ class TemperatureScope(Scope):
 
     Raises:
         InputError: the final norm's gain is folded into ``W_U`` (``fold_ln=True``, a TransformerLens default). Then
-            ``‖y‖`` is the same for every input, the score is 0, and what autograd returns is rounding noise.
+            ``‖y‖`` is the same for every input, the score is 0, and autograd returns rounding noise.
 
     Example:
         >>> import jscope_tl as js
@@ -190,12 +190,12 @@ class TemperatureScope(Scope):
         return rearrange(y / y.norm(), "d_model -> 1 d_model")
 
     def effect_from(self, base: State) -> Effect:
-        """Change of ``‖y‖``."""
+        """The change of ``‖y‖``."""
         before = base.y.detach().to(base.dtype).norm()
         return lambda y, logits: y.to(before).norm() - before
 
     def check(self, basis: Basis) -> list[str]:
-        """Refuse where ``‖y‖`` cannot change."""
+        """Refuse models whose ``‖y‖`` cannot change."""
         if basis.ln_folded:
             raise InputError(
                 "Temperature Scope measures the norm of y, but this model's final norm has no gain of its own "
@@ -210,10 +210,10 @@ class TemperatureScope(Scope):
 @register_scope("logit_temperature")
 @dataclass(frozen=True)
 class LogitTemperatureScope(QuantityScope):
-    """How strongly each token moves the spread of the logits, ``‖z - mean(z)‖``: confidence read off the logits.
+    """How strongly each token moves the spread of the logits, ``‖z - mean(z)‖``, a measure of confidence.
 
-    ``score_t = ‖(∂‖z - mean(z)‖/∂y)^T J_t‖``. Temperature Scope for models whose weights are folded: folding and
-    centring leave it as it is. One backward pass. Unit: logit norm per unit of x.
+    ``score_t = ‖(∂‖z - mean(z)‖/∂y)^T J_t‖``. It replaces Temperature Scope on models with folded weights: folding and
+    centring do not change it. One backward pass. Unit: logit norm per unit of x.
     """
 
     unit = "logit norm per unit of x"
@@ -241,13 +241,13 @@ class EntropyScope(QuantityScope):
 @register_scope("random_direction")
 @dataclass(frozen=True)
 class RandomDirectionScope(Scope):
-    """How strongly each token moves the final hidden state along a direction drawn at random: a baseline for the others.
+    """How strongly each token moves the final hidden state along a random direction: a baseline for the other scopes.
 
-    ``score_t = ‖v^T J_t‖`` with ``v`` a unit vector of even distribution. Whatever a scope shows that this one shows too
-    has nothing to do with what the scope explains. One backward pass. Unit: unit of y per unit of x.
+    ``score_t = ‖v^T J_t‖`` with ``v`` a uniformly distributed unit vector. A pattern that a scope shares with this baseline
+    is not specific to the quantity that the scope explains. One backward pass. Unit: unit of y per unit of x.
 
     Args:
-        seed: of the direction, which is the same for all prompts. The global random generator is not touched.
+        seed: the seed of the direction, which is the same for all prompts. The global random generator is not touched.
     """
 
     seed: int = 0

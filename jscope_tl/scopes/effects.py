@@ -1,4 +1,4 @@
-"""From how far rows move to what a change does to a prediction."""
+"""The effect of a change on a prediction, from the movements of rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,23 +11,24 @@ from scipy.special import chdtri
 from torch import Tensor
 
 LARGEST = 1024
-"""Cells with the largest effects, whose distributions are worked out; for the others the second order is as good."""
+"""Number of cells with the largest effects for which the KL divergence is computed; second order is as good for the others."""
 BLOCK = 2**22
-"""Logits that are worked out at once, ``cells x d_vocab``."""
+"""Number of logits computed at once, ``cells x d_vocab``."""
 SMALL = 1.0
-"""Change of a logit up to which the form that does not cancel is used; the other one does not overflow."""
+"""Change of a logit up to which the formula without cancellation is used; above it, the one that does not overflow."""
 
 Exact: TypeAlias = Callable[[Float[Tensor, "k cell"]], Float[Tensor, "cell"]]
 
 
 @dataclass(frozen=True)
 class EffectRows:
-    """Rows ``C`` whose movements ``m = C J δ`` tell what a change ``δ`` does.
+    """Rows ``C`` whose movements ``m = C J δ`` predict the effect of a change ``δ``.
 
     Attributes:
         rows: the cotangents.
-        n_probes: how many of them, the last ones, are random combinations of what the others leave out.
-        exact: from the movements of the others to the effect behind a linear network, where that is known better than to leading order.
+        n_probes: the number of probes: the last rows, random combinations of the directions that the other rows do not cover.
+        exact: a function from the movements of the other rows to their effect if the network were linear, if this is known beyond
+            leading order; else None.
     """
 
     rows: Float[Tensor, "k d_model"]
@@ -36,24 +37,24 @@ class EffectRows:
 
     @property
     def signed(self) -> bool:
-        """One row tells the sign of a change; of several, squares are added."""
+        """Whether effects have a sign: with one row they do; with several rows, squares are added."""
         return len(self.rows) == 1 and self.exact is None
 
     def leading_order(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"]:
-        """``m``, or ``½ Σ m²``: of probes the mean."""
+        """``m`` for one row, or ``½ Σ m²``, with the mean over the probes."""
         if self.signed:
             return moved[0]
         return 0.5 * einsum(self._weights(moved), moved.square(), "k, k ... -> ...")
 
     def squares(self, moved: Float[Tensor, "chunk *cell"], first: int) -> Float[Tensor, "*cell"]:
-        """What some of the rows, from the ``first`` on, add to `leading_order`."""
+        """The contribution of a chunk of rows, starting at row ``first``, to `leading_order`."""
         if self.signed:
             return moved[0]
         weights = self._weights(moved)[first : first + len(moved)]
         return 0.5 * einsum(weights, moved.square(), "k, k ... -> ...")
 
     def effects(self, moved: Float[Tensor, "k *cell"]) -> tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"] | None]:
-        """The effect of each cell and its standard error, None where nothing is estimated."""
+        """The effect of each cell and its standard error; the error is None if nothing is estimated."""
         values, stderr = self.leading_order(moved), self.stderr(moved)
         if self.exact is None:
             return values, stderr
@@ -64,10 +65,10 @@ class EffectRows:
         return flat.view_as(values), stderr
 
     def stderr(self, moved: Float[Tensor, "k *cell"]) -> Float[Tensor, "*cell"] | None:
-        """Of the mean over the probes.
+        """The standard error of the mean over the probes.
 
-        These are squares of nearly normal numbers, whose mean is low where their spread is: half of where the upper end of their
-        chi-squared interval lies.
+        The probes are squares of nearly normal numbers, so a low mean comes with a low spread, and the usual standard error would be too
+        small. The error is half the distance from the mean to the upper end of its chi-squared interval.
         """
         if not self.n_probes:
             return None
@@ -88,8 +89,8 @@ class EffectRows:
 def divergence_of(logits: Float[Tensor, "k d_vocab"], log_p: Float[Tensor, "d_vocab"]) -> Exact:
     """``KL(p ‖ softmax(z + Σ_i m_i L_i))`` in nats, for the rows ``L`` of ``logits``.
 
-    With ``d = Σ_i m_i L_i`` less its mean under ``p`` it is ``log Σ p e^d = log(1 + Σ p (e^d - 1 - d))``, whose terms are not negative:
-    nothing cancels where ``d`` is small.
+    With ``d = Σ_i m_i L_i`` minus its mean under ``p``, it is ``log Σ p e^d = log(1 + Σ p (e^d - 1 - d))``. Its terms are not negative,
+    so that nothing cancels for small ``d``.
     """
     p = log_p.exp()
 

@@ -1,4 +1,4 @@
-"""Factors ``S [n, d_model]`` of a matrix ``S^T S``, seen through their products: what has a row per token is not written out."""
+"""Factors ``S [n, d_model]`` of a matrix ``S^T S``, used through matrix products: a factor with a row per token is never built."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from torch import Tensor
 from jscope_tl.model.turns import cached_property
 
 VOCAB_BLOCK = 2048
-"""Tokens that are multiplied at once: longer sums of one row lose digits in float32, and half precision is copied block by block."""
+"""Number of tokens multiplied at once: longer sums lose digits in float32, and half precision is converted block by block."""
 LIKELIEST = 2048
-"""Tokens whose rows alone show where the leading directions are: on language models all but a few percent of the probability."""
+"""Number of likely tokens whose rows give a first guess of the leading directions: most of the probability in language models."""
 SPARE = 3
-"""Directions beyond those that are wanted, to converge sooner; and products of four rows and more are precise, of one they are not."""
+"""Additional directions for faster convergence; also, products of four or more rows are precise, those of one row are not."""
 CONVERGED = {torch.float32: 1e-5, torch.float64: 1e-10}
-"""Residual of an eigenvector relative to the largest eigenvalue, by the precision of products."""
+"""Accepted residual of an eigenvector relative to the largest eigenvalue, for each precision of products."""
 ROUNDS = 12
-"""Before a matrix is built after all."""
+"""Maximum number of rounds before the matrix is built instead."""
 
 
 class Factor(ABC):
-    """A matrix ``S [n, d_model]``; subclasses multiply with it."""
+    """A matrix ``S [n, d_model]`` that is defined by its products; subclasses implement them."""
 
     n: int
     d_model: int
@@ -47,7 +47,7 @@ class Factor(ABC):
 
     @property
     def n_directions(self) -> int:
-        """At most so many singular values are not 0."""
+        """Upper bound of the number of singular values that are not 0."""
         return min(self.n, self.d_model)
 
     def principal(self) -> Float[Tensor, "rank d_model"]:
@@ -59,13 +59,13 @@ class Factor(ABC):
         return leading_rows(self, rank)
 
     def leading_directions(self, rank: int) -> Float[Tensor, "rank n"]:
-        """Orthonormal combinations of the rows that hold most of it, see `leading_directions`."""
+        """Orthonormal combinations of the rows that contain most of ``S``, see `leading_directions`."""
         return leading_directions(self, rank)
 
 
 @dataclass(frozen=True)
 class Matrix(Factor):
-    """A factor that is at hand."""
+    """A factor that is given as a matrix in memory."""
 
     S: Float[Tensor, "n d_model"]
 
@@ -76,7 +76,7 @@ class Matrix(Factor):
 
     @property
     def d_model(self) -> int:  # type: ignore[override]
-        """Columns."""
+        """The number of columns."""
         return self.S.shape[1]
 
     def left(self, V: Float[Tensor, "m d_model"]) -> Float[Tensor, "m n"]:
@@ -100,17 +100,18 @@ class Matrix(Factor):
 class FisherFactor(Factor):
     """``S`` with ``S^T S = F_u / size²`` and ``F_u = D^T (diag p - p p^T) D``: row ``v`` is ``p_v^{1/2} (d_v - μ)``, ``μ = Σ_v p_v d_v``.
 
-    ``d_v``, a row of ``D = ∂z/∂y``, is a token's unembedding times what soft-cap and logit scale do to its logit (``slope``).
-    Certain predictions have a tiny ``F_u``, whose squares float32 would lose: ``size² = Σ_v p_v (1 - p_v)``.
+    ``d_v``, a row of ``D = ∂z/∂y``, is a token's unembedding times the derivative of soft-cap and logit scale (``slope``).
+    ``F_u`` is tiny for very certain predictions, and its squares would underflow in float32; hence the division by
+    ``size² = Σ_v p_v (1 - p_v)``.
 
-    The mean is taken out of the products, in float64, and not of ``W_U``: what is multiplied sums to zero over the tokens, so that
-    nothing cancels for peaked ``p`` either.
+    The mean is subtracted from the products, in float64, and not from ``W_U``: the multiplied coefficients sum to zero over the
+    tokens, so that nothing cancels, even for peaked ``p``.
 
     Args:
-        W_U: the unembedding, of which no copy is made.
-        slope: derivative of each logit with respect to its own value before soft-cap and scale.
+        W_U: the unembedding; it is not copied.
+        slope: the derivative of each logit with respect to its value before soft-cap and scale.
         p: the next-token distribution, in float64.
-        dtype: of products: float32, or the model's float64.
+        dtype: the precision of products: float32, or float64 for float64 models.
     """
 
     W_U: Float[Tensor, "d_model d_vocab"]
@@ -120,12 +121,12 @@ class FisherFactor(Factor):
 
     @property
     def n(self) -> int:  # type: ignore[override]
-        """Tokens of the vocabulary."""
+        """The number of tokens of the vocabulary."""
         return len(self.p)
 
     @property
     def d_model(self) -> int:  # type: ignore[override]
-        """Directions of ``y``."""
+        """The dimension of ``y``."""
         return self.W_U.shape[0]
 
     @cached_property
@@ -134,7 +135,7 @@ class FisherFactor(Factor):
 
     @cached_property
     def size(self) -> float:
-        """``(Σ_v p_v (1 - p_v))^{1/2}``; 1 where the prediction is certain."""
+        """``(Σ_v p_v (1 - p_v))^{1/2}``; 1 if the prediction is certain and this would be 0."""
         others = self.p.index_fill(0, self._top, 0)
         return float((self.p[self._top] * others.sum() + others @ (1 - others)).sqrt()) or 1.0
 
@@ -144,7 +145,7 @@ class FisherFactor(Factor):
 
     def left(self, V: Float[Tensor, "m d_model"]) -> Float[Tensor, "m n"]:
         """``V S^T``, in the precision of ``p``."""
-        # Twice as fast in this order for a few rows, where W_U is stored by token, as in HuggingFace models.
+        # For a few rows this order is twice as fast if W_U is stored by token, as in HuggingFace models.
         logits = torch.cat([W.T @ V.T.to(W) for W in self._blocks()]).T.to(self.p).mul_(self.slope)
         logits -= logits[:, self._top].clone().unsqueeze(1)
         return logits.sub_((logits @ self.p).unsqueeze(1)).mul_(self._weights)
@@ -157,7 +158,7 @@ class FisherFactor(Factor):
     def logits(
         self, rows: Float[Tensor, "k d_model"], directions: Float[Tensor, "k d_model"]
     ) -> Float[Tensor, "k d_vocab"]:
-        """How the logits go with each of some orthogonal rows ``λ^{1/2} u^T``, by how far it moves: ``λ^{-1/2} D u``."""
+        """The change of the logits per unit of movement of each of some orthogonal rows ``λ^{1/2} u^T``: ``λ^{-1/2} D u``."""
         sizes = (rows * directions).sum(1, keepdim=True)
         along = torch.where(sizes > 0, directions / sizes, torch.zeros_like(directions))
         return torch.cat([along @ W for W in self._blocks()], 1) * self.slope.to(along)
@@ -170,13 +171,13 @@ class FisherFactor(Factor):
         return sum((S.T @ S for S in rows), mean.new_zeros(()))
 
     def likely(self) -> Float[Tensor, "some d_model"]:
-        """The rows of the most probable tokens, about their own mean."""
+        """The rows of the most probable tokens, minus their own mean."""
         p, tokens = self.p.topk(min(LIKELIEST, self.n))
         D = self._from_top(tokens)
         return self._rows(tokens, D - (p / p.sum()).to(D) @ D)
 
     def _from_top(self, tokens: Int[Tensor, "some"]) -> Float[Tensor, "some d_model"]:
-        """Rows of ``D`` less that of the most probable token, from which a mean near it differs by little."""
+        """Rows of ``D`` minus that of the most probable token, which is close to the mean for peaked ``p``."""
         slope = rearrange(self.slope.to(self.dtype), "d_vocab -> d_vocab 1")
         W, top = self.W_U.T, self._top
         return (W[tokens].to(self.dtype) * slope[tokens]).sub_(W[top].to(self.dtype) * slope[top])
@@ -190,7 +191,7 @@ class FisherFactor(Factor):
         return centred.mul_(rearrange(weights.to(self.dtype), "some -> some 1"))
 
     def _summing_to_zero(self, U: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-        """The most probable token's entries are what the others leave, which does not cancel where these are small."""
+        """Set the most probable token's entries to minus the sum of the others, which is exact for peaked ``p``."""
         U[:, self._top] = 0
         U[:, self._top] = -U.sum(1)
         return U
@@ -206,10 +207,10 @@ class FisherFactor(Factor):
 
 
 def leading_rows(S: Factor, rank: int) -> Float[Tensor, "rank d_model"]:
-    """``λ_i^{1/2} u_i^T`` for the leading eigenvectors of ``S^T S``, in order of falling ``λ_i``, to `CONVERGED`.
+    """``λ_i^{1/2} u_i^T`` for the leading eigenvectors of ``S^T S``, in order of decreasing ``λ_i``, to the precision `CONVERGED`.
 
-    Block Lanczos from where the likely rows point: a round multiplies with ``S`` and with its transpose. Of many
-    directions, and where they do not come, the matrix is built.
+    Block Lanczos, started at the leading directions of the likely rows; each round multiplies with ``S`` and with its transpose. For
+    many directions, or without convergence, ``S^T S`` is built and decomposed instead.
     """
     if 8 * rank > S.n_directions:
         return principal_rows(S.gram())[:rank]
@@ -226,13 +227,13 @@ def leading_rows(S: Factor, rank: int) -> Float[Tensor, "rank d_model"]:
 
 
 def leading_directions(S: Factor, rank: int) -> Float[Tensor, "rank n"]:
-    """Orthonormal combinations of the rows of ``S`` that hold most of it, as far as the likely rows show them."""
+    """Orthonormal combinations of the rows of ``S`` that contain most of it, estimated from the likely rows."""
     along, mixed = torch.linalg.qr(S.left(leading_of(S.likely(), rank + 2 * SPARE)).T)
     return (along @ torch.linalg.svd(mixed).U)[:, :rank].T
 
 
 def leading_of(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 5) -> Float[Tensor, "rank d_model"]:
-    """Orthonormal directions in which most of a matrix lies, approximately, by subspace iteration."""
+    """Orthonormal directions that contain most of a matrix, approximately, by subspace iteration."""
     start = torch.randn(
         min(rank, *S.shape), S.shape[1], generator=torch.Generator("cpu").manual_seed(2**40), device="cpu"
     )
@@ -243,20 +244,20 @@ def leading_of(S: Float[Tensor, "n d_model"], rank: int, rounds: int = 5) -> Flo
 
 
 def principal_rows(F: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "rank d_model"]:
-    """``R`` with ``R^T R = F``: rows ``λ_i^{1/2} u_i^T``, falling, zeros left out."""
+    """``R`` with ``R^T R = F``: rows ``λ_i^{1/2} u_i^T`` in order of decreasing ``λ_i``, without those of ``λ_i = 0``."""
     eigenvalues, eigenvectors = torch.linalg.eigh(F)
     # Not the usual d * eps: F_u's spectrum has a long tail, and J may be large along it.
     kept = eigenvalues > eigenvalues[-1].clamp_min(0) * torch.finfo(F.dtype).eps
-    if not kept.any():  # p is one token for certain: nothing moves it
+    if not kept.any():  # p is certain of one token: F is 0
         return torch.zeros_like(F[:1])
     return (eigenvectors[:, kept] * eigenvalues[kept].sqrt()).T.flip(0)
 
 
 def orthonormal(vectors: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """Rows that span the same, ``m <= n``."""
+    """Orthonormal rows that span the same space, for ``m <= n``."""
     return torch.linalg.qr(vectors.T).Q.T
 
 
 def without(vectors: Float[Tensor, "m n"], known: Float[Tensor, "known n"]) -> Float[Tensor, "m n"]:
-    """What of each row is orthogonal to the known, orthonormal ones."""
+    """The part of each row that is orthogonal to the known rows, which are orthonormal."""
     return vectors - (vectors @ known.T) @ known

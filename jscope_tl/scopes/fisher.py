@@ -23,7 +23,7 @@ from jscope_tl.scopes.registry import register_scope
 from jscope_tl.scopes.stacked_factor import Stacked
 
 EFFECT_RANK, EFFECT_PROBES = 12, 8
-"""Leading directions and probes by which effects are predicted, where the options leave it open."""
+"""Default numbers of leading directions and probes for the prediction of effects."""
 METHODS = ("auto", "exact", "low_rank", "sampled", "krylov")
 
 
@@ -33,43 +33,45 @@ class FisherScope(Scope):
     """How strongly each token moves the whole next-token distribution (the paper's Fisher Scope, Eqs. 4-6).
 
     ``score_t = tr(J_t^T F_u J_t) = Σ_i λ_i ‖u_i^T J_t‖²`` with ``F_u = D^T (diag p - p p^T) D = Σ_i λ_i u_i u_i^T`` the
-    Fisher information of the distribution with respect to ``y``, and ``D = ∂z/∂y``. ``ε²/(2 d)`` times the score is the
-    KL divergence to expect when ``x_t`` is moved by a small ``ε`` in a random direction (Eq. 11). Unit: 2 nats (KL) per
+    Fisher information of the distribution with respect to ``y``, and ``D = ∂z/∂y``. ``ε²/(2 d)`` times the score is the expected
+    KL divergence if ``x_t`` is moved by a small distance ``ε`` in a random direction (Eq. 11). Unit: 2 nats (KL) per
     unit of x squared, summed over directions.
 
     Args:
         method:
-            ``"exact"``: all directions; at most ``d_model`` backward passes, never a ``[pos, d, d]`` tensor.
-            ``"low_rank"``: ``Σ_{i≤rank} λ_i ‖u_i^T J_t‖²``, a lower bound; ``rank`` backward passes. The ``u_i`` are found by products
-            with ``F_u``, to 1e-5 of ``λ_1`` in float32. The leading
+            ``"exact"``: all directions; at most ``d_model`` backward passes. No ``[pos, d, d]`` tensor is built.
+            ``"low_rank"``: ``Σ_{i≤rank} λ_i ‖u_i^T J_t‖²``, a lower bound; ``rank`` backward passes. The ``u_i`` are computed from
+            products with ``F_u``, to 1e-5 of ``λ_1`` in float32. The leading
             direction alone (``rank=1``) is the paper's second version.
-            ``"sampled"``: the ``rank`` leading directions exactly, and ``probes`` random sign combinations of the
-            others: unbiased, with a standard error.
-            ``"krylov"``: also the ``images`` directions into which the model carries the leading ones, exactly: one
-            product with ``J`` and one row each. Unbiased, and at equal cost about half the error of ``sampled``.
-            ``"auto"``: as ``krylov``, with as many probes as bring every position's standard error below ``rtol`` of its
-            score or ``atol`` of the largest one; all directions instead where that takes no more passes. The result's
-            ``options["resolved"]`` tells. Stopping where the stated error is small makes the mean slightly too small, by a fifth of
-            ``rtol`` at worst.
-        rank: leading directions; by default 1 for ``low_rank``, 16 for ``sampled``, 8 for ``krylov`` and ``auto`` (24 for
-            an ``rtol`` below 0.02, fewer where ``max_rows`` asks for it).
-        images: of ``krylov`` and ``auto``; at most as many as ``rank``, by default one more than half of it (none below rank 4).
-        probes: random probes of ``sampled`` and ``krylov``, at least 2; by default 16 and 8.
-        rtol: relative standard error that ``auto`` stops at.
-        atol: standard error that ``auto`` stops at, relative to the largest score (of the layer; the first token's aside), where that
-            is more: by default 0.01, or a fifth of an ``rtol`` below 0.05. An error of one percent of the full scale is less than a
-            picture shows. With 0 every position is held to ``rtol``.
-        max_rows: backward passes that ``auto`` may take for an explained position; a result that they stop says so in its warnings.
-        max_seconds: time that ``auto`` may take for an explained position after the forward pass, as far as the first row tells; at
-            least three rows.
-        seed: of the probes. The global random generator is not touched.
+            ``"sampled"``: the ``rank`` leading directions exactly, and the rest estimated from ``probes`` random sign combinations:
+            unbiased, with a standard error.
+            ``"krylov"``: like ``sampled``, but ``images`` further directions are also computed exactly: those to which ``J J^T``
+            maps the leading ones. Each costs one product with ``J`` and one row. Unbiased, and at equal cost about half the error of
+            ``sampled``.
+            ``"auto"``: like ``krylov``, with as many probes as are needed to bring every position's standard error below ``rtol`` times
+            its score or ``atol`` times the largest score; or all directions if that takes no more passes. The result's
+            ``options["resolved"]`` says which. Stopping as soon as the estimated error is small makes the mean slightly too small, by a
+            fifth of ``rtol`` at worst.
+        rank: the number of leading directions; by default 1 for ``low_rank``, 16 for ``sampled``, 8 for ``krylov`` and ``auto`` (24
+            for an ``rtol`` below 0.02, fewer if ``max_rows`` requires it).
+        images: the number of further directions of ``krylov`` and ``auto``; at most ``rank``, by default one more than half of it
+            (none below rank 4).
+        probes: the number of random probes of ``sampled`` and ``krylov``, at least 2; by default 16 and 8.
+        rtol: the relative standard error at which ``auto`` stops.
+        atol: the standard error at which ``auto`` stops, relative to the largest score of the layer (the first token's excluded), if
+            that is more than ``rtol`` times the score: by default 0.01, or a fifth of an ``rtol`` below 0.05. An error of one percent of
+            the full scale is not visible in a figure. With 0, every position must reach ``rtol``.
+        max_rows: the maximum number of backward rows of ``auto`` for one explained position; a result that reaches it has a warning.
+        max_seconds: the maximum time of ``auto`` for one explained position after the forward pass, estimated from the first row; at
+            least three rows are computed.
+        seed: the seed of the probes. The global random generator is not touched.
 
-    Low rank changes with the weight processing: folding the final norm rescales ``y`` and so picks other directions. The
-    whole trace does not change. Precision: ``F_u`` is accumulated in float32 (float64 for float64 models) from centred
+    A low-rank score depends on the weight processing: folding the final norm rescales ``y`` and so changes the leading directions. The
+    full trace does not change. Precision: ``F_u`` is accumulated in float32 (float64 for float64 models) from centred
     rows, ``Σ_v p_v (d_v - μ)(d_v - μ)^T``, which does not cancel for peaked ``p``.
 
     Raises:
-        InputError: unknown method, or rank, probes or rtol out of range.
+        InputError: the method is unknown, or rank, probes or rtol is out of range.
 
     Example:
         >>> import jscope_tl as js
@@ -98,23 +100,25 @@ class FisherScope(Scope):
                 object.__setattr__(self, name, count(name, getattr(self, name), least))
         object.__setattr__(self, "seed", count("seed", self.seed, 0))
         if not _is_number(self.rtol) or not 0 < self.rtol < 1:
-            raise InputError(f"rtol is the relative standard error to reach, between 0 and 1; got {self.rtol!r}.")
+            raise InputError(
+                f"rtol is the relative standard error to reach and must be between 0 and 1; got {self.rtol!r}."
+            )
         if self.atol is not None and (not _is_number(self.atol) or not 0 <= self.atol < 1):
             raise InputError(
-                f"atol is the standard error to reach relative to the largest score, from 0 to below 1; got {self.atol!r}."
+                f"atol is the standard error to reach relative to the largest score, 0 or more and below 1; got {self.atol!r}."
             )
         for name in ("max_rows", "max_seconds"):
             if getattr(self, name) is not None and self.method != "auto":
                 raise InputError(
-                    f"{name} ends method='auto'; {self.method!r} takes a fixed number of passes. Leave {name} out, or the method."
+                    f"{name} limits method='auto'; {self.method!r} takes a fixed number of passes. Leave out {name}, or the method."
                 )
         if self.max_seconds is not None and (not _is_number(self.max_seconds) or not 0 < self.max_seconds < 1e9):
             raise InputError(
-                f"max_seconds is how long the backward passes may take, above 0; got {self.max_seconds!r}."
+                f"max_seconds is the time that the backward passes may take and must be above 0; got {self.max_seconds!r}."
             )
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
-        """``λ_i^{1/2} u_i^T`` in order of falling ``λ_i``: rows whose squared norms sum to the exact score."""
+        """``λ_i^{1/2} u_i^T`` in order of decreasing ``λ_i``: rows whose squared norms sum to the exact score."""
         S = fisher_factor(state)
         return S.principal() * S.size
 
@@ -124,19 +128,19 @@ class FisherScope(Scope):
         return self._scored(S, self._rank(S.d_model), vjp).times(S.size**2)
 
     def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
-        """The sum of the traces of several positions, as one trace: what the chain rule gives for the joint distribution."""
+        """The sum of the traces of several positions, as one trace; by the chain rule this is the score of the joint distribution."""
         S = Stacked(tuple(map(fisher_factor, states)))
         return self._scored(S, self._rank(S.d_model), vjp).times(S.size**2)
 
     def combined(self, squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer pos"]:
-        """The trace is their plain sum."""
+        """The trace: the sum of the squared norms."""
         return reduce(squares, "k ... -> ...", "sum")
 
     def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
-        """Along a path eigenvectors are those of the prompt: recomputed at each point they would change places and signs."""
+        """The prompt's eigenvectors, also along a path: eigenvectors of other points could have another order and other signs."""
         if self.method not in ("low_rank", "exact"):
             raise InputError(
-                f"Along a path the rows of Fisher Scope are averaged, which method={self.method!r} does not write out. Use "
+                f"Along a path the rows of Fisher Scope are averaged, but method={self.method!r} has no fixed rows. Use "
                 "method='low_rank' with a rank, or 'exact'."
             )
         if self.method == "exact":
@@ -145,12 +149,12 @@ class FisherScope(Scope):
         return S.leading(self._rank(S.d_model)) * S.size
 
     def at_input(self, score: Score) -> Score:
-        """Half of it: the second-order prediction of the KL divergence."""
+        """Half of the score: the second-order prediction of the KL divergence."""
         return score.times(0.5)
 
     @property
     def _tolerance(self) -> Tolerance:
-        """One percent of the largest score for an ``rtol`` of five, and as much less as ``rtol`` is."""
+        """The tolerance; the default ``atol`` is 0.01, or a fifth of ``rtol`` if that is less."""
         return Tolerance(float(self.rtol), min(0.01, self.rtol / 5) if self.atol is None else float(self.atol))
 
     def _scored(self, S: Factor, rank: int, vjp: VJP) -> Score:
@@ -172,16 +176,16 @@ class FisherScope(Scope):
         return lambda y, logits: divergence(log_p, logits.to(log_p).log_softmax(-1))
 
     def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
-        """``½ δ^T J_t^T F_u J_t δ``, the second-order prediction of the KL divergence, from the rows as they were pulled."""
+        """``½ δ^T J_t^T F_u J_t δ``, the second-order prediction of the KL divergence, from the rows of the score."""
         if score.weights is None:
             return 0.5 * reduce(moved.square(), "k ... -> ...", "sum")
         return 0.5 * einsum(score.weights.to(moved), moved.square(), "k, k ... -> ...")
 
     def effect_rows(self, state: State) -> EffectRows:
-        """Leading directions, by default 12, and 8 probes of the rest; all directions of ``"exact"``, no probes for ``"low_rank"``.
+        """Leading directions, by default 12, and 8 probes of the rest; all directions for ``"exact"``, no probes for ``"low_rank"``.
 
-        The logits go with the leading directions, so that their part of the KL divergence is that of the distribution itself, and not
-        only its second order.
+        The changes of the logits along the leading directions are known, so that their part of the KL divergence is computed from the
+        distribution itself, not only to second order.
         """
         S = fisher_factor(state)
         rank = S.d_model if self.method == "exact" else self.rank or EFFECT_RANK
@@ -197,15 +201,15 @@ class FisherScope(Scope):
 
     @property
     def effect_unit(self) -> str:
-        """The KL divergence itself, not twice."""
+        """The unit of the KL divergence itself, not of twice its value."""
         return "nat (KL)"
 
     def check(self, basis: Basis) -> list[str]:
-        """Warn where low rank depends on the weight processing."""
+        """Warn if a low-rank score depends on the weight processing."""
         if self.method == "low_rank" and basis.ln_folded:
             return [
                 "The final norm has no gain of its own. If that is because it was folded into W_U, the leading directions "
-                "of F_u are others than on the unprocessed weights, and so is a low-rank score; the whole trace ('exact', "
+                "of F_u, and with them a low-rank score, differ from those on the unprocessed weights; the whole trace ('exact', "
                 "'sampled') is the same."
             ]
         return []
@@ -213,7 +217,7 @@ class FisherScope(Scope):
     def _rank(self, d_model: int) -> int:
         if self.rank is None:
             adaptive = 8 if self.rtol >= 0.02 or self.method == "krylov" else 24
-            if self.max_rows is not None:  # with its images and the first probes it takes 2 rank + 12
+            if self.max_rows is not None:  # with images and the first probes, 2 rank + 12 rows are needed
                 adaptive = min(adaptive, max(1, (self.max_rows - trace.BLOCK - 4) // 2))
             return min({"low_rank": 1, "sampled": 16}.get(self.method, adaptive), d_model)
         if self.rank > d_model:
@@ -226,10 +230,10 @@ class FisherScope(Scope):
 class FisherInputScope(FisherScope):
     """How far removing each token would move the whole next-token distribution, to second order, in nats.
 
-    ``score_t = ½ x_t^T J_t^T F_u J_t x_t``: the KL divergence to expect when the token's vector is set to zero (to another
-    origin: ``path=js.Point(origin=...)``). Fisher Scope at the token's own vector in place of all directions; options
-    and methods are those of ``fisher``. Random probes scatter further here, where they are squares of one number at each
-    position, so that ``auto`` takes more of them and more often all directions. Unit: nat.
+    ``score_t = ½ x_t^T J_t^T F_u J_t x_t``: the predicted KL divergence if the token's vector is set to zero (for another
+    origin: ``path=js.Point(origin=...)``). This is Fisher Scope along the token's own vector instead of all directions; options
+    and methods are those of ``fisher``. Random probes have a larger variance here, because each is the square of one number per
+    position, so that ``auto`` takes more probes, and more often all directions. Unit: nat.
 
     Example:
         >>> import jscope_tl as js
@@ -245,10 +249,10 @@ def _is_number(value: Any) -> bool:
 
 
 def fisher_factor(state: State) -> FisherFactor:
-    """A factor of ``F_u``, up to its size."""
+    """A factor of ``F_u``, divided by its size."""
     if not state.is_linear():
         raise InputError(
-            "Fisher Scope needs logits that are W_U^T y, each by itself biased, scaled or capped; what this model (or a "
-            "hook) does after the unembedding is more than that. The scopes with one direction work on it."
+            "Fisher Scope needs logits that are W_U^T y, each of them biased, scaled or capped by itself; this model (or a "
+            "hook) does more than that after the unembedding. Use a scope with one direction, such as 'log_prob'."
         )
     return FisherFactor(state.W_U, state.slope, state.log_probs.detach().exp(), state.dtype)

@@ -1,4 +1,4 @@
-"""Names of scopes: looking them up, listing them, and adding one's own."""
+"""The registry of scopes: look up names, list them, and register your own."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jscope_tl.scopes.base import FunctionScope, Scope
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered scope: what makes it, the options that it takes, and its first line of documentation."""
+    """A registered scope: its constructor, its options, and the first line of its documentation."""
 
     make: Callable[..., Scope]
     options: tuple[str, ...]
@@ -31,17 +31,18 @@ RESERVED = {
 def register_scope(name: Any, *, unit: str = Scope.unit, moves_along: bool = True) -> Any:
     """Decorator that makes a scope available by name: a `Scope` subclass, or a function from `State` to cotangents.
 
-    The function's further parameters become the scope's options. Registering a name of one's own again replaces it (as
-    re-running a notebook cell does); a scope of the package cannot be replaced.
+    The function's further parameters become the scope's options. Registering one of your names again replaces the scope (for
+    example when a notebook cell is run again); a scope of the package cannot be replaced.
 
     Args:
         name: the name to register; without it the function's own name is used.
-        unit: unit of a function's score, shown with every result. A class states its own.
-        moves_along: whether along a path the function is called at each point, as gradients are; False keeps the cotangents of
-            the prompt, as eigenvectors need it. A class states its own, and keeps them unless it says ``moves_along = True``.
+        unit: the unit of a function's score, shown with every result. A class has an attribute ``unit`` instead.
+        moves_along: whether the function is called at each point of a path, which is right for gradients; False: the cotangents of
+            the prompt are used at all points, which is right for eigenvectors. A class has an attribute ``moves_along`` instead,
+            which is False by default.
 
     Raises:
-        InputError: the name belongs to a scope of the package, or what is decorated is neither class nor function.
+        InputError: the name belongs to a scope of the package, or the decorated object is neither a class nor a function.
 
     Example:
         >>> import jscope_tl as js
@@ -59,9 +60,11 @@ def register_scope(name: Any, *, unit: str = Scope.unit, moves_along: bool = Tru
 def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
     builtin = str(getattr(thing, "__module__", "")).startswith("jscope_tl.")
     if not name:
-        raise InputError("A scope is registered under a name, and this one has none: register_scope('name').")
+        raise InputError("A scope needs a name to be registered; pass one: register_scope('name').")
     if not isinstance(unit, str):
-        raise InputError(f"unit is the text that is shown beside scores, such as 'logit per unit of x'; got {unit!r}.")
+        raise InputError(
+            f"unit must be a string that is shown with scores, such as 'logit per unit of x'; got {unit!r}."
+        )
     if name in _ENTRIES and _ENTRIES[name].builtin and not builtin:
         raise InputError(f"{name!r} is a scope of jscope_tl; register yours under another name.")
     if inspect.isclass(thing) and issubclass(thing, Scope):
@@ -75,7 +78,7 @@ def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
         options = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         takes_any = len(options) < len(parameters)
     else:
-        raise InputError(f"A scope is a subclass of Scope or a function of the state; {thing!r} is neither.")
+        raise InputError(f"A scope must be a subclass of Scope or a function of the state; {thing!r} is neither.")
     taken = sorted(RESERVED & set(options))
     if taken:
         raise InputError(f"Scope {name!r} has an option {taken[0]!r}, which is a keyword of attribute; rename it.")
@@ -88,7 +91,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function)
     except ValueError as error:
-        raise InputError(f"{function!r} does not tell its parameters; wrap it in a function of the state.") from error
+        raise InputError(
+            f"The parameters of {function!r} cannot be inspected; wrap it in a function of the state."
+        ) from error
 
 
 def _function_scope(function: Callable[..., Any], name: str, unit: str, moves_along: bool, /, **options: Any) -> Scope:
@@ -96,23 +101,23 @@ def _function_scope(function: Callable[..., Any], name: str, unit: str, moves_al
 
 
 def available_scopes() -> list[str]:
-    """Names of all registered scopes, the package's and your own."""
+    """The names of all registered scopes, including your own."""
     return sorted(_ENTRIES)
 
 
 def scope_entry(name: Any) -> Entry:
     """The registered scope of that name, or an error with the nearest one."""
     if not isinstance(name, str) or name not in _ENTRIES:
-        near = " js.explain(model, prompt) is a function of its own." if name == "explain" else nearest(name, _ENTRIES)
+        near = " Did you mean the function js.explain(model, prompt)?" if name == "explain" else nearest(name, _ENTRIES)
         raise InputError(f"There is no scope {name!r}.{near} Known: {', '.join(available_scopes())}.")
     return _ENTRIES[name]
 
 
 def get_scope(name: str) -> Callable[..., Scope]:
-    """What makes the scope of that name: ``get_scope("fisher")(rank=8)`` is ``FisherScope(rank=8)``.
+    """The constructor of the scope of that name: ``get_scope("fisher")(rank=8)`` is ``FisherScope(rank=8)``.
 
     Args:
-        name: a registered one.
+        name: the name of a registered scope.
 
     Raises:
         InputError: there is no such scope.
@@ -128,21 +133,27 @@ def _make(name: str, entry: Entry, /, **options: Any) -> Scope:
 def _check_options(name: str, takes: tuple[str, ...] | None, options: dict[str, Any]) -> None:
     for option in options:
         if option in RESERVED:
-            raise InputError(f"{option!r} is a keyword of js.attribute and its like, and no option of a scope.")
+            raise InputError(
+                f"{option!r} is a keyword of js.attribute and similar functions, not an option of a scope."
+            )
         if takes is not None and option not in takes:
             known = ", ".join(takes) or "no options"
             having = [other for other in available_scopes() if option in _ENTRIES[other].options]
-            cure = f" Leave it out, or take one that has: {', '.join(having)}." if having else nearest(option, takes)
+            cure = (
+                f" Leave it out, or use a scope that has it: {', '.join(having)}." if having else nearest(option, takes)
+            )
             raise InputError(f"Scope {name!r} has no option {option!r}.{cure} It takes {known}.")
 
 
 def resolve_scope(scope: Any, options: dict[str, Any]) -> Scope:
-    """The scope meant by a registered name, a scope object, or a bare function from the state to cotangents."""
+    """The scope for a registered name, a scope object, or a function from the state to cotangents."""
     if isinstance(scope, str):
         return get_scope(scope)(**options)
     if isinstance(scope, Scope):
         if options:
-            raise InputError(f"Options go into the scope object itself, or beside a name; got both: {sorted(options)}.")
+            raise InputError(
+                f"Pass options to the constructor of the scope object, or pass the scope by name; got an object and {sorted(options)}."
+            )
         return scope
     if inspect.isclass(scope) and issubclass(scope, Scope) and not inspect.isabstract(scope):
         _check_options(scope.__name__, tuple(inspect.signature(scope).parameters), options)
@@ -150,6 +161,6 @@ def resolve_scope(scope: Any, options: dict[str, Any]) -> Scope:
     if callable(scope) and not inspect.isclass(scope):
         return FunctionScope(scope, options)
     raise InputError(
-        f"scope is a registered name, a scope object or a function of the state, not {type(scope).__name__}. "
+        f"scope must be a registered name, a scope object or a function of the state, not {type(scope).__name__}. "
         f"Known names: {', '.join(available_scopes())}."
     )

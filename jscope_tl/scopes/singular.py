@@ -1,9 +1,9 @@
-"""Rows of ``M_t = diag(w) R J_t`` as far as singular values and vectors need them: all of them, or in a small basis.
+"""Rows of ``M_t = diag(w) R J_t`` for singular value decompositions: all of them, or their coordinates in a small basis.
 
-All rows of all positions grow with ``d_model² x pos``. Where they are more than a budget, a few random combinations of them
-are pulled first; an orthonormal basis of these, of each position's own, holds the leading right singular vectors (the
-randomised range finder of Halko, Martinsson and Tropp 2011, for the transpose). Then the rows stream by once, and only their
-coordinates in the basis are kept.
+The size of all rows of all positions grows with ``d_model² x pos``. If it exceeds a budget, a few random combinations of rows
+are computed first; for each position, an orthonormal basis of these contains the leading right singular vectors (the
+randomised range finder of Halko, Martinsson and Tropp 2011, for the transpose). Then the rows are computed once, chunk by chunk,
+and only their coordinates in the basis are kept.
 """
 
 from collections.abc import Iterator
@@ -17,20 +17,20 @@ from torch import Tensor
 from jscope_tl.engine.one_position import VJP
 
 BUDGET = 256 * 2**20
-"""Bytes of rows that are kept as they are."""
+"""Maximum size in bytes of rows that are kept unprojected."""
 OVERSAMPLING = 32
-"""Random combinations beyond the singular values that are wanted, at least."""
+"""Minimum number of random combinations in addition to the number of wanted singular values."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What is kept of the rows ``R J_t``, up to the explained position.
+    """The rows ``R J_t`` up to the explained position, or their coordinates in a basis.
 
     Attributes:
         rows: the rows themselves, or their coordinates in ``basis``.
         weights: ``w``; ``M_t = diag(w) R J_t``.
-        basis: orthonormal columns of the input space, where there is one.
-        energy: ``‖M_t‖_F²``, of all rows and in all directions.
+        basis: orthonormal columns of the input space, or None.
+        energy: ``‖M_t‖_F²``, over all rows and all directions.
     """
 
     rows: Float[Tensor, "k *layer seen width"]
@@ -40,7 +40,7 @@ class Collected:
 
     @property
     def M(self) -> Float[Tensor, "*layer seen k width"]:
-        """The matrix of each position, in the coordinates that are kept."""
+        """The matrix ``M_t`` of each position, in the coordinates of ``rows``."""
         weighted = rearrange(self.weights.to(self.rows), "k -> k 1")
         return rearrange(self.rows, "k ... width -> ... k width") * weighted
 
@@ -49,7 +49,7 @@ class Collected:
         """The energy outside the basis: ``σ̂_i² ≤ σ_i² ≤ σ̂_i² + missed`` (Weyl's inequality for ``M M^T``)."""
         if self.basis is None:
             return torch.zeros_like(self.energy)
-        # One after the other: all rows with their weights would be a second copy of what is kept.
+        # Row by row: multiplying all rows by their weights at once would make a second copy.
         kept = sum((w * row).square().sum(-1) for w, row in zip(self.weights.to(self.rows), self.rows, strict=True))
         return (self.energy - kept).clamp_min(0)
 
@@ -57,11 +57,11 @@ class Collected:
 def collected(
     directions: Float[Tensor, "k d_model"], weights: Float[Tensor, "k"] | None, vjp: VJP, wanted: int, seed: int
 ) -> Collected:
-    """What the ``wanted`` leading singular values and vectors of ``M_t = diag(w) R J_t`` need; the graph is freed."""
+    """The rows needed for the ``wanted`` leading singular values and vectors of ``M_t = diag(w) R J_t``; the graph is freed."""
     weights = torch.ones_like(directions[:, 0]) if weights is None else weights
     n_rows, d_in = len(directions), vjp.backward.xs[0].shape[-1]
     size = size_in_bytes(n_rows, vjp)
-    # The wider the closer; the coordinates have the same budget, and more than half of the rows again is not worth it.
+    # A wider basis is more accurate. Its coordinates have the same budget, and more than half as many extra rows do not pay off.
     width = max(wanted + OVERSAMPLING, min(BUDGET * d_in // size, n_rows // 2))
     if size <= BUDGET or width >= min(n_rows, d_in):
         return _streamed(directions, weights, None, vjp)
@@ -72,14 +72,14 @@ def collected(
 
 
 def size_in_bytes(k: int, vjp: VJP) -> int:
-    """Of ``k`` rows at every position and hook point."""
+    """The size of ``k`` rows at every position and hook point."""
     puller = vjp.backward
     numbers = k * sum(x.shape[-1] for x in puller.xs) * (vjp.position + 1)
     return numbers * torch.finfo(puller.dtype).bits // 8
 
 
 def _joined(chunks: Iterator[Float[Tensor, "chunk *layer seen d_in"]], k: int) -> Float[Tensor, "k *layer seen d_in"]:
-    """One tensor, filled as the chunks come: a concatenation would take the memory twice."""
+    """One tensor, filled chunk by chunk, because a concatenation would need twice the memory."""
     rows, start = torch.empty(0, device="cpu"), 0
     for chunk in chunks:
         rows = rows if start else chunk.new_empty(k, *chunk.shape[1:])
@@ -117,9 +117,9 @@ class Factors:
     """Leading singular values and vectors of ``M_t``, up to the explained position.
 
     Attributes:
-        values: falling; 0 where they are rounding.
-        outputs: unit vectors of ``y``: the left singular vectors, or the movement ``J_t v``; 0 where the value is.
-        inputs: the right singular vectors ``v``; 0 where the value is.
+        values: singular values in decreasing order; values that are only rounding errors are set to 0.
+        outputs: unit vectors of ``y``: the left singular vectors, or the movement ``J_t v``; 0 if the value is 0.
+        inputs: the right singular vectors ``v``; 0 if the value is 0.
         effective_rank: ``(Σ σ²)² / Σ σ⁴``.
         captured: share of the energy in the basis.
     """
@@ -132,9 +132,9 @@ class Factors:
 
 
 def factors(found: Collected, directions: Float[Tensor, "k d_model"], wanted: int, movement: bool) -> Factors:
-    """The decomposition of each position by itself: all at once would take the memory of the rows again.
+    """The decompositions, computed position by position, because all at once would need the memory of the rows again.
 
-    ``movement``: outputs are ``J_t v``, which needs the rows of ``R`` to be a complete orthonormal basis.
+    ``movement``: outputs are ``J_t v``, for which the rows of ``R`` must be a complete orthonormal basis.
     """
     cells = [_factored(found, t, directions, wanted, movement) for t in range(len(found.energy))]
     values, outputs, inputs, ranks = (torch.stack(parts) for parts in zip(*cells, strict=True))
@@ -162,7 +162,7 @@ def _factored(
 
 
 def _effective_rank(sigma: Float[Tensor, "n"], energy: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """In units of the largest value: fourth powers leave the range of numbers early; on the CPU, which has float64."""
+    """``(Σ σ²)² / Σ σ⁴``, relative to the largest value, because fourth powers over- or underflow; on the CPU, which has float64."""
     largest_square = sigma[0].double().square()
     if largest_square == 0:
         return torch.zeros_like(energy, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Spectral Scope: the largest gain from a token to the prediction, in whatever direction that is."""
+"""Spectral Scope: the largest gain from a token to the prediction, over all directions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,11 @@ OF = {
 }
 SEED = 0
 DOUBTFUL = 0.01
-"""Relative, of a largest singular value."""
+"""Relative error of a largest singular value above which a warning is given."""
 
 
 def check_of(of: Any) -> str:
-    """Of which matrix, or a refusal."""
+    """The name of the matrix, if it is known; else an error."""
     if not isinstance(of, str) or of not in OF:
         raise InputError(
             f"There is no spectrum of {of!r}.{nearest(of, OF)} Known: 'jacobian' (of J_t) and 'fisher' (of J_t^T F_u J_t)."
@@ -38,29 +38,29 @@ def check_of(of: Any) -> str:
 @register_scope("spectral")
 @dataclass(frozen=True)
 class SpectralScope(Scope):
-    """How far each token moves the final hidden state, or the whole distribution, in the direction that moves it most.
+    """How far each token moves the final hidden state, or the whole distribution, along the direction with the largest gain.
 
     ``score_t = σ_1(J_t) = max_‖δ‖=1 ‖J_t δ‖``; with ``of="fisher"`` the root of the largest eigenvalue of ``J_t^T F_u J_t``,
-    ``max_‖δ‖=1 (δ^T J_t^T F_u J_t δ)^{1/2}``, where half of its square is the largest KL divergence to expect of a step of size
+    ``max_‖δ‖=1 (δ^T J_t^T F_u J_t δ)^{1/2}``. Half of its square is the largest KL divergence, to second order, of a step of size
     one. The trace (``fisher``) adds up all directions, so ``score_t² ≤ fisher_t ≤ rank · score_t²``; `js.spectrum` has the
-    other singular values and the directions themselves. Of the Jacobian it says how far ``y`` moves, whatever that does to
-    the prediction.
+    other singular values and the directions themselves. ``of="jacobian"`` measures how far ``y`` moves, whether or not that
+    changes the prediction.
 
-    Cost: ``d_model`` backward rows (of fisher: as many as ``F_u`` has directions). Where all rows of all positions take more
-    than `jscope_tl.scopes.singular.BUDGET`, from 33 to half as many more and a lower bound, which is doubted in the result's warnings
-    where it may be more than 1 % low.
+    Cost: ``d_model`` backward rows (for fisher: the rank of ``F_u``). If all rows of all positions take more memory than
+    `jscope_tl.scopes.singular.BUDGET`, additional rows are needed (from 33 to half as many again) and the score is a lower bound; a
+    warning is given if it may be more than 1 % too low.
 
-    What changes the number: folding the final norm (``fold_ln=True``) rescales ``y``, and with it ``of="jacobian"``, which
-    then warns; ``of="fisher"`` stays the same.
+    Folding the final norm (``fold_ln=True``) rescales ``y`` and changes the score for ``of="jacobian"``, which then has a warning;
+    ``of="fisher"`` stays the same.
 
     Args:
         of: ``"jacobian"`` or ``"fisher"``.
 
-    Unit: gain (unit of y per unit of x); of fisher sqrt(2 nats) per unit of x. The effect that it is held against beside
-    activation patching is ``‖y - y_base‖``, or ``sqrt(2 KL(base ‖ patched))``.
+    Unit: gain (unit of y per unit of x); for fisher sqrt(2 nats) per unit of x. The effect that activation patching compares it
+    with is ``‖y - y_base‖``, or ``sqrt(2 KL(base ‖ patched))``.
 
     Raises:
-        InputError: there is no such matrix; of fisher, as Fisher Scope.
+        InputError: ``of`` is unknown; for fisher, as in Fisher Scope.
 
     Example:
         >>> import jscope_tl as js
@@ -77,13 +77,13 @@ class SpectralScope(Scope):
         check_of(self.of)
 
     @property
-    def unit(self) -> str:  # type: ignore[override]  # a constant in scopes that explain one thing
-        """By what it is of."""
+    def unit(self) -> str:  # type: ignore[override]  # a class constant in most other scopes
+        """The unit for ``of``."""
         return OF[self.of]
 
     @property
     def effect_unit(self) -> str:
-        """Of how far the run ends from the base run."""
+        """The unit of the distance from the base run."""
         return "unit of y" if self.of == "jacobian" else "sqrt(2 nats)"
 
     def cotangents(self, state: State) -> Float[Tensor, "k d_model"]:
@@ -116,7 +116,7 @@ class SpectralScope(Scope):
         return largest(rearrange(rows, "k ... d -> ... k d"))
 
     def path_rows(self, state: State) -> Float[Tensor, "k d_model"]:
-        """All of them, at the prompt."""
+        """All cotangents, those of the prompt."""
         return checked_cotangents(self.cotangents(state), state, self.label)
 
     def effect_from(self, base: State) -> Effect:
@@ -128,24 +128,24 @@ class SpectralScope(Scope):
         return lambda y, logits: (y.to(before) - before).norm()
 
     def predicted_from(self, moved: Float[Tensor, "k *cell"], score: Score) -> Float[Tensor, "*cell"]:
-        """``‖C J_t δ‖``: of all rows, not along the leading direction only, which is another at every position."""
+        """``‖C J_t δ‖`` over all rows, not only along the leading direction, which differs between positions."""
         if score.weights is None:
             return moved.norm(dim=0)
         return einsum(score.weights.to(moved), moved.square(), "k, k ... -> ...").sqrt()
 
     def check(self, basis: Basis) -> list[str]:
-        """Warn where ``y`` has been rescaled."""
+        """Warn if ``y`` is rescaled."""
         if self.of == "fisher" or not basis.ln_folded:
             return []
         return [
-            "The final norm has no gain of its own. If that is because it was folded into W_U, y is rescaled, and singular "
-            "values and vectors of its Jacobian are others than on the unprocessed weights; of='fisher' has the same values on "
+            "The final norm has no gain of its own. If that is because it was folded into W_U, y is rescaled, and the singular "
+            "values and vectors of its Jacobian differ from those on the unprocessed weights; of='fisher' has the same values on "
             "both."
         ]
 
 
 def _filled(values: Float[Tensor, "*layer seen"], vjp: VJP) -> Float[Tensor, "*layer pos"]:
-    """0 after the explained position."""
+    """The values, filled up with 0 after the explained position."""
     return torch.nn.functional.pad(values, (0, vjp.backward.xs[0].shape[1] - values.shape[-1]))
 
 

@@ -1,4 +1,4 @@
-"""`Stacked`: the factors of several predictions as one, for what their distributions say together."""
+"""`Stacked`: the factors of several predictions as one factor, for their joint Fisher information."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ from jscope_tl.scopes.factor import Factor, FisherFactor
 
 @dataclass(frozen=True)
 class Stacked(Factor):
-    """Factors of several matrices as one of the block-diagonal matrix of them, each at its size relative to ``size``.
+    """A factor of the block-diagonal matrix of several matrices, from the factors of these, each scaled relative to ``size``.
 
     Args:
-        blocks: one for each explained position.
+        blocks: one factor for each explained position.
     """
 
     blocks: tuple[FisherFactor, ...]
 
     @cached_property
     def size(self) -> float:
-        """Of all together."""
+        """The size of all blocks together."""
         return sum(block.size**2 for block in self.blocks) ** 0.5
 
     @property
     def n(self) -> int:  # type: ignore[override]
-        """Tokens of the vocabulary, once for each block."""
+        """The number of tokens of the vocabulary times the number of blocks."""
         return sum(block.n for block in self.blocks)
 
     @property
     def d_model(self) -> int:  # type: ignore[override]
-        """Directions of the ``y`` of all blocks."""
+        """The dimension of the concatenated ``y`` of all blocks."""
         return sum(block.d_model for block in self.blocks)
 
     @property
     def n_directions(self) -> int:
-        """At most so many singular values are not 0."""
+        """Upper bound of the number of singular values that are not 0."""
         return sum(block.n_directions for block in self.blocks)
 
     def left(self, V: Float[Tensor, "m d_model"]) -> Float[Tensor, "m n"]:
@@ -60,16 +60,16 @@ class Stacked(Factor):
         return torch.block_diag(*(S.likely() * w for S, w in self._weighted()))
 
     def principal(self) -> Float[Tensor, "rank d_model"]:
-        """Those of all blocks: each lies in one of them."""
+        """The principal rows of all blocks: each lies in one block."""
         return _largest(torch.block_diag(*(S.principal() * w for S, w in self._weighted())))
 
     def leading(self, rank: int) -> Float[Tensor, "rank d_model"]:
-        """The largest among the leading ones of each block."""
+        """The largest among the leading rows of all blocks."""
         rows = (S.leading(min(rank, S.n_directions)) * w for S, w in self._weighted())
         return _largest(torch.block_diag(*rows))[:rank]
 
     def leading_directions(self, rank: int) -> Float[Tensor, "rank n"]:
-        """The largest among those of each block."""
+        """The largest among the leading directions of all blocks."""
         found = [(S, w, S.leading_directions(min(rank, S.n_directions))) for S, w in self._weighted()]
         sizes = torch.cat([S.right(some).norm(dim=1) * w for S, w, some in found])
         return torch.block_diag(*(some for _, _, some in found))[sizes.argsort(descending=True, stable=True)[:rank]]

@@ -1,12 +1,11 @@
-"""``‖S J_t‖²`` for every position from fewer rows than ``S`` has directions: exactly, from below, or estimated with an error.
+"""``‖S J_t‖²`` for every position: exactly, as a lower bound, or estimated with a standard error.
 
-An estimate has three parts, as in Hutch++ (Meyer, Musco, Musco and Woodruff 2021): a subspace whose part of the trace is
-computed exactly, and Hutchinson's estimator for the rest. The subspace has two parts. The leading directions of ``S`` are pulled back
-exactly. The products of ``J`` with these rows, their *images*, show into which other directions the model carries them: one
-block-Krylov step (Musco and Musco 2015) on the pulled-back matrix ``Σ_t w_t S J_t J_t^T S^T``, whose spectrum falls faster than
-that of ``S S^T``; these are pulled back exactly too. The rest is measured with random sign vectors (Hutchinson 1989): unbiased,
-because the signs had no part in choosing the directions. Directions are orthonormal combinations of the rows of
-``S [n, d_model]``, which is seen through products only (`jscope_tl.scopes.factor`), so that no ``d x d`` matrix is needed.
+An estimate has three parts, as in Hutch++ (Meyer, Musco, Musco and Woodruff 2021). The first two parts are the exact trace in a
+subspace, the third is Hutchinson's estimator for the rest. (1) The rows of the leading directions of ``S``. (2) The rows of the
+*images* of these directions: the products of ``J`` with the first rows are one block-Krylov step (Musco and Musco 2015) on the matrix
+``Σ_t w_t S J_t J_t^T S^T``, whose spectrum decays faster than that of ``S S^T``. (3) Random sign vectors for the rest (Hutchinson
+1989), which are unbiased because the directions were chosen independently of the signs. Directions are orthonormal combinations of
+the rows of ``S [n, d_model]``, which is used through products only (`jscope_tl.scopes.factor`), so that no ``d x d`` matrix is needed.
 """
 
 from collections.abc import Sequence
@@ -26,13 +25,13 @@ from jscope_tl.scopes.budget import Budget, Tolerance
 from jscope_tl.scopes.factor import Factor, orthonormal, principal_rows, without
 
 BLOCK = 8
-"""Probes pulled at once, and the fewest that `adaptive` draws."""
+"""Number of probes computed at once, and the minimum that `adaptive` draws."""
 ROUNDING = 32
-"""Relative error of a score in units of the precision that it is computed in, as seen against float64."""
+"""Rounding error of a score relative to the machine epsilon of its precision, as measured against float64."""
 
 
 def exact(S: Factor, vjp: VJP) -> Score:
-    """All directions."""
+    """The exact score, from all directions."""
     return _sum_of(S.principal(), vjp)
 
 
@@ -54,25 +53,25 @@ def sampled(S: Factor, rank: int, images: int, probes: int, seed: int, vjp: VJP)
 
 
 def cost(rank: int, images: int, probes: int) -> int:
-    """Backward rows: an image takes a product and a row, and all products share a pass that takes as long as two."""
+    """The cost in backward rows: an image takes a product and a row, and all products share a pass that takes as long as two rows."""
     return rank + (2 * images + 2 if images else 0) + probes
 
 
 def adaptive(S: Factor, rank: int, images: int, enough: Tolerance, seed: int, vjp: VJP, budget: Budget) -> Score:
-    """Probes until the standard error is small enough everywhere; all rows as soon as that is expected to cost no more.
+    """Draw probes until the standard error is small enough at all positions, or compute all rows if that is expected to cost no more.
 
-    To stop where the stated error happens to be small makes the mean slightly too small: by up to a fifth of ``rtol`` where
-    many blocks are drawn, unnoticeably where the first is enough.
+    Stopping when the estimated error happens to be small makes the mean slightly too small: by up to a fifth of ``rtol`` if many
+    blocks are drawn, and by a negligible amount if the first block is enough.
     """
     images = min(images, rank)
     least = cost(rank, images, BLOCK)
     if budget.max_rows is not None and budget.max_rows < min(least, S.n_directions):
         raise InputError(
-            f"max_rows={budget.max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Give at least "
-            "so many, or lower rank and images."
+            f"max_rows={budget.max_rows} is too few: rank={rank}, images={images} and the first probes take {least} rows. Set max_rows to at least "
+            "that number, or lower rank and images."
         )
     affordable = budget.max_seconds is None and S.n_directions <= budget.left()
-    if affordable and S.n_directions <= 1.5 * least:  # an estimate that falls short would cost more
+    if affordable and S.n_directions <= 1.5 * least:  # an estimate that has to be given up would cost more
         return _all_rows(S, vjp)
     vjp.expect(least)
     found = _Probes(_known(S, rank, images, vjp, budget), torch.Generator("cpu").manual_seed(seed), vjp)
@@ -82,7 +81,9 @@ def adaptive(S: Factor, rank: int, images: int, enough: Tolerance, seed: int, vj
 def _refined(found: "_Probes", enough: Tolerance, seed: int, vjp: VJP, budget: Budget) -> Score:
     unknown = found.known.S.n_directions - len(found.known.directions)
     found.draw(int(max(2, min(BLOCK, budget.left()))))
-    while (worst := found.worst(enough)) > enough.rtol:  # what is not finite is refused with the finished scores
+    while (
+        worst := found.worst(enough)
+    ) > enough.rtol:  # values that are not finite are refused with the finished scores
         wanted, left = ceil(found.n * (worst / enough.rtol) ** 2) - found.n, budget.left()
         if wanted >= unknown and unknown <= left:
             return _given_up(found.known, found, vjp)
@@ -96,7 +97,7 @@ def _refined(found: "_Probes", enough: Tolerance, seed: int, vjp: VJP, budget: B
 
 def _stopped(by: str, enough: Tolerance, worst: float) -> str:
     or_of_top = (
-        f", or of {enough.atol / enough.rtol:.2g} times the largest score where that is more" if enough.atol else ""
+        f", or of {enough.atol / enough.rtol:.2g} times the largest score if that is more" if enough.atol else ""
     )
     return (
         f"Stopped by {by}, before rtol={enough.rtol:g} and atol={enough.atol:g} were met: the largest standard error is {worst:.1%} "
@@ -115,7 +116,7 @@ def _sum_of(rows: Float[Tensor, "k d_model"], vjp: VJP) -> Score:
 
 @dataclass(frozen=True)
 class _Known:
-    """The part of the trace in the ``directions`` of ``S`` that were pulled back; the first ``rank`` are leading ones, then images."""
+    """The part of the trace in the ``directions`` of ``S`` whose rows were computed: ``rank`` leading directions, then images."""
 
     S: Factor
     energy: Float[Tensor, "*layer pos"]
@@ -124,7 +125,7 @@ class _Known:
 
 
 def _known(S: Factor, rank: int, images: int, vjp: VJP, budget: Budget | None = None) -> _Known:
-    """The first row comes alone: the time that it takes says how many can be afforded."""
+    """Compute the leading directions and images. The first row is computed alone, to measure how many rows the time allows."""
     leading = S.leading_directions(rank)
     cotangents = S.right(leading)
     rows = vjp.rows(cotangents[:1], retain_graph=True)
@@ -145,7 +146,7 @@ def _known(S: Factor, rank: int, images: int, vjp: VJP, budget: Budget | None = 
 
 
 def _afforded(rank: int, images: int, left: float) -> tuple[int, int]:
-    """The rank and images for which ``left`` rows beside the first are enough, with probes to follow."""
+    """The numbers of leading directions and images for which ``left`` rows after the first suffice, including the first probes."""
     if cost(rank, images, BLOCK) - 1 <= left:
         return rank, images
     return max(1, min(rank, int(left) - BLOCK, int(left) // 2 + 1)), 0
@@ -154,9 +155,9 @@ def _afforded(rank: int, images: int, left: float) -> tuple[int, int]:
 def _carried(
     rows: Float[Tensor, "m pos d_in"], energy: Float[Tensor, "pos"], vjp: VJP
 ) -> Float[Tensor, "image d_model"]:
-    """``Σ_t J_t J_t^T c / energy_t`` for the cotangent ``c`` of each row; none where the model cannot give it.
+    """``Σ_t J_t J_t^T c / energy_t`` for the cotangent ``c`` of each row; empty if the model does not support the product.
 
-    Dividing by the energy makes each position count by its own size: the relative error matters, and the first token of a
+    The division by the energy gives all positions the same weight: the relative error matters, and the first token of a
     prompt often has most of the energy.
     """
     weights = torch.where(energy > 0, energy, torch.inf).reciprocal().to(rows.device)
@@ -169,17 +170,17 @@ def _carried(
 def _new_directions(
     carried: Float[Tensor, "image d_model"], S: Factor, known: Float[Tensor, "known n"]
 ) -> Float[Tensor, "new n"]:
-    """Orthonormal directions of ``S`` along which these vectors of the output space lie, without those that are known."""
+    """Orthonormal directions of ``S`` that span these vectors of the output space, without the known directions."""
     along = S.left(carried)
     along = without(along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(along.dtype).tiny), known)
     _, sizes, directions = torch.linalg.svd(along, full_matrices=False)
-    # What rounding made of a direction that was known loses most of itself when the known are taken out once more.
+    # A direction that is only rounding error of a known one loses most of its norm when the known ones are removed again.
     new = without(directions[sizes > sizes.sum() * 1e-6], known)
     return orthonormal(new[new.norm(dim=1) > 0.5])
 
 
 class _Probes:
-    """Random sign combinations of the rows of ``S`` without the known directions: squared norms of what is pulled back, and how much they scatter."""
+    """Random sign combinations of the rows of ``S`` without the known directions: the squared norms of their rows, and the errors."""
 
     def __init__(self, known: _Known, generator: torch.Generator, vjp: VJP) -> None:
         self.known, self.generator, self.vjp = known, generator, vjp
@@ -208,12 +209,13 @@ class _Probes:
         self.pairs += len(signs) * (len(signs) - 1) // 2
 
     def stderr(self) -> Float[Tensor, "*layer pos"]:
-        """From the products of all pairs of probes: ``E (ω M ω')² = ‖M‖_F²``, and a probe's variance is at most ``2 ‖M‖_F²``.
+        """The standard error of `values`, from the products of all pairs of probes.
 
-        The many pairs scatter less than the few squared norms themselves. Widened as Student's t is for few probes, so that two
-        of it hold 95 % of the errors; and never below what the rounding of the rows leaves. Where the input is one number at each
-        position, probes are squares of normal numbers, whose mean is low where their spread is: half of where the upper end of
-        their chi-squared interval lies.
+        ``E (ω M ω')² = ‖M‖_F²``, and a probe's variance is at most ``2 ‖M‖_F²``. The many pairs have a smaller variance than the few
+        squared norms themselves. The error is widened by Student's t for few probes, so that two standard errors cover 95 % of the
+        errors, and it includes the rounding error of the rows. If the input is one number at each position, probes are squares of
+        normal numbers, and a low mean comes with a low spread; the error is then half the distance to the upper end of the
+        chi-squared interval of the mean.
         """
         values = self.values()
         if self.one_number:
@@ -227,7 +229,7 @@ class _Probes:
         return self.known.energy + reduce(torch.cat(self.squares), "m ... -> ...", "mean")
 
     def worst(self, enough: Tolerance) -> float:
-        """The largest standard error relative to its score, or to the size from which on scores count."""
+        """The largest standard error, relative to `Tolerance.sizes`."""
         return enough.worst(self.values(), self.stderr())
 
     def score(self, seed: int, warnings: Sequence[str] = ()) -> Score:
@@ -246,9 +248,9 @@ class _Probes:
 
 
 def _given_up(known: _Known, found: _Probes, vjp: VJP) -> Score:
-    """The exact score after all, from what is known and the directions of the rest; the probes do not count."""
+    """The exact score, from the known directions and all remaining ones; the probes are not used."""
     cotangents = known.S.right(known.directions)
-    n_left = known.S.n_directions - len(cotangents)  # the others are rounding
+    n_left = known.S.n_directions - len(cotangents)  # the others are rounding errors
     others = principal_rows(known.S.gram() - cotangents.T @ cotangents)[:n_left]
     values = known.energy + _over_rows(vjp.squared_norms(others))
     counts = [(len(cotangents), 1.0), (found.n, 0.0), (len(others), 1.0)]
@@ -262,5 +264,5 @@ def _over_rows(squares: Float[Tensor, "k *layer pos"]) -> Float[Tensor, "*layer 
 
 
 def random_signs(n: int, m: int, generator: torch.Generator) -> Float[Tensor, "n m"]:
-    """Signs drawn on the CPU, so that a seed means the same on every device."""
+    """Random signs, drawn on the CPU, so that a seed gives the same signs on every device."""
     return torch.randint(0, 2, (n, m), generator=generator, device="cpu").float() * 2 - 1

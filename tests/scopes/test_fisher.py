@@ -386,9 +386,9 @@ def test_bytes_of_a_graph() -> None:
         ({"rtol": 1.5}, "rtol"),
         ({"atol": -0.1}, "atol is the standard error to reach relative to the largest score"),
         ({"atol": 1.0}, "atol"),
-        ({"method": "exact", "max_rows": 40}, "max_rows ends method='auto'; 'exact' takes a fixed number"),
+        ({"method": "exact", "max_rows": 40}, "max_rows limits method='auto'; 'exact' takes a fixed number"),
         ({"method": "sampled", "max_seconds": 1.0}, "max_seconds ends method='auto'"),
-        ({"max_seconds": 0.0}, "max_seconds is how long the backward passes may take, above 0"),
+        ({"max_seconds": 0.0}, "max_seconds is the time that the backward passes may take and must be above 0"),
         ({"seed": 2**70}, "seed"),
     ],
 )

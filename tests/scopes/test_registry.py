@@ -187,7 +187,7 @@ def test_a_scores_shape_is_checked(pocket: Any) -> None:
             return torch.ones(6)
 
     for scope, given in ((Short(), r"\[2\]"), (Bare(), "Tensor")):
-        with pytest.raises(js.InputError, match=f"returned {given}; needed is a js.Score"):
+        with pytest.raises(js.InputError, match=f"returned {given}; it must return a js.Score"):
             js.attribute(pocket, "the keys to the cabinet", scope)
 
 
