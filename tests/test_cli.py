@@ -108,7 +108,7 @@ def test_lists_scopes(capsys: pytest.CaptureFixture[str]) -> None:
         (["the \udcff keys"], "no text"),
         ([PROMPT, "--target", " are", "-o", "target=44"], "given twice"),
         ([PROMPT, "--device", "meta"], "holds no data"),
-        ([PROMPT, "--save", ""], "no file to write to"),
+        ([PROMPT, "--save", ""], "not a path of a file"),
         ([PROMPT, "--html", "."], "no file to write to"),
         ([PROMPT, "--attention"], "give both"),
         (

@@ -121,7 +121,7 @@ def test_a_result_says_what_it_is_and_is_kept(llama: Any, tmp_path: Path) -> Non
     ("given", "message"),
     [
         ({"target": 5, "baseline": 5}, "same token"),
-        ({"target": 5, "baseline": []}, "none at all"),
+        ({"target": 5, "baseline": []}, "empty list"),
         ({"target": 5, "baseline": [7, 10**6]}, "1000000"),
         ({"target": 5, "n": 0}, "n is"),
         ({"target": 5, "gradient": "lrp"}, "There are no gradient rules 'lrp'"),

@@ -173,7 +173,7 @@ def test_layers_by_number_and_name(layer_map: js.Attribution) -> None:
     for bad in (4, -5, "hook_embed", None, 1.0):
         with pytest.raises(js.InputError, match="no layer"):
             inspect.unwrap(js.Attribution.layer)(layer_map, bad)
-    with pytest.raises(js.InputError, match="no layer map"):
+    with pytest.raises(js.InputError, match="not a layer map"):
         layer_map.layer(0).layer(0)
 
 

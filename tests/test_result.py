@@ -130,7 +130,7 @@ def test_top_leaves_out_what_comes_later(llama: Any) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, True])
 def test_bad_k(result: js.Attribution, k: int) -> None:
-    with pytest.raises(js.InputError, match="k is how many"):
+    with pytest.raises(js.InputError, match="k is the number of"):
         result.top(k)
 
 
@@ -281,7 +281,7 @@ def test_damaged_files(pocket: Any, tmp_path: Path, name: str) -> None:
     ]
     for text, some in damaged:
         save_file(some, path, header | {"fields": text})
-        with pytest.raises(js.InputError, match=f"damaged: what it holds is no {kind.__name__}"):
+        with pytest.raises(js.InputError, match=f"damaged: its content is not a valid {kind.__name__}"):
             kind.load(path)
     save_file(tensors, path, header)
     assert same(made(name, pocket), kind.load(path))  # what was damaged was whole
@@ -335,7 +335,7 @@ def test_saving_keeps_permissions_and_follows_links(result: js.Attribution, tmp_
     assert private.stat().st_mode & 0o777 == 0o600
     assert js.Attribution.load(private).unit == result.unit
     for bad in ("", tmp_path):
-        with pytest.raises(js.InputError, match="no file to write to"):
+        with pytest.raises(js.InputError, match="not a path of a file"):
             result.save(bad)
 
 
@@ -505,7 +505,7 @@ def test_numbers_that_no_result_has(result: js.Attribution, tmp_path: Path, fiel
         return  # ids may be any numbers
     tensors |= {key: changed}
     save_file(tensors, path, header | {"sha256": storage._digest(header["fields"], tensors)})
-    with pytest.raises(js.InputError, match="damaged: what it holds is no Attribution"):
+    with pytest.raises(js.InputError, match="damaged: its content is not a valid Attribution"):
         js.Attribution.load(path)
 
 

@@ -158,7 +158,7 @@ def test_errors_of_norms_are_bounds(by_digits: Any) -> None:
         ({"scope": "log_prob"}, [], "There are no spans"),
         ({"scope": "log_prob", "reduction": "dot"}, [(0, 2)], "the sum of C J_t x_t with its sign"),
         ({"scope": "fisher_input", "method": "exact"}, [(0, 2)], "the sum of C J_t x_t with its sign"),
-        ({"scope": "spectral"}, [(0, 2)], "the largest gain of their stacked block"),
+        ({"scope": "spectral"}, [(0, 2)], "the largest gain of their concatenated rows"),
     ],
 )
 def test_what_is_not_taken_together(by_digits: Any, how: dict[str, Any], spans: Any, says: str) -> None:

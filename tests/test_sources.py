@@ -190,7 +190,7 @@ def test_what_is_no_source(answer: js.TextAttribution, name: str) -> None:
     [
         ({"scope": "fisher_input", "method": "exact"}, "the sum of C J_t x_t with its sign"),
         ({"reduction": "dot", "path": js.Line(steps=2)}, "the sum of C J_t x_t with its sign"),
-        ({"scope": "spectral"}, "the largest gain of their stacked block"),
+        ({"scope": "spectral"}, "the largest gain of their concatenated rows"),
     ],
 )
 def test_scores_that_make_none_of_groups(llama: Any, how: dict[str, Any], says: str) -> None:

@@ -1,1 +1,1 @@
-"""What the entry points return: dataclasses with their text and their files."""
+"""The results of the entry points: dataclasses that print themselves and can be saved to files."""

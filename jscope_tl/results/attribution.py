@@ -17,14 +17,14 @@ from jscope_tl.results.sources import check_grouped, together
 from jscope_tl.results.text import percent, score_text
 
 MOST_ROWS = 24
-"""Of a map of attention heads that a picture or a table shows."""
+"""Maximum number of rows of a map of attention heads that a figure or a table shows."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The next-token distribution at the explained position: most probable tokens first, and the target's place in it.
+    """The next-token distribution at the explained position: the most probable tokens, and the target with its rank.
 
-    Its ``entropy`` is in nats; None in files of versions that did not keep it.
+    The ``entropy`` is in nats; it is None in files of older versions.
     """
 
     top: tuple[PredictedToken, ...]
@@ -33,7 +33,7 @@ class Prediction:
     entropy: float | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        """Refuse what is no distribution."""
+        """Refuse values that are not a distribution."""
         probabilities = [token.probability for token in (self.target, *self.top)]
         need(all(0 <= p <= 1 for p in probabilities) and self.target_rank >= 1, "probabilities are between 0 and 1")
 
@@ -42,17 +42,17 @@ class Prediction:
 class Attribution(Result):
     """Scores of every position of a prompt for one prediction.
 
-    A score is an unsigned norm in the unit that ``unit`` names. It is not a share of anything: scores of several
-    positions do not add up, and scores of two units do not compare.
+    A score is an unsigned norm in the unit ``unit``. It is not a share of a total: scores of several
+    positions do not add up, and scores in different units cannot be compared.
 
     Attributes:
-        scores: ``[pos]``, or ``[layer, pos]`` in a layer map, ``[layer, head, pos]`` where heads are kept apart; float32 on the
+        scores: ``[pos]``, or ``[layer, pos]`` in a layer map, ``[layer, head, pos]`` if heads have separate scores; float32 on the
             CPU; 0 after the explained position. BOS is scored like any other token.
-        stderr: standard error of estimated scores, in their shape; None for exact ones.
+        stderr: standard errors of estimated scores, in the shape of the scores; None for exact scores.
         prediction: the distribution that is explained.
-        hook_points: the hook point of each row of a layer map; empty where scores are ``[pos]``.
-        target_tokens, baseline_tokens: of a target or a baseline of several tokens, which ``prediction.target`` has as one: each with its
-            probability after those before it; else empty.
+        hook_points: the hook point of each row of a layer map; empty if scores are ``[pos]``.
+        target_tokens, baseline_tokens: the tokens of a target or a baseline of several tokens, each with its probability given the
+            tokens before it (``prediction.target`` has the whole target as one entry); else empty.
         tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`.
     """
 
@@ -64,7 +64,7 @@ class Attribution(Result):
     baseline_tokens: tuple[PredictedToken, ...] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse inconsistent fields, which a damaged file may have."""
         super().__post_init__()
         need(isinstance(self.options.get("resolved") or {}, dict), "what was resolved has names")
         need(
@@ -86,10 +86,10 @@ class Attribution(Result):
         return ["hook_point"] if self.hook_points else []
 
     def layer(self, which: int | str) -> "Attribution":
-        """One row of a layer map as a result of its own.
+        """One row of a layer map as a separate result.
 
         Args:
-            which: its number (negative: from the end) or its hook point.
+            which: the number of the row (negative numbers count from the end) or its hook point.
 
         Raises:
             InputError: there is no such row.
@@ -97,7 +97,7 @@ class Attribution(Result):
         n = len(self.hook_points)
         index = self.hook_points.index(which) if which in self.hook_points else whole(which)
         if index is None or not -n <= index < n:
-            rows = f"0 to {n - 1} or a hook point" if n else "none: this is no layer map"
+            rows = f"0 to {n - 1} or a hook point" if n else "none: this is not a layer map"
             raise InputError(f"There is no layer {which!r} in this result; it has {rows}.")
         scores, errors = self._rows()
         stderr = None if errors is None else errors[index]
@@ -107,16 +107,17 @@ class Attribution(Result):
     def together(
         self, spans: Sequence[tuple[int, int]]
     ) -> tuple[Float[Tensor, "*layer n"], Float[Tensor, "*layer n"] | None]:
-        """Scores of tokens taken together, as the digits of a number, and their standard errors (upper bounds).
+        """Scores of groups of tokens, such as the digits of a number, and their standard errors (upper bounds).
 
-        The norm of the stacked block, ``(Σ_t ‖C J_t‖²)^(1/2)``; of squared scores (Fisher) and parts of patterns the sum.
+        The score of a group is the norm of its concatenated rows, ``(Σ_t ‖C J_t‖²)^(1/2)``; for squared scores (Fisher) and scores of
+        attention patterns it is the sum.
 
         Args:
-            spans: first position and the one after the last of each; they may leave tokens out.
+            spans: for each group the first position and the position after the last; the groups need not cover all tokens.
 
         Raises:
-            InputError: a span is outside the prompt; or has several tokens, with ``reduction="dot"``, whose signs are not kept (see
-                `jscope_tl.attribute_text`), or of ``spectral``.
+            InputError: a span is outside the prompt; or a span has several tokens and the scores cannot be combined: those of
+                ``reduction="dot"``, because their signs are not kept (see `jscope_tl.attribute_text`), and of ``spectral``.
 
         Example:
             >>> import jscope_tl as js
@@ -129,16 +130,18 @@ class Attribution(Result):
         if any(len(group) > 1 for group in groups):
             check_grouped(self.scope, self.options, signed=False)
         if not groups:
-            raise InputError("There are no spans; give (first position, position after the last) of one or more.")
+            raise InputError(
+                "There are no spans; pass a list of one or more (first position, position after the last)."
+            )
         return together(self.scores, self.stderr, groups, self.unit)
 
     def strongest(self, n: int = MOST_ROWS) -> "Attribution":
-        """The ``n`` rows of a map with the largest sum of scores other than BOS', strongest first, as a map of their own.
+        """The ``n`` rows of a map with the largest sum of scores (BOS excluded), strongest first, as a separate map.
 
-        For maps of attention heads, of which models have hundreds.
+        This is meant for maps of attention heads, of which models have hundreds.
 
         Raises:
-            InputError: this is no map, or ``n`` is not 1 or more.
+            InputError: the result is not a map, or ``n`` is not 1 or more.
 
         Example:
             >>> import jscope_tl as js
@@ -148,7 +151,7 @@ class Attribution(Result):
         """
         if not self.hook_points:
             raise InputError(
-                "There are no rows to choose among: this is no layer map. Its highest scores are in top()."
+                "There are no rows to choose from: this is not a layer map. Use top() for its highest scores."
             )
         scores, errors = self._rows()
         counted = [t for t in range(len(self.str_tokens)) if t not in self.bos_positions]
@@ -158,17 +161,17 @@ class Attribution(Result):
 
     @property
     def of_heads(self) -> bool:
-        """Whether heads are kept apart."""
+        """Whether heads have separate scores."""
         return self.scores.ndim > 2
 
     def headline(self) -> str:
-        """Scope, explained position, target and baseline, hook point, and what was prepended, in one line."""
+        """Scope, explained position, target, baseline, hook point, and prepended token, in one line."""
         where = f"position {self.position} ({self.str_tokens[self.position]!r})"
         return f"{self.scope} scope of the prediction at {where}{self.asked}, at {self.provenance.hook_point}{self.prepended}"
 
     @property
     def asked(self) -> str:
-        """``, target ' are' against ' is'``; empty where the scope explains no single token."""
+        """``, target ' are' against ' is'``; empty if the scope explains no single token."""
         return self._asked({self.prediction.target.str_token})
 
     def prediction_line(self, k: int = 3) -> str:
@@ -184,7 +187,7 @@ class Attribution(Result):
         return f"predicts {top}; target {says}"
 
     def resolved_line(self) -> str:
-        """What was done where options left it open, or nothing."""
+        """The choices that were made automatically, in one line; empty if there are none."""
         resolved = self.options.get("resolved") or {}
         return "resolved: " + ", ".join(f"{key} = {value!r}" for key, value in resolved.items()) if resolved else ""
 
@@ -209,7 +212,7 @@ class Attribution(Result):
 
 
 def _span_line(tokens: tuple[PredictedToken, ...]) -> str:
-    """A span and its probability, and those of its tokens."""
+    """A span with its probability, and the probabilities of its tokens."""
     each = " ".join(f"{token.str_token!r} {percent(token.probability)}" for token in tokens)
     text = "".join(token.str_token for token in tokens)
     return f"{text!r} {percent(prod(token.probability for token in tokens))} ({len(tokens)} token{'s' * (len(tokens) > 1)}: {each})"

@@ -24,11 +24,11 @@ class ScoredToken:
     """The score of one token.
 
     Attributes:
-        position: of the token.
+        position: the position of the token.
         token: its id.
         str_token: its text.
-        score: how strong.
-        stderr: its standard error; None where it is exact.
+        score: its score.
+        stderr: the standard error of the score; None if it is exact.
         explained: the position whose prediction is explained.
         hook_point: the row of a layer map; None otherwise.
     """
@@ -53,19 +53,20 @@ class PredictedToken:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a result comes from, and what it cost.
+    """The origin of a result, and its cost.
 
     Attributes:
-        model_name, model_class, dtype, device: of the model.
-        hook_point: where scores refer to.
-        n_forward: forward passes, counted where they happen; prompts that run side by side count one each.
-        n_backward: backward passes (rows of ``C J`` and products with ``J``), counted alike.
-        seed: of the random numbers, where there are any.
-        versions: of the packages.
-        prepended: the BOS token that was put before a prompt given as text; None where nothing was, or ids were given.
-        model_revision: the commit of the model's weights on the hub, where transformers keeps it in the configuration (5.24 does not).
-        transformer_lens_version, processing, hook_convention: by the names and in the form in which TransformerLens' own analyses keep them:
-            whether a bridge is in compatibility mode and in which basis the weights are, and the hook point with ``{layer}`` for the layer.
+        model_name, model_class, dtype, device: properties of the model.
+        hook_point: the hook point that the scores refer to.
+        n_forward: the number of forward passes that were run; each prompt of a batch counts as one.
+        n_backward: the number of backward passes (rows of ``C J`` and products with ``J``), counted in the same way.
+        seed: the seed of the random numbers, if there are any.
+        versions: the versions of the packages.
+        prepended: the BOS token that was prepended to a prompt given as text; None if nothing was prepended or ids were given.
+        model_revision: the commit of the model's weights on the hub, if transformers stores it in the configuration (5.24 does not).
+        transformer_lens_version, processing, hook_convention: the same fields as in TransformerLens' own analyses. ``processing``: whether
+            a bridge is in compatibility mode, and the weight processing. ``hook_convention``: the hook point with ``{layer}`` for the
+            layer.
     """
 
     model_name: str
@@ -86,20 +87,20 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result(Saved, ABC):
-    """What a scope says about one prompt, and what is known about these numbers.
+    """The scores of a scope for one prompt, with all information that is needed to interpret them.
 
     Attributes:
         tokens: ``[pos]``, the prompt as ids.
-        str_tokens: the same as text.
-        position: the explained position (not negative), of several the last one; nothing after it has a score.
-        scope: name of the scope, and what is not the paper's about its settings.
-        options: options of the scope, and under ``"resolved"`` what was done where they left it open.
-        unit: of the scores.
-        basis: weight processing of the model.
-        provenance: model, versions, hook point, cost.
-        warnings: doubts about these numbers, in sentences.
-        bos_positions: positions of BOS tokens, which `top` and colour scales leave out.
-        baseline: text of the token that the target is held against, where that is one that was given; else None.
+        str_tokens: the text of each token.
+        position: the explained position (not negative); if there are several, the last one. Later tokens score 0.
+        scope: the name of the scope, and the settings that differ from the paper's.
+        options: the options of the scope; ``"resolved"`` has the choices that were made automatically.
+        unit: the unit of the scores.
+        basis: the weight processing of the model.
+        provenance: model, versions, hook point and cost.
+        warnings: warnings about these scores, as sentences.
+        bos_positions: positions of BOS tokens, which `top` and colour scales omit.
+        baseline: the text of the token that the target is contrasted with, if one was passed; else None.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -115,7 +116,7 @@ class Result(Saved, ABC):
     baseline: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse inconsistent fields, which a damaged file may have."""
         n, (scores, stderr), explained = len(self.str_tokens), self._rows(), [at for _, at in self._labels()]
         need(self.tokens.shape == (n,), f"{list(self.tokens.shape)} tokens have as many texts, not {n}")
         need(scores.shape == (len(explained), n), f"scores {list(scores.shape)} are [{len(explained)}, {n}]")
@@ -133,33 +134,33 @@ class Result(Saved, ABC):
 
     @abstractmethod
     def _labels(self) -> list[tuple[str | None, int]]:
-        """Hook point (of a layer map) and explained position of each row."""
+        """The hook point (in a layer map, else None) and the explained position of each row."""
 
     @abstractmethod
     def _index(self) -> list[str]:
-        """Which of ``"hook_point"`` and ``"explained"`` tells rows apart."""
+        """The columns that identify a row: ``"hook_point"`` or ``"explained"``."""
 
     @abstractmethod
     def headline(self) -> str:
-        """What was explained, in one line."""
+        """A description of the explained prediction, in one line."""
 
     @property
     def prepended(self) -> str:
-        """What was put before the prompt, as the end of a `headline`; empty where nothing was."""
+        """The token that was prepended to the prompt, worded as the end of a `headline`; empty if there is none."""
         return "" if self.provenance.prepended is None else f"; {self.provenance.prepended!r} was prepended"
 
     @property
     def off_scale(self) -> tuple[int, ...]:
-        """Positions that colour scales leave out: BOS, and a first token that is an attention sink (`sinks`)."""
+        """Positions that colour scales ignore: BOS, and a first token that is an attention sink (`sinks`)."""
         return (*self.bos_positions, *([0] if any(size is not None for size in self.sinks()) else []))
 
     def sinks(self) -> list[float | None]:
-        """For each row how many times the median of the others the first token's size is, where it is conspicuous.
+        """For each row, the ratio of the first token's size to the median of the others if the first token is an attention sink.
 
-        Without a BOS the first token takes its place as an attention sink: it scores high whatever is asked, also in a random
-        direction. The size is the score, of squared scores (Fisher) the root. None where it is less than three times the
-        median, or than a third of the highest, where there is a BOS, and where there are too few tokens to tell; in a pattern
-        where that is so in more than half of the rows.
+        Without a BOS the first token often acts as an attention sink: it scores high for every scope, even for a random
+        direction. Its size is the score, or the root of squared scores (Fisher). The ratio is None if the size is less than three
+        times the median or less than a third of the highest score, if there is a BOS, and if there are too few tokens. In a pattern
+        all ratios are None if more than half of them are.
         """
         (scores, _), labels = self._rows(), self._labels()
         if 0 in self.bos_positions:
@@ -170,7 +171,7 @@ class Result(Saved, ABC):
         return [None] * len(labels) if few else sizes
 
     def sink_doubts(self) -> list[str]:
-        """A sentence about the first token, where it is an attention sink."""
+        """A warning about the first token if it is an attention sink; else an empty list."""
         (scores, _), sizes = self._rows(), self.sinks()
         rows = [i for i, size in enumerate(sizes) if size is not None]
         if not rows:
@@ -186,12 +187,12 @@ class Result(Saved, ABC):
             else ""
         )
         return [
-            f"The first token, {self.str_tokens[0]!r}, {said}{where}. Without a BOS it takes its place as an attention sink, which "
-            "scores high whatever is asked: hold it against 'random_direction'. Colour scales leave it out."
+            f"The first token, {self.str_tokens[0]!r}, {said}{where}. Without a BOS it acts as an attention sink, which scores high "
+            "for every scope: compare it with its score under 'random_direction'. Colour scales ignore it."
         ]
 
     def _asked(self, targets: set[str]) -> str:
-        """The token that is explained and the one it is held against, where the scope explains a token."""
+        """The explained token and its baseline, worded for a headline; empty if the scope explains no single token."""
         if "target" not in self.options:
             return ""
         target = f", target {next(iter(targets))!r}" if len(targets) == 1 else ", each with its own target"
@@ -201,14 +202,14 @@ class Result(Saved, ABC):
         """The ``k`` highest scores, highest first.
 
         Args:
-            k: how many.
-            include_bos: whether BOS, often an attention sink, is among them.
+            k: the number of scores.
+            include_bos: whether to include BOS, which is often an attention sink.
 
         Raises:
             InputError: ``k`` is not 1 or more.
         """
         if (count := whole(k)) is None or count < 1:
-            raise InputError(f"k is how many positions to return, 1 or more; got {k!r}.")
+            raise InputError(f"k is the number of positions to return, 1 or more; got {k!r}.")
         (scores, _), labels, pos = self._rows(), self._labels(), len(self.str_tokens)
         order = rearrange(scores, "row pos -> (row pos)").argsort(descending=True, stable=True).tolist()
         places = (divmod(i, pos) for i in order)
@@ -216,10 +217,10 @@ class Result(Saved, ABC):
         return [self.scored(t, row) for row, t in seen[:count]]
 
     def by_row(self, k: int = 3) -> list[list[ScoredToken]]:
-        """The ``k`` highest scores of each row of a layer map or a pattern, highest first, BOS left out.
+        """The ``k`` highest scores of each row of a layer map or a pattern, highest first, without BOS.
 
         Args:
-            k: how many of each row.
+            k: the number of scores of each row.
         """
         (scores, _), labels = self._rows(), self._labels()
         rows = []
@@ -233,8 +234,8 @@ class Result(Saved, ABC):
         """The score of one token, in one row of a map or a pattern.
 
         Args:
-            position: of the token.
-            row: the hook point or the explained position, counted from 0.
+            position: the position of the token.
+            row: the number of the row (of a hook point or of an explained position), counted from 0.
         """
         (scores, stderr), (hook_point, explained) = self._rows(), self._labels()[row]
         return ScoredToken(
@@ -250,7 +251,7 @@ class Result(Saved, ABC):
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each score: token, text, score, standard error, BOS or not, explained or not; the rest in ``attrs``.
 
-        The index is ``position``, of a layer map ``hook_point`` and ``position``, of a pattern ``explained`` and ``position``.
+        The index is ``position``; for a layer map ``hook_point`` and ``position``; for a pattern ``explained`` and ``position``.
         """
         (scores, stderr), labels, pos = self._rows(), self._labels(), len(self.str_tokens)
         hook_points, explained = (np.repeat([label[i] for label in labels], pos) for i in (0, 1))

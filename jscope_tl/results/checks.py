@@ -1,4 +1,4 @@
-"""What makes a result valid: its parts belong together, and its numbers are of the kind that they say."""
+"""Validity checks of results: fields are consistent, and numbers are in their range."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
@@ -8,33 +8,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 LARGEST = 1e300
-"""Of the numbers in a table."""
+"""Largest absolute value of a number in a table."""
 
 
 def need(fits: bool, what: str) -> None:
-    """Refuse parts that do not belong together, as a damaged file may hold; ``what`` says what is needed.
+    """Refuse inconsistent fields, which a damaged file may have; ``what`` says what is needed.
 
     Raises:
-        ValueError: they do not.
+        ValueError: ``fits`` is False.
     """
     if not fits:
         raise ValueError(what)
 
 
 def need_sizes(name: str, values: Float[Tensor, "*shape"] | None) -> None:
-    """Scores, errors and gains are finite and not negative."""
+    """Check that scores, errors or gains are finite and not negative."""
     need(values is None or bool((values.isfinite() & (values >= 0)).all()), f"{name} are finite and not negative")
 
 
 def need_finite(name: str, values: Float[Tensor, "*shape"]) -> None:
-    """No NaN, and nothing infinite."""
+    """Check that there is no NaN or infinite value."""
     need(bool(values.isfinite().all()), f"{name} are finite")
 
 
 def need_rows(
     rows: Sequence[Any], numbers: Iterable[str], texts: Sequence[str] = (), flags: Sequence[str] = ()
 ) -> None:
-    """A table of one row or more, all with the same columns: those that are named, and further ones of numbers, or NaN."""
+    """Check a table: one row or more, all with the same columns, which are the named ones and further columns of numbers or NaN."""
     columns = [*texts, *flags, *numbers]
     need(
         len(rows) > 0 and all(isinstance(row, Mapping) and row.keys() == rows[0].keys() for row in rows),

@@ -1,6 +1,6 @@
-"""Results as files: one safetensors file, tensors as tensors and the rest as JSON in the header.
+"""Results as files: one safetensors file with the tensors, and with the other fields as JSON in its header.
 
-Any dataclass can be saved: what is in it is read off its fields and their types. Nothing in a file is executed.
+Any dataclass can be saved, from its fields and their types. Nothing in a file is executed.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ Self = TypeVar("Self", bound="Saved")
 
 
 class Shown:
-    """Something that a notebook shows as a picture or a table."""
+    """Base of objects that a notebook shows as a figure or a table."""
 
     def _repr_html_(self) -> str:
-        from jscope_tl.views.notebook import fragment  # against the direction of the data: notebooks ask here
+        from jscope_tl.views.notebook import fragment  # imported here because views import results
 
         return fragment(self)
 
@@ -39,7 +39,7 @@ class Saved(Shown):
     """A dataclass that can be written to a file and read back."""
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file that `load` reads back; a file that stood there is replaced only by a complete one.
+        """Write one safetensors file that `load` reads back; an existing file is replaced only by a complete one.
 
         Args:
             path: the file to write; its folder must exist.
@@ -60,35 +60,37 @@ class Saved(Shown):
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Args:
             path: the file.
 
         Raises:
-            InputError: there is no such file, it holds something else, it is damaged, or another version wrote it.
+            InputError: the file does not exist, contains something else, is damaged, or was written by an incompatible version.
         """
         header, tensors = _read(path)
         if header.get("class") != cls.__name__:
             raise InputError(
-                f"{str(path)!r} holds {header.get('class', 'nothing that jscope_tl saved')}, not {cls.__name__}."
+                f"{str(path)!r} contains {header.get('class', 'nothing that jscope_tl saved')}, not {cls.__name__}."
             )
         if header.get("schema") != SCHEMA:
             raise InputError(
-                f"{str(path)!r} has schema {header.get('schema')}; this version reads {SCHEMA}. Use the jscope_tl that wrote it."
+                f"{str(path)!r} has schema {header.get('schema')}; this version reads {SCHEMA}. Use the version of jscope_tl that wrote it."
             )
         try:
             found = restored(cls, json.loads(header["fields"]), tensors)
-        except Exception as error:  # whatever a part of the wrong kind leads to
+        except Exception as error:  # any error that a field of the wrong type causes
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InputError(f"{str(path)!r} is damaged: what it holds is no {cls.__name__} ({reason}).") from error
+            raise InputError(
+                f"{str(path)!r} is damaged: its content is not a valid {cls.__name__} ({reason})."
+            ) from error
         if header.get("sha256") != _digest(header["fields"], tensors):
-            raise InputError(f"{str(path)!r} is damaged: it is no longer what was saved (its checksum is another).")
+            raise InputError(f"{str(path)!r} is damaged: its checksum does not match the one that was saved with it.")
         return found
 
 
 def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist, key: Callable[[Any], str] = str) -> Any:
-    """A value in types that JSON has, dataclasses as dictionaries; ``tensor`` and ``key`` say what becomes of tensors and keys."""
+    """A value in JSON types, dataclasses as dictionaries; ``tensor`` and ``key`` convert tensors and dictionary keys."""
     if isinstance(value, Tensor):
         return tensor(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -101,7 +103,7 @@ def plain(value: Any, tensor: Callable[[Tensor], Any] = Tensor.tolist, key: Call
 
 
 def listed(tensor: Tensor) -> Any:
-    """A tensor as JSON has it, for `plain`: lists of numbers; what is not known, NaN, has no number there."""
+    """A tensor in JSON types, for `plain`: lists of numbers, with None for NaN (an unknown value)."""
     if not tensor.is_floating_point() or not bool(tensor.isnan().any()):
         return tensor.tolist()
     return np.where(tensor.isnan().numpy(), None, tensor.numpy()).tolist()  # type: ignore[call-overload]
@@ -109,7 +111,7 @@ def listed(tensor: Tensor) -> Any:
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not isinstance(path, str | Path) or not os.path.isfile(path):
-        raise InputError(f"There is no file {str(path)!r}; give the path of one that save wrote.")
+        raise InputError(f"There is no file {str(path)!r}; pass the path of a file that save wrote.")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
@@ -120,7 +122,7 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _digest(rest: str, tensors: dict[str, Tensor]) -> str:
-    """Of the fields and of every number: a byte that changed would leave a result that is another one."""
+    """A checksum of the fields and all tensors, to detect any changed byte."""
     found = hashlib.sha256(rest.encode())
     for name in sorted(tensors):
         found.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
@@ -129,23 +131,21 @@ def _digest(rest: str, tensors: dict[str, Tensor]) -> str:
 
 
 def check_target(path: Any) -> Path:
-    """A path that a file can be written to, or a refusal."""
+    """The path, if a file can be written to it; else an error."""
     if not isinstance(path, str | Path):
-        raise InputError(f"A path is a string or a Path; got {path!r}.")
+        raise InputError(f"A path must be a string or a Path; got {path!r}.")
     target = Path(path)
     if not str(path) or target.is_dir():
-        raise InputError(f"{str(path)!r} is no file to write to; give a file name.")
+        raise InputError(f"{str(path)!r} is not a path of a file; pass a file name.")
     if target.exists() and not target.is_file():
-        raise InputError(
-            f"{str(path)!r} is a device or a pipe, which a file cannot take the place of; give a file name."
-        )
+        raise InputError(f"{str(path)!r} is a device or a pipe, which a file cannot replace; pass another file name.")
     if not target.parent.is_dir():
-        raise InputError(f"There is no folder {str(target.parent)!r} to write {target.name} to; make it first.")
+        raise InputError(f"There is no folder {str(target.parent)!r} to write {target.name} to; create it first.")
     return target
 
 
 def write_whole(path: str | Path, content: bytes) -> Path:
-    """Write all of ``content`` or nothing; a link is followed, and a file that stood there keeps its permissions."""
+    """Write all of ``content`` or nothing; links are followed, and an existing file keeps its permissions."""
     target = check_target(path).resolve()
     part = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:

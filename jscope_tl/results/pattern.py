@@ -1,4 +1,4 @@
-"""`InfluencePattern`: the scores of the predictions at several positions, laid out as an attention pattern is."""
+"""`InfluencePattern`: scores for the predictions at several positions, in the layout of an attention pattern."""
 
 from dataclasses import dataclass, fields
 
@@ -14,12 +14,12 @@ from jscope_tl.results.checks import need
 class InfluencePattern(Result):
     """The scores of one scope for the predictions at several positions, over all earlier positions.
 
-    Row ``i`` holds what `attribute` returns with ``position=positions[i]``. Scores of one row compare with each other; of
-    two rows only as far as the predictions do (a row whose prediction is certain is small throughout).
+    Row ``i`` has the scores of `attribute` with ``position=positions[i]``. Scores of one row can be compared with each other; scores
+    of two rows only as far as the predictions are comparable (if a prediction is certain, all scores of its row are small).
 
     Attributes:
         scores: ``[dest, src]``, float32 on the CPU; unsigned, 0 where ``src`` is after ``dest``.
-        stderr: ``[dest, src]``, standard error of estimated scores (0 in exact rows); None where all are exact.
+        stderr: ``[dest, src]``, standard errors of estimated scores (0 in exact rows); None if all are exact.
         positions: the explained position of each row.
         targets: the token that each row explains or reports, and its probability.
         tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`;
@@ -32,7 +32,7 @@ class InfluencePattern(Result):
     targets: tuple[PredictedToken, ...]
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse inconsistent fields, which a damaged file may have."""
         super().__post_init__()
         need(len(self.targets) == len(self.positions), "there is a target for each position")
 
@@ -46,7 +46,7 @@ class InfluencePattern(Result):
         return ["explained"]
 
     def headline(self) -> str:
-        """Scope, shape, targets and baseline, unit, hook point, and what was prepended, in one line."""
+        """Scope, shape, targets, baseline, unit, hook point, and prepended token, in one line."""
         shape = f"[dest, src] = {len(self.positions)} x {len(self.str_tokens)}"
         return (
             f"{self.scope} scope, {shape}{self.asked}, in {self.unit}, at {self.provenance.hook_point}{self.prepended}"
@@ -54,7 +54,7 @@ class InfluencePattern(Result):
 
     @property
     def asked(self) -> str:
-        """``, target ' are' against ' is'`` or ``, each with its own target``; empty where the scope explains no single token."""
+        """``, target ' are' against ' is'`` or ``, each with its own target``; empty if the scope explains no single token."""
         return self._asked({target.str_token for target in self.targets})
 
     def __repr__(self) -> str:

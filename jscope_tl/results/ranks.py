@@ -1,4 +1,4 @@
-"""Rank correlation, by which scores are compared with each other and with measured effects."""
+"""Rank correlations, for comparing scores with each other and with measured effects."""
 
 import numpy as np
 from jaxtyping import Float
@@ -6,9 +6,9 @@ from scipy.stats import rankdata
 
 
 def spearman(a: Float[np.ndarray, "*n m"], b: Float[np.ndarray, "m"]) -> Float[np.ndarray, "*n"]:
-    """Spearman's correlation along the last axis, equal values sharing their mean rank; 0 where one side is constant.
+    """Spearman's correlation along the last axis; equal values get their mean rank; 0 if one side is constant.
 
-    Of all rows of ``a`` at once, and without the p-values of `scipy.stats.spearmanr`, which would take most of the time.
+    It is computed for all rows of ``a`` at once, without the p-values of `scipy.stats.spearmanr`, which would take most of the time.
     """
     ranks_a, ranks_b = (_centred(rankdata(values, axis=-1)) for values in (a, b))
     norms = np.linalg.norm(ranks_a, axis=-1) * np.linalg.norm(ranks_b)
@@ -16,7 +16,7 @@ def spearman(a: Float[np.ndarray, "*n m"], b: Float[np.ndarray, "m"]) -> Float[n
 
 
 def kendall(a: Float[np.ndarray, "m"], b: Float[np.ndarray, "m"]) -> float:
-    """Kendall's tau-b; 0 where one side is constant."""
+    """Kendall's tau-b; 0 if one side is constant."""
     signs_a, signs_b = (np.sign(values[:, None] - values) for values in (a, b))
     norms = np.linalg.norm(signs_a) * np.linalg.norm(signs_b)
     return float((signs_a * signs_b).sum() / norms) if norms else 0.0

@@ -1,4 +1,4 @@
-"""From JSON and tensors back to dataclasses: a value that does not fit the type of its field is refused."""
+"""Restore dataclasses from JSON and tensors; a value that does not fit the type of its field is refused."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -9,22 +9,22 @@ from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
 
 TENSOR = "__tensor__"
-"""The key under which JSON has the name of a tensor."""
+"""The JSON key for the name of a tensor."""
 LATER = {"later": True}
-"""Metadata of fields that came after the first files of a schema: where a file lacks one, its default is taken."""
+"""Metadata of fields that were added to a schema later: if a file lacks such a field, its default is used."""
 OWN_KEY = re.compile(rf"\\*{TENSOR}")
 
 
 def escaped(key: Any) -> str:
-    """A dictionary's key as JSON has it: one that reads as `TENSOR` gets a backslash."""
+    """A dictionary's key for JSON; a key that could be taken for `TENSOR` gets a backslash."""
     return "\\" + str(key) if OWN_KEY.fullmatch(str(key)) else str(key)
 
 
 def restored(kind: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value of a field of this type, from what JSON made of it.
+    """The value of a field of this type, restored from its JSON form.
 
     Raises:
-        ValueError, TypeError, KeyError: it is of another type, or something is missing.
+        ValueError, TypeError, KeyError: the value has another type, or something is missing.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -52,7 +52,7 @@ def restored(kind: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _untyped(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """An option for one: tuples come back as lists."""
+    """A value without a declared type, such as an option; tuples come back as lists."""
     if isinstance(value, dict) and TENSOR in value:
         return tensors[value[TENSOR]]
     if isinstance(value, dict):
@@ -66,7 +66,7 @@ def _dataclass(kind: Any, value: dict[str, Any], tensors: dict[str, Tensor]) -> 
         raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
     stored = [f for f in fields(kind) if f.name in value or not f.metadata.get("later")]
     kept = {f.name: restored(hints[f.name], value[f.name], tensors) for f in stored}
-    with jaxtyped("context"):  # axes of one name have one length
+    with jaxtyped("context"):  # axes with the same name must have the same length
         for name, item in kept.items():
             if isinstance(item, Tensor) and not isinstance(item, hints[name]):
                 raise ValueError(f"{name} does not fit, with {item.dtype} {list(item.shape)}")
@@ -78,7 +78,7 @@ def _plain_key(key: str) -> str:
 
 
 def _need(kind: type, value: Any) -> Any:
-    """A value of just this type (a bool is no number); a whole number may stand where any number can."""
+    """A value of exactly this type (a bool is not a number); a whole number is accepted for a float."""
     if type(value) is kind or (kind is float and type(value) is int):
         return value
-    raise TypeError(f"{kind.__name__} is needed, and there is {str(value)[:50]!r}")
+    raise TypeError(f"{kind.__name__} is needed, got {str(value)[:50]!r}")

@@ -1,4 +1,4 @@
-"""`JacobianRows`: what `jacobian` returns, a tensor that knows its prompt."""
+"""`JacobianRows`: the return type of `jacobian`, a tensor with the tokens of its prompt."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 class JacobianRows(Tensor):
-    """Rows ``C J_t [k, pos, d]``: a tensor like any other, which in a notebook shows the prompt with the norm at each position.
+    """Rows ``C J_t [k, pos, d]``: a tensor that is displayed in a notebook as the prompt with the norm at each position.
 
-    What is computed from it, and what is saved of it, is a plain tensor.
+    Operations on it return plain tensors, and it is saved as a plain tensor.
 
     Attributes:
-        str_tokens: text of the prompt's tokens.
+        str_tokens: the text of the prompt's tokens.
         position: the explained position.
-        at: hook point of ``x``.
-        prepended: the BOS token that was put before a prompt given as text; None where nothing was, or ids were given.
+        at: the hook point of ``x``.
+        prepended: the BOS token that was prepended to a prompt given as text; None if nothing was prepended or ids were given.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as of torch.nn.Parameter
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as in torch.nn.Parameter
 
     str_tokens: list[str]
     position: int
@@ -40,6 +40,6 @@ class JacobianRows(Tensor):
         return f"Jacobian rows [k, pos, d] = {list(self.shape)} of y at {where}, at {self.at}: ‖C J_t‖ of every token{prepended}"
 
     def _repr_html_(self) -> str:
-        from jscope_tl.views.notebook import fragment  # against the direction of the data, as in `Saved`
+        from jscope_tl.views.notebook import fragment  # imported here because views import results
 
         return fragment(self)

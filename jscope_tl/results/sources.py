@@ -1,4 +1,4 @@
-"""Sources: the tokens of a text together by word, sentence, line, message, or segments of one's own."""
+"""Sources: groups of tokens by word, sentence, line, message, or segments that the user defines."""
 
 import re
 from bisect import bisect_right
@@ -28,26 +28,26 @@ BY = ("token", *PATTERNS)
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the text: characters ``start`` to ``end`` (not included), under a name."""
+    """A named part of the text: the characters from ``start`` to ``end`` (exclusive)."""
 
     name: str
     start: int
     end: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no stretch."""
+        """Refuse an empty or negative range."""
         need(0 <= self.start < self.end, "a segment has a character or more")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Tokens that are taken together.
+    """A group of tokens that are scored together.
 
     Attributes:
-        text: what they say.
-        positions: where they are.
-        role: of the message that they are in, ``"template"``, ``"prompt"`` or ``"continuation"``.
-        message: its number, or -1.
+        text: the text of the tokens.
+        positions: the positions of the tokens.
+        role: the role of the message that the tokens are in, or ``"template"``, ``"prompt"`` or ``"continuation"``.
+        message: the number of the message, or -1.
     """
 
     text: str
@@ -57,26 +57,26 @@ class Source:
 
     @property
     def is_template(self) -> bool:
-        """Whether nobody wrote this: a chat template did, or it is a BOS."""
+        """Whether the tokens come from the chat template or are BOS, and not from a message or the user's text."""
         return self.role == TEMPLATE
 
 
 def to_segments(by: Any, string: str) -> tuple[str, tuple[Segment, ...]]:
-    """How sources are made, as a name of `BY` or ``"segments"``, and these.
+    """The kind of sources, a name of `BY` or ``"segments"``, and the segments.
 
     Raises:
-        InputError: there is no such way, or segments are outside the text, empty, or overlap.
+        InputError: ``by`` is unknown, or segments are outside the text, empty, or overlap.
     """
     if isinstance(by, str):
         if by not in BY:
             raise InputError(
-                f"There is no by={by!r}.{nearest(by, BY)} It is one of {', '.join(BY)}, or segments of your own, as "
+                f"There is no by={by!r}.{nearest(by, BY)} Use one of {', '.join(BY)}, or segments of your own, such as "
                 "{'rule': (0, 20)}: characters of the text."
             )
         return by, ()
     named = list(by.items()) if isinstance(by, Mapping) else list(enumerate(by)) if isinstance(by, Sequence) else []
     if not named:
-        raise InputError(f"by is one of {', '.join(BY)}, or segments of your own; got {by!r}.")
+        raise InputError(f"by must be one of {', '.join(BY)}, or segments of your own; got {by!r}.")
     segments = sorted((_segment(name, where, string) for name, where in named), key=lambda segment: segment.start)
     for one, following in pairwise(segments):
         if following.start < one.end:
@@ -90,7 +90,7 @@ def _segment(name: Any, where: Any, string: str) -> Segment:
     if isinstance(where, str):
         if string.count(where) != 1 or not where:
             raise InputError(
-                f"The segment {where!r} occurs {string.count(where)} times in the text; give (start, end) instead."
+                f"The segment {where!r} occurs {string.count(where)} times in the text; pass (start, end) instead."
             )
         start, end = string.index(where), string.index(where) + len(where)
     else:
@@ -106,8 +106,9 @@ def _segment(name: Any, where: Any, string: str) -> Segment:
 def sources_of(text: Text, str_tokens: Sequence[str], by: str, segments: Sequence[Segment] = ()) -> list[Source]:
     """The tokens of a text in their sources, in order.
 
-    A token belongs where its first character that is not blank stands; one of blanks alone goes with the token before it. No source
-    reaches across messages, between prompt and continuation, or into what a chat template wrote, which is one source where it stands.
+    A token belongs to the source that contains its first non-blank character; a token of blanks alone belongs to the source of the token
+    before it. No source extends across messages or from the prompt into the continuation. Every contiguous text of the chat template is a
+    source of its own.
     """
     if by == "token":
         return [_source(text, str_tokens, [i], str_tokens[i]) for i in range(len(str_tokens))]
@@ -116,7 +117,7 @@ def sources_of(text: Text, str_tokens: Sequence[str], by: str, segments: Sequenc
     for (role, _, _), run in groupby(range(len(str_tokens)), lambda i: _owner(text, i)):
         tokens = list(run)
         in_text = any(text.offsets[i][0] < text.offsets[i][1] for i in tokens)
-        if role == TEMPLATE and (place is None or not in_text):  # a BOS before the text is in no segment
+        if role == TEMPLATE and (place is None or not in_text):  # a BOS before the text belongs to no segment
             found.append(_source(text, str_tokens, tokens))
             continue
         start, end = text.offsets[tokens[0]][0], text.offsets[tokens[-1]][1]
@@ -136,7 +137,7 @@ def _source(text: Text, str_tokens: Sequence[str], tokens: list[int], name: str 
 
 
 def _matches(pattern: re.Pattern[str], string: str, start: int, end: int) -> Callable[[int], tuple[int, str | None]]:
-    """From a character to the number of the match that it is in, or of the one before it."""
+    """A function from a character to the number of the match that contains it, or of the match before it."""
     starts = [match.start() for match in pattern.finditer(string, start, end)] or [start]
 
     def place(character: int) -> tuple[int, str | None]:
@@ -146,7 +147,7 @@ def _matches(pattern: re.Pattern[str], string: str, start: int, end: int) -> Cal
 
 
 def _in_segments(segments: Sequence[Segment]) -> Callable[[int], tuple[int, str | None]]:
-    """From a character to the segment that it is in; between segments to the gap, which has no name."""
+    """A function from a character to the segment that contains it, or to the gap between segments, which has no name."""
 
     def place(character: int) -> tuple[int, str | None]:
         for n, segment in enumerate(segments):
@@ -178,11 +179,11 @@ def together(
     groups: Sequence[Sequence[int]],
     unit: str,
 ) -> tuple[Float[Tensor, "*row src"], Float[Tensor, "*row src"] | None]:
-    """Scores of tokens taken together, one for each group of positions, and their standard errors.
+    """Scores of groups of tokens, one for each group of positions, and their standard errors.
 
-    Of norms of rows ``C J_t`` the norm of the stacked block, ``(Σ_t ‖C J_t‖²)^(1/2)``, which does not depend on how the block is cut.
-    Squared norms, as Fisher's trace, and parts of patterns: their sum. Standard errors are at most so large, as those of the tokens are
-    not independent.
+    For norms of rows ``C J_t``, the score of a group is the norm of its concatenated rows, ``(Σ_t ‖C J_t‖²)^(1/2)``, which does not depend
+    on how the text is split into tokens. For squared norms, such as Fisher's trace, and scores of attention patterns it is the sum.
+    Standard errors are upper bounds, because the errors of the tokens are not independent.
     """
 
     def summed(values: Float[Tensor, "*row pos"]) -> Float[Tensor, "*row src"]:
@@ -196,14 +197,14 @@ def together(
 
 
 def check_grouped(scope: str, options: dict[str, Any], signed: bool) -> None:
-    """Refuse sources of several tokens where token scores say nothing of them."""
+    """Refuse sources of several tokens if their scores cannot be computed from the token scores."""
     if scope == "spectral":
         raise InputError(
-            "Sources of several tokens need the largest gain of their stacked block, which the gains of single tokens do not tell. Take "
-            "by='token', or another scope."
+            "Sources of several tokens need the largest gain of their concatenated rows, which does not follow from the gains of single "
+            "tokens. Use by='token', or another scope."
         )
     if options.get("reduction") == "dot" and not signed:
         raise InputError(
-            "Sources of several tokens need the sum of C J_t x_t with its sign, which reduction='dot' keeps for scopes with one cotangent "
-            "at one point alone. Take by='token', or another reduction."
+            "Sources of several tokens need the sum of C J_t x_t with its sign, which reduction='dot' keeps only for scopes with one "
+            "cotangent at one point. Use by='token', or another reduction."
         )

@@ -1,4 +1,4 @@
-"""`Spectrum`: leading singular values and vectors of every position's Jacobian, and what they say in tokens."""
+"""`Spectrum`: the leading singular values and vectors of every position's Jacobian, and their decoding into tokens."""
 
 from dataclasses import dataclass, field
 
@@ -16,29 +16,30 @@ from jscope_tl.results.restoring import LATER
 from jscope_tl.results.text import percent
 
 MOST = 20
-"""Tokens that are kept at each end of a decoded direction."""
+"""Number of tokens kept at each end (largest rises, largest falls) of a decoded direction."""
 SHOWN = 5
-"""Tokens at each end whose share in the change is measured."""
+"""Number of tokens at each end whose share of the change is measured."""
 MOSTLY = 0.5
-"""Share from which the tokens shown are most of the change, whatever those of random directions hold."""
+"""Share from which the tokens count as meaningful even if those of random directions have as large a share."""
 BEYOND = 5.0
-"""Standard deviations above random directions from which a share is not chance."""
+"""Number of standard deviations above the share of random directions from which a share is not chance."""
 
 
 @dataclass(frozen=True)
 class DecodedDirection:
-    """What a step of size one along an output direction does, to first order.
+    """The effect on the tokens, to first order, of a step of size one along an output direction.
 
     Attributes:
-        position: of the input that moves the output along this direction.
-        i: which direction, 0 is the leading one.
-        singular_value: its gain.
-        rises: tokens that rise most and by how much, largest first; a rise may be negative where fewer tokens rise.
-        falls: tokens that fall most, largest fall first.
-        unit: of the changes.
-        share: of the squared change that the five tokens at both ends hold together; None in results of older versions.
-        noise: whether that is no more than of random directions, and less than half: then these tokens say nothing about the
-            direction.
+        position: the position of the input that moves the output along this direction.
+        i: the number of the direction; 0 is the leading one.
+        singular_value: the gain of the direction.
+        rises: the tokens that rise most and their changes, largest first; a change is negative if fewer tokens rise.
+        falls: the tokens that fall most and their changes, largest fall first.
+        unit: the unit of the changes.
+        share: the share of the squared change in the five tokens that rise most and the five that fall most; None in results of
+            older versions.
+        noise: whether this share is no larger than for random directions, and less than half: then these tokens are not evidence
+            about the direction.
     """
 
     position: int
@@ -53,15 +54,15 @@ class DecodedDirection:
 
 @dataclass(frozen=True)
 class Decodings:
-    """The tokens at both ends of the decoded change of every direction.
+    """For every direction the tokens at both ends of its decoded change: those that rise most and those that fall most.
 
     Attributes:
-        signs: which make the largest change of each direction a rise.
-        ids: of the tokens that rise most, then of those that fall most.
-        changes: theirs, in the same order, of the direction with its largest change made positive.
-        texts: of every token that occurs.
-        shares: of the squared change of each direction that its `SHOWN` first tokens of both ends hold.
-        control: mean and standard deviation of such shares over random directions.
+        signs: the signs that make the largest change of each direction positive.
+        ids: the ids of the tokens that rise most, then of those that fall most.
+        changes: the changes of these tokens, in the same order, for the direction with this sign.
+        texts: the text of every token that occurs.
+        shares: for each direction, the share of its squared change in the `SHOWN` first tokens of both ends.
+        control: the mean and the standard deviation of these shares over random directions.
     """
 
     signs: Float[Tensor, "n"]
@@ -72,7 +73,7 @@ class Decodings:
     control: tuple[float, float] | None = field(default=None, metadata=LATER)
 
     def noise(self, row: int) -> bool:
-        """Whether the tokens at the ends say no more than those of a random direction."""
+        """Whether the tokens at the ends have no larger a share than those of a random direction."""
         if self.shares is None or self.control is None:
             return False
         mean, deviation = self.control
@@ -84,7 +85,7 @@ class Decodings:
         need_finite("changes", self.changes)
 
     def ends(self, row: int, k: int) -> list[list[tuple[str, float]]]:
-        """The ``k`` first of both ends, as text."""
+        """The ``k`` first tokens of both ends, as text."""
         return [
             [(self.texts[token], change) for token, change in zip(ids[:k], changes[:k], strict=True)]
             for ids, changes in zip(self.ids[row].tolist(), self.changes[row].tolist(), strict=True)
@@ -93,27 +94,27 @@ class Decodings:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Spectrum(Result):
-    """Leading singular values and vectors of ``M_t`` at every position ``t``: which directions move the prediction, and how far.
+    """The leading singular values and vectors of ``M_t`` at every position ``t``: which directions move the prediction, and how far.
 
     ``M_t = J_t``, or ``F_u^{1/2} J_t`` for ``of="fisher"``, whose squared singular values are the eigenvalues of
-    ``J_t^T F_u J_t``. The sign of a singular vector is arbitrary: it is chosen so that the largest decoded change is a rise (of two that
-    are alike within 1 %, that of the more probable token).
-    Everything is float32 on the CPU and 0 after the explained position; so are directions whose singular value is rounding.
+    ``J_t^T F_u J_t``. The sign of a singular vector is arbitrary; it is chosen so that the largest decoded change is positive (if several
+    changes agree within 1 %, that of the most probable token).
+    All tensors are float32 on the CPU and 0 after the explained position. Directions whose singular value is only rounding error are 0.
     `top` and the scores of `Result` are those of the leading direction, the largest singular value.
 
     Attributes:
-        singular_values: ``[pos, k]``, falling; in ``unit``.
-        output_directions: ``[pos, k, d_model]``, unit vectors: where ``y`` goes when ``x_t`` moves along the input direction.
-            For the Jacobian the left singular vectors, for Fisher ``J_t v / ‖J_t v‖``, which are not orthogonal.
+        singular_values: ``[pos, k]``, in decreasing order, in ``unit``.
+        output_directions: ``[pos, k, d_model]``, unit vectors: the direction in which ``y`` moves if ``x_t`` moves along the input
+            direction. For the Jacobian the left singular vectors; for Fisher ``J_t v / ‖J_t v‖``, which are not orthogonal.
         input_directions: ``[pos, k, d_in]``, the right singular vectors ``v``.
-        energy: ``[pos]``, ``‖M_t‖_F² = Σ σ²`` of all singular values, also those beyond ``k``; for Fisher the score of
+        energy: ``[pos]``, ``‖M_t‖_F² = Σ σ²`` over all singular values, not only the first ``k``; for Fisher this is the score of
             Fisher Scope.
-        effective_rank: ``[pos]``, the participation ratio ``(Σ σ²)² / Σ σ⁴`` (Gao et al. 2017): 1 where one direction does
-            everything, n where n do equally much. Of all singular values; from a sketch (``captured < 1``) those outside it
-            are left out of the denominator, and the number is an upper bound; the effective rank of Roy and Vetterli (2007),
-            an entropy, would have no bound.
-        captured: ``[pos]``, share of the energy in the space that was searched: 1 where all rows were kept. Then
-            ``σ² ≤ true σ² ≤ σ² + (1 - captured) energy``.
+        effective_rank: ``[pos]``, the participation ratio ``(Σ σ²)² / Σ σ⁴`` (Gao et al. 2017) over all singular values: 1 if a single
+            direction has all the energy, n if n directions have equal shares. From a sketch (``captured < 1``) the denominator lacks
+            the values outside it, and the number is an upper bound; the effective rank of Roy and Vetterli (2007), an entropy, would
+            have no bound.
+        captured: ``[pos]``, the share of the energy in the sketched subspace; 1 if all rows were kept. The true singular values
+            satisfy ``σ² ≤ true σ² ≤ σ² + (1 - captured) energy``.
         of: ``"jacobian"`` or ``"fisher"``.
         tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`.
     """
@@ -128,7 +129,7 @@ class Spectrum(Result):
     decodings: Decodings | None = None
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse inconsistent fields, which a damaged file may have."""
         super().__post_init__()
         for name in ("singular_values", "energy", "effective_rank", "captured"):
             need_sizes(name, getattr(self, name))
@@ -147,40 +148,44 @@ class Spectrum(Result):
 
     @property
     def shares(self) -> Float[Tensor, "pos k"]:
-        """Share of each direction in the energy (for Fisher: in the trace): ``σ_i² / Σ σ²``."""
+        """The share of each direction in the energy (for Fisher: in the trace): ``σ_i² / Σ σ²``."""
         energy = rearrange(self.energy, "pos -> pos 1")
         return torch.where(energy > 0, self.singular_values.square() / energy, 0.0)
 
     def decode(self, pos: int, i: int = 0, k: int = 5) -> DecodedDirection:
-        """The ``k`` tokens that rise and fall most when ``y`` takes a step of size one along an output direction.
+        """The ``k`` tokens that rise most and the ``k`` that fall most if ``y`` takes a step of size one along an output direction.
 
-        To first order, through the unembedding, logit scale and soft-cap: ``D u`` with ``D = ∂z/∂y``, less its mean over the
-        vocabulary; for Fisher the probabilities, ``p ⊙ (D u - p·D u)``.
+        The changes are to first order, through the unembedding, logit scale and soft-cap: those of the logits, ``D u`` with
+        ``D = ∂z/∂y``, minus their mean over the vocabulary; for Fisher those of the probabilities, ``p ⊙ (D u - p·D u)``.
 
-        Over a vocabulary of 50,000 a direction moves nearly every logit, and the tokens at its ends may be chance: ``share``
-        says how much of the change they hold, ``noise`` whether that is no more than of random directions. Text, tables and
-        pictures show no tokens there.
+        In a vocabulary of 50,000 tokens a direction moves nearly every logit, and the tokens at its ends may be due to chance:
+        ``share`` is their share of the squared change, and ``noise`` says whether it is no larger than for random directions. Text,
+        tables and figures omit the tokens in this case.
 
         Args:
-            pos: the position; negative counts from the end.
-            i: which direction, 0 is the leading one.
-            k: how many tokens at each end, 20 at most.
+            pos: the position; negative numbers count from the end.
+            i: the number of the direction; 0 is the leading one.
+            k: the number of tokens at each end, at most 20.
 
         Raises:
-            InputError: there is no such position or direction, ``k`` is out of range, or the model mixes logits.
+            InputError: the position or direction does not exist, ``k`` is out of range, or the model mixes logits.
         """
         pos, n = to_position(pos, len(self.str_tokens)), self.singular_values.shape[1]
         which, count = whole(i), whole(k)
         if which is None or not 0 <= which < n:
             raise InputError(
-                f"i is which direction, 0 to {n - 1} in this result; got {i!r}. k of js.spectrum gives more."
+                f"i is the number of a direction, 0 to {n - 1} in this result; got {i!r}. For more directions, raise k of js.spectrum."
             )
         if count is None or not 1 <= count <= MOST:
-            raise InputError(f"k is how many tokens to show at each end, 1 to {MOST}; got {k!r}.")
+            raise InputError(f"k is the number of tokens to show at each end, 1 to {MOST}; got {k!r}.")
         if self.decodings is None:
-            raise InputError("This model (or a hook) mixes logits after the unembedding: directions have no tokens.")
+            raise InputError(
+                "This model (or a hook) mixes logits after the unembedding: directions cannot be decoded into tokens."
+            )
         if pos > self.position:
-            raise InputError(f"Position {pos} is after the explained one, {self.position}, and moves nothing.")
+            raise InputError(
+                f"Position {pos} is after the explained position {self.position} and cannot affect it; choose an earlier one."
+            )
         row, shares = pos * n + which, self.decodings.shares
         rises, falls = self.decodings.ends(row, count)
         return DecodedDirection(
@@ -194,9 +199,9 @@ class Spectrum(Result):
         return "probability" if self.of == "fisher" else "logit"
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per position and direction: singular value, share, the three tokens that rise and fall most; up to ``position``.
+        """One row per position up to ``position`` and direction: singular value, share, the three tokens that rise and fall most.
 
-        No tokens where they say no more than those of a random direction; ``decoded_share`` is their share in the change.
+        Tokens are omitted if their share is no larger than for random directions; ``decoded_share`` is their share of the change.
         """
         pos, k = self.position + 1, self.singular_values.shape[1]
         places = [(t, i) for t in range(pos) for i in range(k)]
@@ -218,7 +223,7 @@ class Spectrum(Result):
         return frame
 
     def texts(self, pos: int, i: int, k: int) -> tuple[list[str], list[str]]:
-        """The ``k`` tokens that rise and the ``k`` that fall most; none where they say no more than chance."""
+        """The ``k`` tokens that rise and the ``k`` that fall most; empty if their share is no larger than chance."""
         if self.decodings is None:
             return [], []
         found = self.decode(pos, i, k)
@@ -227,7 +232,7 @@ class Spectrum(Result):
         return [token for token, _ in found.rises], [token for token, _ in found.falls]
 
     def decoding_line(self) -> str:
-        """How much of a direction the tokens say that are shown for it, and where none are; or nothing."""
+        """The share of the change in the tokens that are shown, and the number of directions without tokens; or an empty string."""
         found = self.decodings
         if found is None or found.shares is None or found.control is None:
             return ""

@@ -1,4 +1,4 @@
-"""`TextAttribution`: what of a prompt, and of the answer so far, each token of an answer comes from."""
+"""`TextAttribution`: scores of the prompt's tokens, and of the answer so far, for each token of an answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from jscope_tl.results.sources import BY, Segment, Source, check_grouped, source
 from jscope_tl.results.text import percent, score_text, shortened
 
 SHOWN = 8
-"""Rows of the text of a result."""
+"""Number of rows in the printed form of a result."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Span:
     """Tokens of the continuation that are explained together, as one row.
 
     Attributes:
-        start, stop: first token and the one after the last, counted from the beginning of the continuation.
-        text: what they say.
-        log_prob: log-probability of all of them, one after the other, in nats.
+        start, stop: the first token and the token after the last, counted from the beginning of the continuation.
+        text: the text of the tokens.
+        log_prob: the log-probability of the whole span, in nats.
     """
 
     start: int
@@ -40,7 +40,7 @@ class Span:
 
     @property
     def probability(self) -> float:
-        """Of the span, given what stands before it."""
+        """The probability of the span given the text before it."""
         return exp(self.log_prob)
 
 
@@ -58,19 +58,19 @@ class ScoredSource:
 class TextAttribution(Result):
     """Scores of a prompt and of the answer so far, for every token of an answer or for spans of it.
 
-    Row ``i`` explains ``rows[i]``; what is not before it scores 0. Scores of one row compare with each other, of two rows only as far
-    as the predictions do.
+    Row ``i`` explains ``rows[i]``; tokens that are not before it score 0. Scores of one row can be compared with each other; scores of
+    two rows only as far as the predictions are comparable.
 
     Attributes:
         token_scores: ``[out, pos]``, one row for each explained span and one column for each token, float32 on the CPU, unsigned.
-        token_stderr: standard errors of estimated scores; None where all are exact.
-        signed: with ``reduction="dot"`` and one cotangent, ``C J_t x_t`` with its sign, which adds up over tokens; else None.
-        rows: what each row explains.
-        predictions: for every token of the continuation the distribution that it was predicted from.
-        text: where every token stands, in which message.
-        by: how tokens are taken together as `sources`: of `BY`, or ``"segments"``.
-        segments: these, in order.
-        continued: where the continuation comes from, in words.
+        token_stderr: standard errors of estimated scores; None if all are exact.
+        signed: with ``reduction="dot"`` and one cotangent, ``C J_t x_t`` with its sign, which can be summed over tokens; else None.
+        rows: the span that each row explains.
+        predictions: for every token of the continuation, the distribution that predicts it.
+        text: the place of every token in the text, and its message.
+        by: how tokens are grouped into `sources`: one of `BY`, or ``"segments"``.
+        segments: the segments, in order.
+        continued: a description of where the continuation comes from.
         tokens, str_tokens, position, scope, options, unit, basis, provenance, warnings, bos_positions, baseline: as in `Result`, of
             prompt and continuation together.
     """
@@ -86,7 +86,7 @@ class TextAttribution(Result):
     continued: str
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together, as a damaged file may hold."""
+        """Refuse inconsistent fields, which a damaged file may have."""
         super().__post_init__()
         n, text = len(self.str_tokens), self.text
         need(
@@ -123,16 +123,16 @@ class TextAttribution(Result):
 
     @cached_property
     def sources(self) -> list[Source]:
-        """What scores are of, in the order of the columns of ``scores``."""
+        """The sources that are scored, in the order of the columns of ``scores``."""
         return sources_of(self.text, self.str_tokens, self.by, self.segments)
 
     @cached_property
     def scores(self) -> Float[Tensor, "out src"]:
         """``[out, src]``: a row for each of ``rows``, a column for each of `sources`.
 
-        Norms of rows ``C J_t``: the norm of the stacked block of all tokens of a source, ``(Σ_t ‖C J_t‖²)^(1/2)``, which does not
-        depend on how the block is cut. Squared norms, as Fisher's trace: their sum. ``"dot"``: the absolute value of the sum, as moving
-        all vectors together moves the prediction.
+        For norms of rows ``C J_t``, the score of a source of several tokens is the norm of their concatenated rows,
+        ``(Σ_t ‖C J_t‖²)^(1/2)``, which does not depend on how the text is split into tokens. For squared norms, such as Fisher's trace, it
+        is their sum. For ``"dot"`` it is the absolute value of the sum, which is the effect of scaling all vectors together.
         """
         if self.signed is not None:
             return torch.stack([self.signed[:, list(source.positions)].sum(1) for source in self.sources], 1).abs()
@@ -140,7 +140,7 @@ class TextAttribution(Result):
 
     @cached_property
     def stderr(self) -> Float[Tensor, "out src"] | None:
-        """Standard errors of ``scores``; of sources of several tokens at most so large, as their errors are not independent."""
+        """Standard errors of ``scores``; for sources of several tokens upper bounds, because their errors are not independent."""
         return self._together[1]
 
     @cached_property
@@ -149,14 +149,14 @@ class TextAttribution(Result):
         return together(self.token_scores, self.token_stderr, groups, self.unit)
 
     def grouped(self, by: Any) -> "TextAttribution":
-        """The same scores by other sources.
+        """The same scores, grouped into other sources.
 
         Args:
             by: ``"token"``, ``"word"``, ``"sentence"``, ``"line"``, ``"message"``, or segments of your own: a dictionary from names to
-                ``(start, end)`` in ``text.string``, or a list of those, or of texts that occur once.
+                ``(start, end)`` in ``text.string``, or a list of such pairs or of texts that occur once.
 
         Raises:
-            InputError: there is no such way; or scores are numbers that a sum of several tokens cannot be made of.
+            InputError: ``by`` is unknown; or the scores of several tokens cannot be combined.
 
         Example:
             >>> import jscope_tl as js
@@ -170,16 +170,16 @@ class TextAttribution(Result):
         return spannable(replace(self, by=name, segments=segments), getattr(self, "_spanner", None))
 
     def span(self, start: int | str, stop: int | None = None) -> "TextAttribution":
-        """A span of the continuation explained as one: one row, the gradient of its log-probability (of what the scope explains, summed).
+        """Explain a span of the continuation as one row: the gradient of the explained quantity (for ``log_prob``, log-probability), summed.
 
-        It takes a forward pass and one backward row (for Fisher as many as its options say).
+        This takes a forward pass and one backward row (for Fisher as many rows as its options specify).
 
         Args:
-            start: first token of the continuation, counted from 0; or a text that occurs once in it.
+            start: the first token, counted from 0 at the start of the continuation; or a text that occurs once in it.
             stop: the token after the last.
 
         Raises:
-            InputError: it is outside the continuation, or this result comes from a file, which has no model.
+            InputError: the span is outside the continuation, or this result was loaded from a file and has no model.
 
         Example:
             >>> import jscope_tl as js
@@ -197,24 +197,24 @@ class TextAttribution(Result):
         return spannable(spanner(self, [where]), spanner)
 
     def find(self, text: str) -> tuple[int, int]:
-        """Where a text stands in the continuation, as first token and the one after the last.
+        """The place of a text in the continuation, as the first token and the token after the last.
 
         Raises:
-            InputError: it occurs not at all or several times, or begins or ends within a token.
+            InputError: the text does not occur or occurs several times, or it begins or ends within a token.
         """
         return found_in(self.str_tokens[self.text.n_prompt :], text)
 
     def hidden(self, source: Source) -> bool:
-        """Whether lists and pictures leave a source out unless they are asked: a chat template's text, or BOS."""
+        """Whether lists and figures omit a source by default: text of the chat template, or BOS."""
         return source.is_template or set(source.positions) <= set(self.bos_positions)
 
     def top(self, k: int = 5, row: int | None = None, template: bool = False) -> list[ScoredSource]:  # type: ignore[override]
         """The ``k`` sources with the highest scores, highest first.
 
         Args:
-            k: how many.
-            row: of one row; None: of all.
-            template: whether BOS and what a chat template wrote are among them.
+            k: the number of sources.
+            row: the row; None: all rows.
+            template: whether to include BOS and the text of the chat template.
 
         Raises:
             InputError: ``k`` is not 1 or more, or there is no such row.
@@ -249,14 +249,14 @@ class TextAttribution(Result):
         return frame
 
     def headline(self) -> str:
-        """Scope, how many tokens are explained by how many sources, unit and hook point, in one line."""
+        """Scope, numbers of explained tokens and of sources, unit and hook point, in one line."""
         what = {"token": "tokens", "segments": "segments"}.get(self.by, f"{self.by}s")
         n = f"{len(self.rows)} {'span' if len(self.rows) == 1 else 'rows'} of {len(self.predictions)} tokens ({self.continued})"
         against = "" if self.baseline is None else f" against {self.baseline!r}"
         return f"{self.scope} scope, {n}{against}, sources: {len(self.sources)} {what}, in {self.unit}, at {self.provenance.hook_point}"
 
     def template_line(self) -> str:
-        """How much of each row lies on BOS and on what a chat template wrote, which lists leave out."""
+        """The size of the scores of BOS and of the chat template's text, which lists omit."""
         left_out = [j for j, source in enumerate(self.sources) if self.hidden(source)]
         if not left_out:
             return ""
@@ -277,10 +277,10 @@ class TextAttribution(Result):
 
 
 Spanner = Callable[[TextAttribution, Sequence[tuple[int, int]]], TextAttribution]
-"""From a result and spans of its continuation to one whose rows these are."""
+"""A function from a result and spans of its continuation to a result with these rows."""
 
 
 def spannable(result: TextAttribution, spanner: Spanner | None) -> TextAttribution:
-    """The result, whose spans can be explained from now on; beside the fields, as a file cannot hold it."""
+    """The result with a function for `TextAttribution.span`; it is not a field, because it cannot be saved to a file."""
     object.__setattr__(result, "_spanner", spanner)
     return result

@@ -59,7 +59,7 @@ def test_a_number_of_rows_is_one_or_more(heads: js.Attribution) -> None:
 
 
 def test_one_score_for_each_token_has_no_rows(llama: Any) -> None:
-    with pytest.raises(js.InputError, match="no layer map"):
+    with pytest.raises(js.InputError, match="not a layer map"):
         js.attribute(llama, TOKENS).strongest()
 
 
