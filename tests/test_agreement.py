@@ -82,7 +82,7 @@ def test_other_prompts_are_refused(pocket: Any, pattern: js.InfluencePattern) ->
     with pytest.raises(js.InputError, match="a prompt of 4 tokens"):
         js.head_agreement(pattern, shorter)
     _, two = pocket.run_with_cache(torch.stack([pattern.tokens, pattern.tokens]))
-    with pytest.raises(js.InputError, match="holds 2 prompts"):
+    with pytest.raises(js.InputError, match="has 2 prompts"):
         js.head_agreement(pattern, two)
 
 
@@ -107,8 +107,8 @@ def test_padding_has_no_direction(pocket: Any) -> None:
     [
         (7, "cache of model.run_with_cache"),
         (torch.rand(3, 4), "is \\[layer, head, dest, src\\]"),
-        (torch.rand(1, 2, 17, 17), "no attention patterns"),
-        (torch.full((2, 17, 17), float("nan")), "no attention patterns"),
+        (torch.rand(1, 2, 17, 17), "not attention patterns"),
+        (torch.full((2, 17, 17), float("nan")), "not attention patterns"),
         ({"hook_embed": torch.zeros(1, 17, 128)}, "no attention pattern in this cache"),
     ],
 )
@@ -121,7 +121,7 @@ def test_what_is_no_pattern(pattern: js.InfluencePattern, given: Any, cure: str)
     ("layers", "heads"), [([9], None), (None, [4]), ([], None), (None, "a"), (-5, None), (1.5, None)]
 )
 def test_layers_and_heads_that_are_not_there(pattern: js.InfluencePattern, layers: Any, heads: Any) -> None:
-    with pytest.raises(js.InputError, match="are numbers among 0 to"):
+    with pytest.raises(js.InputError, match="must be numbers among 0 to"):
         head_agreement(pattern, attention_of(len(pattern.tokens)), layers, heads)
 
 

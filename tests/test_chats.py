@@ -38,7 +38,7 @@ def test_every_token_is_whose_it_is(family: str, name: str) -> None:
     template, told = templates.FAMILIES[family]
     model, messages = byte_level(template), CHATS[name]
     if family == "bare" and name == "thoughts":
-        with pytest.raises(js.InputError, match="nothing stands between message 1 and the next"):
+        with pytest.raises(js.InputError, match="no text between message 1 and the next"):
             tokenized(ModelView(model), messages, "x")
         return
     before, own = [*messages], told(messages)
@@ -79,20 +79,20 @@ def test_a_template_of_another_name_or_text() -> None:
 
 
 REFUSED: dict[str, tuple[str | None, Any, str]] = {
-    "no template": (None, chat("hello"), "has no chat template. Give one as chat_template="),
+    "no template": (None, chat("hello"), "has no chat template. Pass one as chat_template="),
     "no such template": (templates.CHATML, chat("hello"), "no chat template called 'nobody'"),
     "a role that is the template's": (templates.CHATML, [{"role": "template", "content": "hi"}], "has the role 'template'"),
     "a template that raises": (templates.MISTRAL, chat("hi", system="be kind"), "System role not supported"),
-    "written twice": (templates.TWICE, chat("hello", "hi", "so"), "does not write message 0 just once"),
-    "rewritten": (templates.UPPER, chat("hello"), "does not write message 0 just once"),
-    "depends on contents": (templates.DEPENDS, chat("a text of more than twenty letters"), "writes something else"),
+    "written twice": (templates.TWICE, chat("hello", "hi", "so"), "does not write message 0 exactly once"),
+    "rewritten": (templates.UPPER, chat("hello"), "does not write message 0 exactly once"),
+    "depends on contents": (templates.DEPENDS, chat("a text of more than twenty letters"), "depends on the contents"),
     "broken": ("{% for m in messages %}", chat("hello"), "refuses these messages"),
     "an empty message": (templates.CHATML, chat("hello", "  ", "so"), "Message 1, of the assistant, is empty"),
-    "no content": (templates.CHATML, [{"role": "user", "content": None}], "Message 0 is .* with text alone as content"),
-    "a list as content": (templates.CHATML, [{"role": "user", "content": [{"type": "text"}]}], "with text alone as content"),
+    "no content": (templates.CHATML, [{"role": "user", "content": None}], "Message 0 is .* with only text as content"),
+    "a list as content": (templates.CHATML, [{"role": "user", "content": [{"type": "text"}]}], "with only text as content"),
     "no role": (templates.CHATML, [{"content": "hello"}], "Message 0 is"),
     "an empty role": (templates.CHATML, [{"role": "", "content": "hello"}], "Message 0 is"),
-    "the assistant alone": (templates.CHATML, chat("x", "hello")[1:], "nothing before the assistant's message"),
+    "the assistant alone": (templates.CHATML, chat("x", "hello")[1:], "no message before the assistant's"),
     "too long": (templates.CHATML, chat("hello " * 60), "takes at most 48"),
     "no messages": (templates.CHATML, [], "empty"),
 }  # fmt: skip
@@ -110,8 +110,8 @@ def test_what_is_no_chat(name: str) -> None:
 def test_what_goes_with_a_chat() -> None:
     view = ModelView(byte_level(templates.CHATML))
     for how, says in (
-        ({"prepend_bos": True}, "a chat has the BOS that its template writes"),
-        ({"continuation": "x", "prompt": chat("a", "b")}, "give no continuation, or leave the message out"),
+        ({"prepend_bos": True}, "in a chat, the template writes the BOS"),
+        ({"continuation": "x", "prompt": chat("a", "b")}, "leave out the continuation or the message"),
         ({"prompt": "hello", "template": templates.CHATML}, "this prompt is none"),
     ):
         given: dict[str, Any] = {"prompt": chat("a"), **how}

@@ -73,7 +73,7 @@ def test_between_attention_and_mlp(kind: str, family: str) -> None:
 
 
 def test_no_stream_between_parallel_branches(kind: str) -> None:
-    with pytest.raises(js.InputError, match=r"side by side|has no hook point"):
+    with pytest.raises(js.InputError, match=r"in parallel|has no hook point"):
         js.attribute(shared_tiny(kind, "pythia").model, TOKENS, at="resid_mid")
 
 

@@ -181,7 +181,7 @@ def test_text_round_trip(llama: Any) -> None:
 
 @pytest.mark.parametrize("prepend_bos", ["no", 2, []])
 def test_bad_prepend_bos(llama: Any, prepend_bos: Any) -> None:
-    with pytest.raises(js.InputError, match="prepend_bos is True, False or None"):
+    with pytest.raises(js.InputError, match="prepend_bos must be True, False or None"):
         attribute(llama, TEXT, prepend_bos=prepend_bos)
 
 

@@ -91,7 +91,7 @@ def test_merged_beginnings_are_refused(by_bytes: ModelView, prompt: str, answer:
     ids = by_bytes.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     whole = by_bytes.tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
     assert whole[: len(ids)] != ids  # else there is nothing to refuse
-    with pytest.raises(js.InputError, match="let the continuation begin with the space") as refused:
+    with pytest.raises(js.InputError, match="begin the continuation with the space") as refused:
         tokenized(by_bytes, prompt, answer)
     assert "becomes" in str(refused.value)
     after = by_bytes.tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -158,7 +158,7 @@ def test_texts_are_found_by_tokens() -> None:
 @pytest.mark.slow
 def test_smollm2_merges(smollm2: Any) -> None:
     for prompt, answer in (("The cap", "ital of France"), ("The capital of France is ", "Paris")):
-        with pytest.raises(js.InputError, match="let the continuation begin with the space"):
+        with pytest.raises(js.InputError, match="begin the continuation with the space"):
             js.attribute_text(smollm2, prompt, answer)
     found = js.attribute_text(smollm2, "The capital of France is", " Paris", progress=False)
     assert [row.text for row in found.rows] == [" Paris"]

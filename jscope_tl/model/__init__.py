@@ -1,1 +1,1 @@
-"""Where a prompt enters: one view of TransformerLens' model classes, prompts as token ids, attention patterns, loading."""
+"""Models and prompts: a common view of TransformerLens' model classes, tokenization, attention patterns, and loading."""

@@ -1,4 +1,4 @@
-"""Chats: messages as the tokenizer's own template writes them, and which part of the text is which message."""
+"""Chats: the text of messages in the tokenizer's chat template, and the parts of this text that belong to each message."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.view import ModelView
 
 TEMPLATE = "template"
-"""The role of text that no message holds."""
+"""The role of text that belongs to no message."""
 ASSISTANT = "assistant"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text that one message holds, or that the template put there.
+    """A part of the text that belongs to one message, or to the template.
 
     Attributes:
         text: the text.
-        role: the message's, or `TEMPLATE`.
-        message: its number, counted from 0; -1 for the template's.
+        role: the role of the message, or `TEMPLATE`.
+        message: the number of the message, counted from 0; -1 for the template.
     """
 
     text: str
@@ -28,35 +28,35 @@ class Piece:
 
 
 def is_chat(prompt: Any) -> bool:
-    """Whether a prompt is a list of messages; an empty list is none."""
+    """Whether a prompt is a list of messages; an empty list is not."""
     return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(item, Mapping) for item in prompt)
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Messages with a role and a text each, or a refusal."""
+    """The messages, each with a role and a text; an error if one is invalid."""
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if role == TEMPLATE:
             raise InputError(
-                f"Message {i} has the role {TEMPLATE!r}, which is kept for what a chat template writes; give it another."
+                f"Message {i} has the role {TEMPLATE!r}, which is reserved for the text of a chat template; use another role."
             )
         if not isinstance(role, str) or not role or not isinstance(content, str):
             raise InputError(
-                f"Message {i} is {dict(message)!r}; a message is {{'role': 'user', 'content': 'some text'}}, with text alone as content."
+                f"Message {i} is {dict(message)!r}; a message must be {{'role': 'user', 'content': 'some text'}}, with only text as content."
             )
         if not content.strip():
-            raise InputError(f"Message {i}, of the {role}, is empty; leave it out, or give it a text.")
+            raise InputError(f"Message {i}, of the {role}, is empty; leave it out, or add text to it.")
     return [dict(message) for message in messages]
 
 
 def rendered(view: ModelView, messages: Sequence[Mapping[str, Any]], template: str | None = None) -> list[Piece]:
-    """The text of a chat up to where the assistant begins to answer, in pieces.
+    """The text of a chat up to the beginning of the assistant's answer, in pieces.
 
-    The template is applied twice, the second time to contents that are nowhere else in it: what stands between these is its own.
+    The template is applied twice, the second time to unique marks instead of the contents; the text between the marks is the template's.
 
     Args:
-        messages: of the chat.
-        template: another than the tokenizer's: its name there, or its text.
+        messages: the messages of the chat.
+        template: a template to use instead of the tokenizer's default: its name in the tokenizer, or its text.
 
     Raises:
         InputError: there is no template, or it refuses the messages.
@@ -78,12 +78,12 @@ def _applied(view: ModelView, messages: Sequence[Mapping[str, Any]], template: s
     named = list(known) if isinstance(known, Mapping) else []
     if template is None and not known:
         raise InputError(
-            f"The tokenizer of {view.name} has no chat template. Give one as chat_template=, or write the chat as one string."
+            f"The tokenizer of {view.name} has no chat template. Pass one as chat_template=, or write the chat as one string."
         )
     if template is not None and (not isinstance(template, str) or (template not in named and "{" not in template)):
         known_names = f" Known: {', '.join(named)}." if named else ""
         raise InputError(
-            f"The tokenizer of {view.name} has no chat template called {template!r}.{known_names} chat_template is a name that it knows, "
+            f"The tokenizer of {view.name} has no chat template called {template!r}.{known_names} chat_template must be one of its templates' names, "
             "or the text of a Jinja template."
         )
     try:
@@ -97,12 +97,12 @@ def _applied(view: ModelView, messages: Sequence[Mapping[str, Any]], template: s
 
 
 def _between(marked: str, marks: Sequence[str]) -> Iterator[str]:
-    """What the template wrote before, between and after the contents."""
+    """The template's text before, between and after the contents."""
     for i, mark in enumerate(marks):
         before, found, marked = marked.partition(mark)
         if not found or mark in marked:
             raise InputError(
-                f"The chat template does not write message {i} just once, so nobody can tell which tokens are its. Write the chat as "
+                f"The chat template does not write message {i} exactly once, so its tokens cannot be identified. Write the chat as "
                 "one string."
             )
         yield before
@@ -110,15 +110,15 @@ def _between(marked: str, marks: Sequence[str]) -> Iterator[str]:
 
 
 def _pieces(text: str, own: Sequence[str], messages: Sequence[Mapping[str, str]]) -> Iterator[Piece]:
-    """Contents as the template left them (many are stripped, some lose more) between what is the template's own."""
+    """The pieces of the text: the contents, as the template changed them (most strip blanks), and the template's text between them."""
     rest = _after(text, own[0])
     yield Piece(own[0], TEMPLATE, -1)
     for i, (message, following) in enumerate(zip(messages, own[1:], strict=True)):
         content = _content(rest, message["content"], following, last=i + 1 == len(messages))
         if content is None:
             raise InputError(
-                f"The chat template rewrites contents, and nothing stands between message {i} and the next, so nobody can tell which "
-                "tokens are whose. Write the chat as one string."
+                f"The chat template rewrites contents, and has no text between message {i} and the next, so the tokens of these "
+                "messages cannot be told apart. Write the chat as one string."
             )
         yield Piece(content, message["role"], i)
         rest = _after(rest[len(content) :], following)
@@ -126,7 +126,7 @@ def _pieces(text: str, own: Sequence[str], messages: Sequence[Mapping[str, str]]
 
 
 def _content(rest: str, content: str, following: str, last: bool) -> str | None:
-    """What the template left of a content; None where nothing says where it ends."""
+    """A content as the template changed it; None if its end cannot be found."""
     for as_written in (content, content.strip()):
         if rest.startswith(as_written + following):
             return as_written
@@ -139,7 +139,7 @@ def _content(rest: str, content: str, following: str, last: bool) -> str | None:
 def _after(text: str, own: str) -> str:
     if not text.startswith(own):
         raise InputError(
-            "The chat template writes something else beside these messages than beside others, so nobody can tell which tokens are "
-            "whose. Write the chat as one string."
+            "The chat template's own text depends on the contents of the messages, so the tokens of the messages cannot be "
+            "identified. Write the chat as one string."
         )
     return text[len(own) :]

@@ -1,4 +1,4 @@
-"""Devices and dtypes by name, refused before anything is loaded."""
+"""Devices and dtypes by name; unknown ones are refused before anything is loaded."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def to_dtype(dtype: Any) -> torch.dtype:
 
 
 def to_device(device: Any) -> torch.device:
-    """A device that holds data here, from itself or its name."""
+    """A usable device, from itself or its name."""
     try:
         where = torch.device(device)
         torch.empty(1, device=where)

@@ -1,4 +1,4 @@
-"""Embeddings that take a token's place: nothing, the mean of the vocabulary, or another token's."""
+"""Embeddings that replace a token's embedding: zero, the mean of the vocabulary, or that of another token."""
 
 from collections import OrderedDict
 
@@ -23,13 +23,13 @@ def named_token(view: ModelView, name: str) -> int:
 
 
 def embedding(view: ModelView, what: str, pos: int, passes: Passes) -> Float[Tensor, "d_model"]:
-    """``"zero"``, ``"mean"``, ``"bos"`` or ``"pad"`` as the model would show it at ``hook_embed`` of a prompt of ``pos`` tokens."""
+    """The embedding ``"zero"``, ``"mean"``, ``"bos"`` or ``"pad"`` at ``hook_embed`` of a prompt of ``pos`` tokens."""
     if what == "zero":
         return torch.zeros(view.W_E.shape[1], device=view.input_device)
     if what in ("bos", "pad"):
         tokens = torch.full((pos,), named_token(view, what), device=view.input_device)
         return embedded(view, tokens, passes)[0].float()
-    # Gemma multiplies its embeddings: the factor is read off some of them.
+    # Gemma multiplies its embeddings by a factor, which is computed from some of them.
     some = torch.linspace(0, view.d_vocab - 1, max(pos, 2), device=view.input_device).long()[-pos:]
     table = view.W_E.float()
     own, shown = table[some.to(table.device)], embedded(view, some, passes).to(table)
@@ -37,7 +37,7 @@ def embedding(view: ModelView, what: str, pos: int, passes: Passes) -> Float[Ten
 
 
 def embedded(view: ModelView, tokens: Int[Tensor, "pos"], passes: Passes) -> Float[Tensor, "pos d_model"]:
-    """What the model itself shows at ``hook_embed`` for these tokens, before hooks of the user's at that point."""
+    """The activation at ``hook_embed`` for these tokens, before the user's hooks at that point."""
     kept: list[Tensor] = []
     point = view.points["hook_embed"]
     with undisturbed(view, []):

@@ -1,4 +1,4 @@
-"""The names of hook points: those of bridges, and those of HookedTransformer, by which users and this package know them."""
+"""The names of hook points: those of bridges, and those of HookedTransformer, which users and this package use."""
 
 import re
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ ALIASES = (
     (r"(blocks\.\d+)\.mlp\.hook_out", r"\1.hook_mlp_out"),
     (r"(blocks\.\d+\.mlp)\.out\.hook_in", r"\1.hook_post"),
 )
-"""A bridge's own name of a hook point, and the older one, which bridges know as an alias for as long as they keep aliases. Of two that have
-the same alias the first is the point."""
+"""A bridge's name of a hook point, and the HookedTransformer name, which bridges support as an alias as long as they have aliases. If two
+names have the same alias, the first one present is the hook point."""
 
 
 def with_aliases(points: Mapping[str, Point]) -> dict[str, Point]:
-    """The points also by the older names that are missing among them."""
+    """The hook points, with the HookedTransformer names added if they are missing."""
     found = dict(points)
     for own, alias in ALIASES:
         for name in points:

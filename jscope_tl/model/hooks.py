@@ -1,4 +1,4 @@
-"""Hooks for runs of ours: seen by this thread alone, beside those of the user, whose results are checked."""
+"""Hooks for the package's runs: active on this thread only, in addition to the user's hooks, whose return values are checked."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +19,13 @@ LEVELS = count(OWN_LEVEL)
 
 @contextmanager
 def hooked(view: ModelView, given: Sequence[Any], own: Sequence[Any] = ()) -> Iterator[None]:
-    """Hooks for the runs of this thread inside: ``given`` ones of the user's, then our ``own``; those on the model stay.
+    """Add hooks for the runs of this thread: the user's (``given``), then our ``own``; hooks on the model stay active.
 
-    TransformerLens' contexts are not used: they count levels on the model, and with threads one would remove the hooks of
+    TransformerLens' contexts are not used, because they count levels on the model, and one thread could remove the hooks of
     another.
 
     Raises:
-        InputError: a hook of the user's cannot be called, returns what does not fit, or never ran.
+        InputError: a user's hook cannot be called, returns an unsuitable value, or never ran.
     """
     doubts, ran = list[str](), set[int]()
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def hooked(view: ModelView, given: Sequence[Any], own: Sequence[Any] = ()) -> It
 
 
 def on_this_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that leaves runs of other threads alone, whose model this is too."""
+    """A hook that is ignored in other threads, which may run the same model."""
     thread = get_ident()
 
     @wraps(function)
@@ -60,19 +60,19 @@ def on_this_thread(function: Callable[..., Any]) -> Callable[..., Any]:
 def _refuse_idle(view: ModelView, name: Any, function: Any) -> None:
     raise InputError(
         f"The hook {described(function)} at {name if isinstance(name, str) else described(name)!r} never ran: {view.name} "
-        "does not compute that point as it is set. Some points are switched on by model.set_use_attn_result(True), "
+        "does not compute that point with its current settings. Some points are enabled by model.set_use_attn_result(True), "
         "set_use_split_qkv_input, set_use_hook_mlp_in or set_use_attn_in."
     )
 
 
 def described(function: Any) -> str:
-    """The name of a function; a whole ``partial`` may hold large tensors, and be slow to write."""
+    """The name of a function; the repr of a ``partial`` may contain large tensors and be slow."""
     inner = function.func if isinstance(function, partial) else function
     return str(getattr(inner, "__qualname__", type(inner).__name__))
 
 
 def _place(stack: ExitStack, view: ModelView, name: Any, function: Callable[..., Any]) -> None:
-    """A hook at a point, or at each whose name passes a filter; no reset of the user's in another thread removes it."""
+    """Add a hook at a point, or at each point whose name passes a filter; a reset of hooks by another thread does not remove it."""
     points: dict[str, Any] = view.points
     names = [name] if isinstance(name, str) else [known for known in points if name(known)]
     for point in {id(points[known]): points[known] for known in names}.values():
@@ -107,7 +107,7 @@ def _checked(
     activation: Shaped[Tensor, "*shape"],
     hook: Any,
 ) -> Any:
-    """What the user's hook returns, where it fits."""
+    """The return value of the user's hook, if it is suitable."""
     kind = _kind(activation)
     runs()
     returned = function(activation, hook=hook)
@@ -117,7 +117,7 @@ def _checked(
 
 
 def _watch(stack: ExitStack, point: Any, doubts: list[str]) -> None:
-    """Check what the user's hooks on the model leave at a point, before those of this run."""
+    """Check the activation after the user's hooks on the model at a point, before the hooks of this run."""
     before: list[Any] = []
     names = [described(found) for h in point.fwd_hooks if (found := getattr(h, "user_hook", None)) is not None]
     what = f"A hook on the model at {point.name!r} ({' or '.join(names) or 'by add_hook'})"
@@ -137,12 +137,12 @@ def _kind(tensor: Shaped[Tensor, "*shape"]) -> tuple[Any, ...]:
 
 
 def _check(kind: tuple[Any, ...], returned: Any, what: str, doubts: list[str]) -> None:
-    """Refuse another shape; another dtype or device is named where the run then fails, as some models go on with it."""
+    """Refuse another shape. Another dtype or device, which some models accept, is only reported if the run fails later."""
     found = _kind(returned) if isinstance(returned, Tensor) else None
     if found == kind:
         return
     says = type(returned).__name__ if found is None else _said(found)
-    message = f"{what} returned {says}; needed is {_said(kind)}, as it was given, or None to leave it as it is."
+    message = f"{what} returned {says}; it must return {_said(kind)}, like its input, or None to leave the activation unchanged."
     if found is None or found[0] != kind[0]:
         raise InputError(message)
     doubts.append(message)

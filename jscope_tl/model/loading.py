@@ -1,4 +1,4 @@
-"""Models by name or from a local folder, as the class that this TransformerLens has."""
+"""Load models by name or from a local folder, as the class that the installed TransformerLens provides."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ class LoadingError(Exception):
 
 
 def has_bridge() -> bool:
-    """Whether this TransformerLens has `TransformerBridge` (3 on)."""
+    """Whether the installed TransformerLens has `TransformerBridge` (from version 3)."""
     try:
         from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
     except ImportError:
@@ -27,14 +27,14 @@ def has_bridge() -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """TransformerLens and transformers print and draw bars while loading."""
+    """Suppress the output and progress bars of TransformerLens and transformers while loading."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 @contextlib.contextmanager
 def no_installs() -> Iterator[None]:
-    """TransformerLens installs torchvision while it loads a model with images, and with it may replace torch: not inside."""
+    """Prevent TransformerLens from installing torchvision when it loads an image model, which could replace torch."""
     blocked = {"PIP_NO_INDEX": "1", "PIP_DRY_RUN": "1", "UV_OFFLINE": "1"}
     before = {name: os.environ.get(name) for name in blocked}
     os.environ.update(blocked)
@@ -53,20 +53,22 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
 
     Args:
         name: a HuggingFace name or a local folder.
-        device, dtype: where and in which precision its weights are.
+        device, dtype: the device and the precision of the weights.
 
     Raises:
-        InputError: there is no such device or dtype here.
+        InputError: the device or dtype is not available.
         LoadingError: the model cannot be found or read.
     """
     where, precision = to_device(device), to_dtype(dtype)
     name = _checked(name)
     if not has_bridge() and Path(name).is_dir():
-        raise LoadingError("TransformerLens before 3 loads no local folders; upgrade it, or give a HuggingFace name.")
+        raise LoadingError(
+            "TransformerLens before version 3 cannot load local folders; upgrade it, or give a HuggingFace name."
+        )
     try:
         with quiet(), no_installs():
             return _boot(name, where, precision).eval()
-    except Exception as error:  # whatever a hub client, a configuration or a checkpoint may raise
+    except Exception as error:  # any error of a hub client, a configuration or a checkpoint
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         taken = (
             ""
@@ -77,17 +79,19 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
 
 
 def _checked(name: str) -> str:
-    """The name, or the path of a folder; what can be neither is refused before a hub is asked."""
+    """The name, or the path of a folder; an invalid name is refused before the hub is queried."""
     path = Path(name).expanduser()
     if not name.strip():
         raise LoadingError("The model's name is empty; give a HuggingFace name or a local folder.")
     if path.is_file():
-        raise LoadingError(f"Model {name!r} is a file; give the folder that it is in.")
+        raise LoadingError(f"Model {name!r} is a file; give the folder that contains it.")
     is_path = name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or path.is_absolute()
     if is_path and not path.is_dir():
         raise LoadingError(f"There is no folder {name!r} to load a model from; give another, or a HuggingFace name.")
     if path.is_dir() and not any(path.glob("*.json")):
-        raise LoadingError(f"The folder {name!r} holds no model; give one that save_pretrained of a model has written.")
+        raise LoadingError(
+            f"The folder {name!r} contains no model; give a folder that a model's save_pretrained has written."
+        )
     return str(path) if path.is_dir() else name
 
 

@@ -1,4 +1,4 @@
-"""A base run and the run that activations are patched in from."""
+"""Pairs of a base run and a source run, whose activations are patched into the base run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ DIRECTIONS = ("noising", "denoising")
 
 @dataclass(frozen=True)
 class Pair:
-    """Tokens of the run that is patched, and of the run that the activations come from."""
+    """The tokens of the run that is patched, and of the run that the activations come from."""
 
     base: Int[Tensor, "pos"]
     source: Int[Tensor, "pos"]
@@ -29,20 +29,20 @@ class Pair:
 def to_pair(
     view: ModelView, clean: Any, corrupted: Any, direction: Any, prepend_bos: bool | None, position: Any = -1
 ) -> tuple[Pair, int]:
-    """Two prompts of one length, and the explained position in them.
+    """Two prompts of the same length, and the explained position in them.
 
     ``noising`` patches the corrupted run into the clean one, ``denoising`` the reverse.
 
     Raises:
-        InputError: the prompts differ in length, or not at all up to the position, or there is no such direction.
+        InputError: the prompts have different lengths, are identical up to the position, or the direction is unknown.
     """
     if direction not in DIRECTIONS:
-        raise InputError(f"direction is 'noising' or 'denoising', not {direction!r}.")
+        raise InputError(f"direction must be 'noising' or 'denoising', not {direction!r}.")
     first, second = (to_tokens(view, prompt, prepend_bos) for prompt in (clean, corrupted))
     if len(first) != len(second):
         raise InputError(
             f"The clean prompt has {len(first)} tokens, the corrupted one {len(second)}; patching goes position by position, "
-            "so they must have the same number. Exchange words for words of as many tokens."
+            "so they must have the same number. Replace words by words with as many tokens."
         )
     explained = to_position(position, len(first))
     if torch.equal(first[: explained + 1], second[: explained + 1]):
@@ -54,7 +54,7 @@ def to_pair(
 
 
 def need_patchable(view: ModelView, points: Sequence[str]) -> None:
-    """Refuse hook points beside the stream."""
+    """Refuse hook points outside the residual stream."""
     beside = [name for name in points if view.reads_beside(name)]
     if beside:
         raise InputError(
@@ -66,16 +66,16 @@ def need_patchable(view: ModelView, points: Sequence[str]) -> None:
 def source_activations(
     view: ModelView, pair: Pair, points: Sequence[str], fwd_hooks: Sequence[Any], passes: Passes, cache: Any = None
 ) -> dict[str, Float[Tensor, "1 pos d_in"]]:
-    """The source run's activations at the hook points, from a cache that the user has or from a run.
+    """The source run's activations at the hook points, from the user's cache or from a new run.
 
     Raises:
-        InputError: the cache is of another model or prompt, or lacks a hook point.
+        InputError: the cache belongs to another model or prompt, or lacks a hook point.
     """
     if cache is None:
         cache = captured(view, rearrange(pair.source, "pos -> 1 pos"), points, fwd_hooks, passes)
     elif not (isinstance(cache, Mapping) or hasattr(cache, "cache_dict")):
         raise InputError(
-            f"cache is what model.run_with_cache returns as its second value, or a dict; got a {type(cache).__name__}."
+            f"cache must be the second return value of model.run_with_cache, or a dict; got a {type(cache).__name__}."
         )
     elif getattr(cache, "model", view.model) is not view.model:
         raise InputError("This cache is of another model. Cache the source prompt with the model that is patched.")
@@ -87,13 +87,13 @@ def source_activations(
 def _checked(cache: Any, points: Sequence[str], pos: int, d_model: int) -> dict[str, Float[Tensor, "1 pos d_in"]]:
     missing = [name for name in points if name not in cache]
     if missing:
-        raise InputError(f"The cache has no {missing[0]!r}; let it pass in names_filter, or give no cache.")
+        raise InputError(f"The cache has no {missing[0]!r}; include it in names_filter, or pass no cache.")
     found = {name: cache[name] for name in points}
     for name, activation in found.items():
         shape = list(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
         if shape != [1, pos, d_model]:
             raise InputError(
-                f"The cache has {shape} at {name!r}, needed is [1, {pos}, {d_model}]. Cache the source prompt by itself, with "
+                f"The cache has {shape} at {name!r}, but [1, {pos}, {d_model}] is needed. Cache the source prompt by itself, with "
                 "this model."
             )
         if not activation.isfinite().all():

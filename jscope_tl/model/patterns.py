@@ -1,4 +1,4 @@
-"""Attention patterns as users have them, a cache or a tensor, checked against the prompt that they are laid beside."""
+"""Attention patterns from a cache or a tensor, checked against the prompt that they are compared with."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,14 +12,14 @@ from torch import Tensor
 from jscope_tl.errors import InputError, whole
 
 ROW_SUM = 0.02
-"""How far a row of attention may be from 1: rounding in half precision."""
+"""Tolerance for the sum of a row of attention, which is 1 up to rounding in half precision."""
 SAME_DIRECTION = 0.99
-"""Cosine between an embedding in a cache and the prompt's own: models scale their embeddings, nothing else."""
+"""Minimum cosine between an embedding in a cache and that of the prompt; models scale embeddings but do not rotate them."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """One head's attention pattern, on the CPU; ``layer`` is None where a tensor does not tell."""
+    """One head's attention pattern, on the CPU; ``layer`` is None if a tensor does not specify it."""
 
     layer: int | None
     head: int
@@ -27,7 +27,7 @@ class Head:
 
     @property
     def name(self) -> str:
-        """``L2H0``, as TransformerLens' users write it."""
+        """The name of the head in the usual notation, such as ``L2H0``."""
         return f"H{self.head}" if self.layer is None else f"L{self.layer}H{self.head}"
 
 
@@ -35,14 +35,15 @@ def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = N
     """The patterns of the chosen layers and heads.
 
     Args:
-        cache_or_patterns: what ``run_with_cache`` returned for the same prompt, or a tensor ``[layer, head, dest, src]`` or
-            ``[head, dest, src]`` (one layer, which ``layers`` may name).
+        cache_or_patterns: the cache that ``run_with_cache`` returned for the same prompt, or a tensor ``[layer, head, dest, src]`` or
+            ``[head, dest, src]`` (of one layer, whose number can be passed as ``layers``).
         tokens: the prompt that the patterns must belong to.
-        layers, heads: which to take, a number or several (negative: from the end); None is all.
+        layers, heads: the layers and heads to return, a number or several (negative numbers count from the end); None: all.
 
     Raises:
-        InputError: no patterns in the cache, not attention, or a layer or head that does not exist; another prompt's, which
-            at the same length is only noticed where the cache has ``hook_embed`` and its model, as TransformerLens' have.
+        InputError: the cache has no patterns, they are not attention patterns, a layer or head does not exist, or they belong to
+            another prompt. A prompt of the same length is detected only if the cache has ``hook_embed`` and a reference to its
+            model, as caches of TransformerLens do.
     """
     layers, heads = _listed(layers), _listed(heads)
     named = not isinstance(cache_or_patterns, Tensor)
@@ -53,7 +54,7 @@ def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = N
         by_layer = {layer: by_layer[layer] for layer in _chosen("layers", layers, list(by_layer))}
     else:
         raise InputError(
-            "Attention patterns come as the cache of model.run_with_cache(prompt) or as a tensor [layer, head, dest, src]; "
+            "Attention patterns must be the cache of model.run_with_cache(prompt) or a tensor [layer, head, dest, src]; "
             f"got a {type(cache_or_patterns).__name__}."
         )
     return [
@@ -64,7 +65,7 @@ def to_heads(cache_or_patterns: Any, tokens: Int[Tensor, "pos"], layers: Any = N
 
 
 def _listed(wanted: Any) -> Any:
-    """A number as it is, several as a list: an iterator would be empty the second time."""
+    """A number unchanged, several as a list, because an iterator would be empty the second time."""
     several = isinstance(wanted, Iterable) and whole(wanted) is None
     return list(wanted) if several else wanted
 
@@ -77,7 +78,7 @@ def _from_tensor(patterns: Tensor, layers: Any) -> dict[int | None, Tensor]:
         or patterns.is_meta
     ):
         raise InputError(
-            f"A tensor of patterns is [layer, head, dest, src] or [head, dest, src]; this one is {list(patterns.shape)}."
+            f"A tensor of patterns must be [layer, head, dest, src] or [head, dest, src]; got {list(patterns.shape)}."
         )
     stacked = patterns if patterns.ndim == 4 else patterns.unsqueeze(0)
     if len(stacked) > 1:
@@ -85,7 +86,7 @@ def _from_tensor(patterns: Tensor, layers: Any) -> dict[int | None, Tensor]:
     named = layers if isinstance(layers, list) else [layers]
     number = whole(named[0]) if len(named) == 1 else None
     if len(named) != 1 or (number is None and named[0] is not None) or (number or 0) < 0:
-        raise InputError(f"The tensor holds the patterns of one layer, which layers may name; got {layers!r}.")
+        raise InputError(f"The tensor has the patterns of one layer; layers can be its number or None, got {layers!r}.")
     return {number: stacked[0]}
 
 
@@ -96,21 +97,21 @@ def _from_cache(cache: Any, tokens: Int[Tensor, "pos"]) -> dict[int | None, Tens
     if not found:
         raise InputError(
             "There is no attention pattern in this cache. Keep blocks.N.attn.hook_pattern: "
-            "model.run_with_cache(prompt), or a names_filter that lets them pass."
+            "model.run_with_cache(prompt), or a names_filter that includes them."
         )
     batched = {layer: pattern if pattern.ndim == 4 else pattern.unsqueeze(0) for layer, pattern in found.items()}
     rows = {len(pattern) for pattern in batched.values()}
     if rows != {1}:
-        raise InputError(f"This cache holds {max(rows)} prompts; cache the one that the scope was taken of.")
+        raise InputError(f"This cache has {max(rows)} prompts; cache only the prompt that the scope explains.")
     need_same_prompt(cache, entries, tokens)
     return {layer: batched[layer][0] for layer in sorted(batched)}
 
 
 def need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor, "pos"]) -> None:
-    """Of another length is seen by `_checked`; of the same length only where the cache has embeddings and its model."""
+    """Refuse the cache of another prompt of the same length, if the cache has embeddings and its model; `_checked` compares lengths."""
     model = getattr(cache, "model", None)
     table = getattr(model, "W_E", None)
-    # Where a norm follows the table, hook_embed is behind it; a bridge shows what is before it too.
+    # If a norm follows the embedding table, hook_embed is after the norm; a bridge also has a hook point before it.
     before = entries.get("embed.hook_out")
     normed = before is None and getattr(getattr(model, "cfg", None), "post_embedding_ln", False)
     embedded = entries.get("hook_embed") if before is None else before
@@ -130,7 +131,7 @@ def need_same_prompt(cache: Any, entries: dict[str, Tensor], tokens: Int[Tensor,
     if other:
         raise InputError(
             f"This cache is of another prompt (or of patched embeddings): its tokens differ at positions {other[:8]}. "
-            "Cache the prompt that the scope was taken of; model.run_with_cache(result.tokens) does."
+            "Cache the prompt that the scope explains, with model.run_with_cache(result.tokens)."
         )
 
 
@@ -142,24 +143,24 @@ def _chosen(what: str, wanted: Any, there: list[Any]) -> list[int]:
     chosen = [None if (number := whole(w)) is None else number + n * (number < 0) for w in numbers]
     if not chosen or any(number not in there for number in chosen):
         known = f"{there[0]} to {there[-1]}" if there == list(range(n)) else str(there)
-        raise InputError(f"{what} are numbers among {known} (negative: from the end); got {wanted!r}.")
+        raise InputError(f"{what} must be numbers among {known} (negative numbers count from the end); got {wanted!r}.")
     return [number for number in dict.fromkeys(chosen) if number is not None]
 
 
 def _checked(pattern: Tensor, tokens: Int[Tensor, "pos"], named: bool) -> Float[Tensor, "dest src"]:
-    """In a cache the hook point's name tells what it is: attention with sinks leaves a part of each row to them."""
+    """Check the shape and the row sums, which may be below 1 for a cached hook point (``named``), as in attention with sinks."""
     n = len(tokens)
     if pattern.shape != (n, n):
         raise InputError(
-            f"The patterns are of a prompt of {pattern.shape[-1]} tokens, the scope of one of {n} (a BOS counts). Cache the "
-            "prompt that the scope was taken of; model.run_with_cache(result.tokens) does."
+            f"The patterns are of a prompt of {pattern.shape[-1]} tokens, but the scope explains one of {n} (with BOS). Cache the "
+            "prompt that the scope explains, with model.run_with_cache(result.tokens)."
         )
     pattern = pattern.detach().float().cpu()
     beyond = pattern.sum(-1) - 1
     off = (beyond.clamp_min(0) if named else beyond.abs()).max()
     if not off < ROW_SUM or pattern.min() < 0:
         raise InputError(
-            "These are no attention patterns: each row should be shares that add up to 1. Take hook_pattern, not "
+            "These are not attention patterns: the entries of each row must add up to 1. Use hook_pattern, not "
             "hook_attn_scores."
         )
     return pattern

@@ -1,26 +1,26 @@
-"""Characters that a tokenizer splits: byte-level vocabularies hold an emoji or a Chinese character in several tokens, none of them text."""
+"""Characters that a tokenizer splits: in byte-level vocabularies an emoji or a Chinese character can be several tokens of a few bytes."""
 
 import re
 from collections.abc import Callable, Sequence
 
 BROKEN = "\ufffd"
-"""What a tokenizer decodes bytes to that are no whole character."""
+"""The replacement character, which a tokenizer returns for bytes that are not a complete character."""
 MOST = 12
-"""Tokens that are tried together; a character has four bytes at most, but one token may end a character and begin the next."""
+"""Maximum number of tokens decoded together; a character has at most four bytes, but a token may end one and begin the next."""
 PRINTED = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 BYTES = {chr(byte): byte for byte in PRINTED} | {
     chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in PRINTED)
 }
-"""The byte of each character of a byte-level vocabulary (Radford et al. 2019): itself where it can be printed, else from 256 on."""
+"""The byte of each character of a byte-level vocabulary (Radford et al. 2019): printable bytes stand for themselves, others from 256 on."""
 PART = re.compile(r"(.*)⟨(\d+)/\d+⟩", re.DOTALL)
 
 
 def texts_of(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text of every token of a prompt; tokens that only together are text are marked as parts of it: ``🙂⟨1/3⟩``.
+    """The text of every token of a prompt; tokens that form a character only together are marked as its parts: ``🙂⟨1/3⟩``.
 
     Args:
-        ids: of the prompt, in order.
-        decode: the tokenizer's.
+        ids: the ids of the prompt, in order.
+        decode: the decode function of the tokenizer.
 
     Example:
         >>> parts = {(0,): "a", (1,): "\\ufffd", (2,): "\\ufffd", (1, 2): "é"}
@@ -35,7 +35,7 @@ def texts_of(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str
 
 
 def _whole(ids: list[int], decode: Callable[[list[int]], str]) -> tuple[int, str]:
-    """The fewest first tokens that are text together; the first one alone where there are none."""
+    """The smallest number of first tokens that decode to text together, and this text; 1 if no number does."""
     alone = decode(ids[:1])
     if BROKEN in alone:
         for n in range(2, len(ids) + 1):
@@ -45,7 +45,7 @@ def _whole(ids: list[int], decode: Callable[[list[int]], str]) -> tuple[int, str
 
 
 def by_bytes(token: str) -> str:
-    """A token of the vocabulary that is no text by itself, by its bytes.
+    """The bytes of a token of the vocabulary that is not text by itself.
 
     Example:
         >>> by_bytes("Ġä½"), by_bytes("<0xF0>")
@@ -59,7 +59,7 @@ def by_bytes(token: str) -> str:
 
 
 def pieces(str_tokens: Sequence[str]) -> list[str]:
-    """Texts of a prompt's tokens to be shown in a row: what several tokens hold stands at the first, a dot at each of the others.
+    """Texts of a prompt's tokens for display: a character of several tokens is shown at the first, and a dot at each of the others.
 
     Example:
         >>> pieces([" a", "🙂⟨1/3⟩", "🙂⟨2/3⟩", "🙂⟨3/3⟩"])
@@ -73,7 +73,7 @@ def pieces(str_tokens: Sequence[str]) -> list[str]:
 
 
 def text_of(str_tokens: Sequence[str]) -> str:
-    """The text that the tokens of a prompt make together."""
+    """The text of the tokens of a prompt together."""
     parts = [PART.fullmatch(text) for text in str_tokens]
     return "".join(
         text if part is None else part[1] if part[2] == "1" else ""

@@ -1,4 +1,4 @@
-"""Blocks that need not run again: where only later activations change, they return what they returned before."""
+"""Replay of recorded block outputs: if only later activations change, earlier blocks return their outputs of a previous run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from jscope_tl.model.view import ModelView
 
 
 def block_of(name: str) -> int:
-    """The block that a hook point is in; those before the blocks are 0."""
+    """The number of the block that contains a hook point; 0 for hook points before the blocks."""
     stack, _, rest = name.partition(".")
     number = rest.partition(".")[0]
     return int(number) if stack == "blocks" and number.isdecimal() else 0
@@ -21,7 +21,7 @@ def block_of(name: str) -> int:
 
 @contextmanager
 def recorded_blocks(view: ModelView) -> Iterator[list[Any]]:
-    """What the blocks return in a run inside, one after the other; nothing where one of them runs not once."""
+    """Record the outputs of all blocks, in order, in a run inside; the list stays empty if a block does not run exactly once."""
     outputs: list[Any] = []
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
@@ -39,7 +39,7 @@ def recorded_blocks(view: ModelView) -> Iterator[list[Any]]:
 
 @contextmanager
 def blocks_replayed(view: ModelView, outputs: Sequence[Any], which: Sequence[int], batch: int) -> Iterator[None]:
-    """Inside, some blocks don't run; each returns what it returned for one prompt, ``batch`` times side by side."""
+    """Inside, some blocks do not run; each returns its recorded output for one prompt, repeated ``batch`` times."""
     blocks = blocks_of(view)
     with ExitStack() as stack:
         for number in which:
@@ -49,13 +49,13 @@ def blocks_replayed(view: ModelView, outputs: Sequence[Any], which: Sequence[int
 
 @contextmanager
 def replaced(block: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside, ``function`` runs in the block's place on this thread; other threads run the block."""
+    """Inside, ``function`` runs instead of the block on this thread; other threads run the block."""
     own, forward, thread = vars(block).get("forward"), block.forward, get_ident()
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs) if get_ident() == thread else forward(*args, **kwargs)
 
-    vars(block)["forward"] = run  # past the __setattr__ of a bridge, which sets attributes of the module inside it
+    vars(block)["forward"] = run  # bypasses the __setattr__ of a bridge, which sets attributes of the module inside it
     try:
         yield
     finally:
@@ -75,7 +75,7 @@ def _replayed(output: Any, batch: int, *args: Any, **kwargs: Any) -> Any:
 
 
 def _repeated(output: Any, n: int) -> Any:
-    """Side by side, in memory of its own: models change activations in place."""
+    """The output repeated along the batch, as a copy, because models change activations in place."""
     if isinstance(output, tuple):
         return tuple(_repeated(part, n) for part in output)
     if isinstance(output, Tensor) and output.shape[:1] == (1,):

@@ -1,4 +1,4 @@
-"""Running a model whose hooks, precision and thread may be shared with the user, and leaving all of them as they were."""
+"""Forward passes of a model whose hooks, precision and thread may be shared with the user; all are restored afterwards."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,25 +15,25 @@ from jscope_tl.model.turns import Turns
 from jscope_tl.model.view import ModelView
 
 ONE_AT_A_TIME = Turns()
-"""Hooks and parameter flags belong to the model, which threads share: forward passes take turns."""
+"""Lock for forward passes: hooks and parameter flags belong to the model, which threads share."""
 
 
 @dataclass
 class Passes:
-    """Passes through a model, counted where they happen; prompts that run side by side count one each."""
+    """Counts of the passes through a model; each prompt of a batch counts as one pass."""
 
     n_forward: int = 0
     n_backward: int = 0
 
     def each(self, n_prompts: int) -> "Passes":
-        """The passes of one prompt, where ``n_prompts`` alike ran side by side."""
+        """The passes of one prompt, if ``n_prompts`` were run in one batch."""
         return Passes(self.n_forward // n_prompts, self.n_backward // n_prompts)
 
 
 def logits_of(
     view: ModelView, tokens: Int[Tensor, "batch pos"], passes: Passes, how: Mapping[str, Any] | None = None
 ) -> Float[Tensor, "rows seen d_vocab"]:
-    """One forward pass with the hooks that are active now; the logits are those that hooks at the unembedding leave."""
+    """One forward pass with the hooks that are active now; returns the logits after hooks at the unembedding."""
     passes.n_forward += len(tokens)
     return view.model(tokens, return_type="logits", **(how or {}))
 
@@ -41,14 +41,14 @@ def logits_of(
 Ends = Callable[
     [Int[Tensor, "batch pos"], Passes], tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_vocab"]]
 ]
-"""From prompts side by side to the ``y`` and the logits at one position of each."""
+"""A function from a batch of prompts to their ``y`` and logits at one position."""
 
 
 @contextmanager
 def ends_at(view: ModelView, hooks: Sequence[Any], position: int) -> Iterator[Ends]:
-    """Inside, one forward pass gives what prompts end in at ``position``, with the hooks that are active then.
+    """Provide a function that runs one forward pass and returns ``y`` and the logits at ``position``, with the active hooks.
 
-    Other positions are not unembedded, which would cost a ``[batch, pos, d_vocab]`` tensor, unless hooks may count on them.
+    Other positions are not unembedded, which would need a ``[batch, pos, d_vocab]`` tensor, unless hooks may use them.
     """
     with ends_along(view, hooks, slice(position, position + 1 or None)) as along:
 
@@ -61,13 +61,13 @@ def ends_at(view: ModelView, hooks: Sequence[Any], position: int) -> Iterator[En
 
 @contextmanager
 def ends_along(view: ModelView, hooks: Sequence[Any], where: slice) -> Iterator[Callable[..., tuple[Tensor, Tensor]]]:
-    """`ends_at` of several positions, ``[batch, some, d_model]`` and ``[batch, some, d_vocab]``."""
+    """`ends_at` for several positions, ``[batch, some, d_model]`` and ``[batch, some, d_vocab]``."""
     narrow = not view.unembedding_is_hooked(hooks)
     kept: list[Tensor] = []
 
     def narrowed(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         kept[:] = [args[0][:, where]]
-        # TransformerLens 2 views it as rows, which a part of several prompts is not where it lies.
+        # TransformerLens 2 calls view() on it, which needs contiguous memory.
         return (args[0][:, where].contiguous(), *args[1:]) if narrow else None
 
     def ends(tokens: Int[Tensor, "batch pos"], passes: Passes) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def ends_along(view: ModelView, hooks: Sequence[Any], where: slice) -> Iterator[
 
 @contextmanager
 def undisturbed(view: ModelView, hooks: Sequence[Any], own: Sequence[Any] = ()) -> Iterator[None]:
-    """For runs without gradients: the model's own dtype, one thread at a time, with the user's ``hooks`` and our ``own``."""
+    """Context of runs without gradients: the model's own dtype, one thread at a time, the user's ``hooks`` and our ``own``."""
     view.check_hook_names(hooks)
     with (
         torch.inference_mode(False),
@@ -98,7 +98,7 @@ def undisturbed(view: ModelView, hooks: Sequence[Any], own: Sequence[Any] = ()) 
 def captured(
     view: ModelView, tokens: Int[Tensor, "batch pos"], points: Sequence[str], hooks: Sequence[Any], passes: Passes
 ) -> dict[str, Float[Tensor, "batch *rest"]]:
-    """The activations at some hook points in one run without gradients, as the user's hooks leave them there."""
+    """The activations at some hook points in one run without gradients, after the user's hooks at these points."""
     found: dict[str, Tensor] = {}
 
     def capture(name: str, activation: Float[Tensor, "batch *rest"], hook: Any) -> None:
@@ -111,7 +111,7 @@ def captured(
 
 @contextmanager
 def full_precision(view: ModelView) -> Iterator[None]:
-    """The model's own dtype, also inside the user's ``torch.autocast``."""
+    """Compute in the model's own dtype, even inside the user's ``torch.autocast``."""
     with ExitStack() as stack:
         for device in {"cpu", view.input_device.type} & {"cpu", "cuda"}:
             stack.enter_context(torch.autocast(device, enabled=False))

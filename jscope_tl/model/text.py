@@ -1,4 +1,4 @@
-"""`Text`: the tokens of a prompt and of what follows it, and where in the text, in which message each of them stands."""
+"""`Text`: a prompt and its continuation, with the place in the text and the message of every token."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,15 @@ PROMPT, CONTINUATION = "prompt", "continuation"
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and what follows it.
+    """A prompt and its continuation.
 
     Attributes:
-        string: the text, what a chat template wrote included.
-        offsets: where each token stands in it, first character and the one after the last; empty for a BOS that is not in the text.
-        roles: of each token: of a chat its message's or ``"template"``; else ``"prompt"``, and ``"continuation"`` after it.
-        messages: the number of each token's message; -1 where there is none.
-        n_prompt: tokens of the prompt; those from there on are the continuation.
+        string: the text, including the text of the chat template.
+        offsets: the place of each token in ``string``: the first character and the one after the last; an empty range for a BOS that is
+            not in the text.
+        roles: the role of each token: in a chat, that of its message or ``"template"``; else ``"prompt"`` or ``"continuation"``.
+        messages: the number of each token's message; -1 if there is none.
+        n_prompt: the number of tokens of the prompt; all later tokens are the continuation.
     """
 
     string: str
@@ -42,7 +43,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Tokens and where they come from, on the model's device."""
+    """Tokens on the model's device, and their text."""
 
     tokens: Int[Tensor, "pos"]
     text: Text
@@ -53,13 +54,13 @@ def tokenized(
 ) -> Tokenized:
     """A prompt (string, ids or chat messages) and its continuation (string or ids; None: not yet).
 
-    A chat that ends with a message of the assistant is continued by that one.
+    If a chat ends with a message of the assistant, that message is the continuation.
 
     Raises:
-        InputError: what cannot be used, and a continuation whose beginning the tokenizer merges with the end of the prompt.
+        InputError: the prompt cannot be used, or the tokenizer merges the beginning of the continuation with the end of the prompt.
     """
     if template is not None and not is_chat(prompt):
-        raise InputError("chat_template is for chat messages; this prompt is none. Leave it out.")
+        raise InputError("chat_template is for chat messages, and this prompt is not a chat. Leave it out.")
     if is_chat(prompt):
         return _chat(view, prompt, continuation, prepend_bos, template)
     found = _of_string(view, prompt, prepend_bos) if isinstance(prompt, str) else _of_ids(view, prompt, prepend_bos)
@@ -67,7 +68,7 @@ def tokenized(
 
 
 def continued(view: ModelView, start: Tokenized, continuation: Any, retokenize: bool = False) -> Tokenized:
-    """The text with a continuation behind it; of ``retokenize`` its tokens are those of both strings together."""
+    """The text with a continuation; with ``retokenize``, both strings are tokenized together."""
     if isinstance(continuation, str):
         if not continuation:
             raise InputError(
@@ -101,16 +102,16 @@ def continued(view: ModelView, start: Tokenized, continuation: Any, retokenize: 
 
 def _chat(view: ModelView, prompt: Any, continuation: Any, prepend_bos: Any, template: Any) -> Tokenized:
     if prepend_bos is not None:
-        raise InputError("prepend_bos is for strings; a chat has the BOS that its template writes.")
+        raise InputError("prepend_bos is for strings; in a chat, the template writes the BOS. Leave prepend_bos out.")
     messages = checked_messages(prompt)
     if messages[-1]["role"] == ASSISTANT:
         if continuation is not None:
             raise InputError(
-                "The chat ends with a message of the assistant, which is what is explained; give no continuation, or leave the message out."
+                "The chat ends with a message of the assistant, and that message is explained; leave out the continuation or the message."
             )
         continuation = messages.pop()["content"]
         if not messages:
-            raise InputError("The chat has nothing before the assistant's message; give the messages that it answers.")
+            raise InputError("The chat has no message before the assistant's; add the messages that it answers.")
     found = _of_pieces(view, rendered(view, messages, template))
     return found if continuation is None else continued(view, found, continuation, retokenize=True)
 
@@ -119,7 +120,7 @@ def _of_string(view: ModelView, prompt: str, prepend_bos: Any) -> Tokenized:
     tokens = to_tokens(view, prompt, prepend_bos)
     ids, offsets = _encoded(view, prompt)
     n_before = len(tokens) - len(ids)
-    if n_before < 0 or tokens[n_before:].tolist() != ids:  # the model's own tokens are others than the tokenizer's
+    if n_before < 0 or tokens[n_before:].tolist() != ids:  # the model's to_tokens differs from the tokenizer
         return _of_ids(view, tokens, None)
     n = len(tokens)
     text = Text(prompt, (*[(0, 0)] * n_before, *offsets), (*[TEMPLATE] * n_before, *[PROMPT] * len(ids)), (-1,) * n, n)
@@ -144,12 +145,12 @@ def _of_pieces(view: ModelView, pieces: Sequence[Piece]) -> Tokenized:
 
 
 def _anchor(string: str, start: int, end: int) -> int:
-    """The first character of a token that is not blank: it says where a token belongs that stands across a border."""
+    """The first non-blank character of a token, which decides where a token across a boundary belongs."""
     return next((i for i in range(start, end) if not string[i].isspace()), start)
 
 
 def _joined(view: ModelView, start: Tokenized, continuation: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of a continuation as the tokenizer makes them of the whole text; refused where the prompt's tokens change."""
+    """Ids of a continuation from the tokenization of the whole text; an error if that changes the prompt's tokens."""
     before = len(start.text.string)
     own = [i for i, (a, b) in zip(start.tokens.tolist(), start.text.offsets, strict=True) if b > a]
     ids, offsets = _encoded(view, start.text.string + continuation)
@@ -159,13 +160,13 @@ def _joined(view: ModelView, start: Tokenized, continuation: str) -> tuple[list[
         merged, last = (prompt_texts(view, [some[min(changed, len(some) - 1)]])[0] for some in (ids, own))
         raise InputError(
             f"The tokenizer merges the end of the prompt with the beginning of the continuation: {last!r} becomes {merged!r}. End the "
-            "prompt where a word ends, and let the continuation begin with the space before its first word; or give both as ids."
+            "prompt at the end of a word, and begin the continuation with the space before its first word; or pass both as ids."
         )
     return ids[n:], [(a - before, b - before) for a, b in offsets[n:]]
 
 
 def _encoded(view: ModelView, string: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of a text without special tokens of its own, and where each stands; spread evenly where a tokenizer does not say."""
+    """Ids of a text without added special tokens, and their offsets, which are spread evenly if the tokenizer gives none."""
     if view.tokenizer is None:
         raise InputError(f"{view.name} has no tokenizer; give prompt and continuation as token ids.")
     refuse_undecodable("text", string)
@@ -178,9 +179,9 @@ def _encoded(view: ModelView, string: str) -> tuple[list[int], list[tuple[int, i
 
 
 def _apart(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Places of tokens that begin where the one before ends: where a tokenizer puts a blank before a word, some begin before it.
+    """Offsets without overlaps: each token begins where the previous one ends, or later.
 
-    Parts of one character all stand where that does.
+    Offsets of some tokenizers overlap at the blank before a word. All tokens of a single character have the offsets of that character.
     """
     found: list[tuple[int, int]] = []
     end = 0
@@ -191,17 +192,17 @@ def _apart(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _written(view: ModelView, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """What ids say, token by token; parts of one character stand where that does."""
+    """The text of ids and the offsets of the tokens; all tokens of a single character have the offsets of that character."""
     texts = prompt_texts(view, ids)
     ends = [0, *accumulate(len(text_of([text])) for text in texts)]
     return text_of(texts), list(pairwise(ends))
 
 
 def to_span(span: Any, n: int, of: str = "continuation") -> tuple[int, int]:
-    """First token and the one after the last, of ``n``; a pair of whole numbers, negative ones from the end."""
+    """A span as the first of ``n`` tokens and the token after the last, from a pair of numbers; negative ones count from the end."""
     pair = [whole(item) for item in span] if isinstance(span, list | tuple) and len(span) == 2 else [None]
     if None in pair:
-        raise InputError(f"A span is a pair (first token, token after the last), or a text; got {span!r}.")
+        raise InputError(f"A span must be a pair (first token, token after the last), or a text; got {span!r}.")
     start, stop = (item + n if item is not None and item < 0 else item for item in pair)
     if not (start is not None and stop is not None and 0 <= start < stop <= n):
         raise InputError(f"The span {tuple(span)} is outside the {of} of {n} tokens (0 to {n}), or empty.")
@@ -209,10 +210,10 @@ def to_span(span: Any, n: int, of: str = "continuation") -> tuple[int, int]:
 
 
 def found_in(str_tokens: Sequence[str], text: str) -> tuple[int, int]:
-    """Tokens that make up a text that occurs once, as first and the one after the last; a blank before it may be left out.
+    """The tokens of a text that occurs once, as the first and the one after the last; a blank before the text may be omitted.
 
     Raises:
-        InputError: it occurs not at all or several times, or begins or ends within a token.
+        InputError: the text does not occur or occurs several times, or it begins or ends within a token.
     """
     said = text_of(str_tokens)
     if not text.strip() or said.count(text) != 1:
@@ -227,6 +228,6 @@ def found_in(str_tokens: Sequence[str], text: str) -> tuple[int, int]:
     if said[begins:start].strip() or end not in ends:
         cut = str_tokens[first] if said[begins:start].strip() else str_tokens[bisect_right(ends, end - 1)]
         raise InputError(
-            f"The text {text!r} begins or ends within the token {cut!r}; take all of it, or give the span as two numbers."
+            f"The text {text!r} begins or ends within the token {cut!r}; include the whole token, or pass the span as two numbers."
         )
-    return first, bisect_right(ends, end)  # all tokens of a character at the end
+    return first, bisect_right(ends, end)  # includes all tokens of a split character at the end

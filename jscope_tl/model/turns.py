@@ -1,4 +1,4 @@
-"""What threads share, without locks that a fork leaves closed: a child process has the thread that forked and no other."""
+"""Locks for threads that survive a fork: a child process has only the thread that forked, and other locks could stay closed."""
 
 import os
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 PATIENCE = 5.0
-"""Seconds that a fork waits for a turn to end."""
+"""Maximum number of seconds that a fork waits for the lock."""
 
 
 class Turns:
-    """A lock by which threads take turns (``with turns: ...``), also one inside the other on one thread.
+    """A reentrant lock (``with turns: ...``) that is safe with fork.
 
-    A fork waits for the turn that is being taken, so that the child finds the model as the user left it. Where that takes
-    too long, the child gets a new lock all the same.
+    A fork waits until the lock is free, so that the child process finds the model in the user's state. If this takes too long, the
+    child gets a new lock nevertheless.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class Turns:
             self._lock.release()
 
     def _renew(self) -> None:
-        if self._taken:  # by the thread that forked, which lives on
+        if self._taken:  # held by the thread that forked, which exists in the child
             self._lock.release()
         else:
             self._lock = RLock()
 
 
-class cached_property(Generic[T]):  # noqa: N801  (named as that of functools)
-    """`functools.cached_property` as it is from Python 3.12 on: up to 3.11 all instances share one lock."""
+class cached_property(Generic[T]):  # noqa: N801  (named like functools.cached_property)
+    """`functools.cached_property` of Python 3.12, without the lock that all instances share up to Python 3.11."""
 
     def __init__(self, function: Callable[[Any], T]) -> None:
         self.function, self.__doc__ = function, function.__doc__
@@ -55,5 +55,5 @@ class cached_property(Generic[T]):  # noqa: N801  (named as that of functools)
     def __get__(self, instance: Any, owner: type | None = None) -> T:
         if instance is None:
             return self  # type: ignore[return-value]
-        # No data descriptor: from now on the instance's own value is found first.
+        # This is not a data descriptor, so the value in the instance's dict is found first from now on.
         return instance.__dict__.setdefault(self.name, self.function(instance))

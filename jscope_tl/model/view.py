@@ -1,4 +1,4 @@
-"""The one place that knows TransformerLens' classes: what a model is, what it refuses, how its weights were processed."""
+"""`ModelView`, the only place that depends on TransformerLens' classes: model types, hook points, and weight processing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ REFUSED = {
 }
 CURE = "Use a HookedTransformer or a TransformerBridge of a causal (decoder-only) language model."
 TOKENS_AT_ONCE = 1024
-"""In one forward pass over several prompts."""
+"""Maximum number of tokens in one forward pass over several prompts."""
 OWN_LEVEL = 1000
-"""Of our own hooks, above every level that a user reaches."""
+"""The context level of the package's own hooks, above every level that a user reaches."""
 LIBRARIES = ("jscope_tl", "transformer_lens", "transformers", "torch", "accelerate")
 
 
 @dataclass(frozen=True)
 class ModelView:
-    """A model that can be explained, seen the same way whichever class of TransformerLens it is.
+    """A common interface to the model classes of TransformerLens that can be explained.
 
     Raises:
-        InputError: the model is an encoder, an encoder-decoder, remote, no TransformerLens model, or in training mode.
+        InputError: the model is an encoder, an encoder-decoder, remote, not a TransformerLens model, or in training mode.
     """
 
     model: Any
@@ -50,7 +50,7 @@ class ModelView:
         self._refuse_training()
 
     def _refuse_other_directions(self) -> None:
-        """Encoders hide in both classes; TransformerLens 3 calls a bridged BERT causal in its configuration."""
+        """Refuse encoders, which exist in both classes; in TransformerLens 3 the configuration of a bridged BERT says it is causal."""
         config = getattr(self._inner, "config", None)
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"{self.name} is an encoder-decoder; its prediction has two inputs. {CURE}")
@@ -61,15 +61,15 @@ class ModelView:
             raise InputError(f"{self.name} has no unembedding, hence no next-token prediction. {CURE}")
 
     def _refuse_training(self) -> None:
-        """A HookedTransformer has no dropout and is never put into evaluation mode by its loaders; a bridge has both."""
+        """Refuse training mode of bridges, which have dropout; a HookedTransformer has none, and its loaders leave it in training mode."""
         if self._inner is not self.model and any(module.training for module in walk(self._inner)):
             raise InputError(
-                f"{self.name} is in training mode, where dropout makes every run another. Call model.eval() first."
+                f"{self.name} is in training mode, where dropout makes every run different. Call model.eval() first."
             )
         if any(parameter.is_inference() for parameter in self.parameters):
             raise InputError(
-                f"{self.name} was loaded inside torch.inference_mode(), and such weights cannot be differentiated "
-                "through. Load it outside; using it inside is fine."
+                f"{self.name} was loaded inside torch.inference_mode(), and gradients cannot be computed through such "
+                "weights. Load it outside; using it inside is possible."
             )
 
     @property
@@ -79,7 +79,7 @@ class ModelView:
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """All parameters, each once; listed anew in every view, hence in every call, as they may be replaced in between."""
+        """All parameters, each once; every view lists them again, because they may be replaced between calls."""
         held = (parameter for module in walk(self._inner) for parameter in module._parameters.values())
         return list({id(parameter): parameter for parameter in held if parameter is not None}.values())
 
@@ -90,22 +90,22 @@ class ModelView:
 
     @property
     def name(self) -> str:
-        """Model name as TransformerLens knows it."""
+        """The name of the model in TransformerLens."""
         return str(getattr(self.cfg, "model_name", None) or type(self.model).__name__)
 
     @property
     def d_vocab(self) -> int:
-        """Number of token ids that the model takes."""
+        """The number of token ids that the model accepts."""
         return int(self.cfg.d_vocab)
 
     @property
     def n_ctx(self) -> int:
-        """Longest prompt that the model takes."""
+        """The length of the longest prompt that the model accepts."""
         return int(self.cfg.n_ctx)
 
     @property
     def input_device(self) -> torch.device:
-        """Where token ids must be: the device of the embedding."""
+        """The device of the embedding, where token ids must be."""
         embed = getattr(self.model, "embed", None)
         parameters = embed.parameters() if isinstance(embed, nn.Module) else self.model.parameters()
         return next(iter(parameters), torch.empty(0)).device
@@ -117,7 +117,7 @@ class ModelView:
 
     @cached_property
     def points(self) -> dict[str, nn.Module]:
-        """The hook points by name; bridges know some by several, and take a while to list them."""
+        """The hook points by name; bridges have several names for some of them, and listing them takes a while."""
         known = self.model.hook_dict
         return known if self._inner is self.model else with_aliases(known)
 
@@ -133,27 +133,27 @@ class ModelView:
 
     @cached_property
     def basis(self) -> Basis:
-        """How the weights were processed, read off the weights themselves: configurations forget it."""
+        """The weight processing, determined from the weights themselves, because configurations do not record it."""
         return basis_of(self.model)
 
     @property
     def revision(self) -> str | None:
-        """The commit of the weights on the hub, where transformers keeps it in the configuration (4 does, 5.24 does not)."""
+        """The commit of the weights on the hub, if transformers stores it in the configuration (4 does, 5.24 does not)."""
         found = getattr(getattr(self._inner, "config", None), "_commit_hash", None)
         return found if isinstance(found, str) and found else None
 
     @property
     def processing(self) -> dict[str, Any]:
-        """What was done to the weights, as TransformerLens' own analyses say it."""
+        """The weight processing in the format of TransformerLens' own analyses."""
         done = [name for name, is_so in vars(self.basis).items() if is_so]
         compatible = bool(getattr(self.model, "compatibility_mode", False))
         return {"compatibility_mode": compatible, "weight_basis": "+".join(done) or "raw_huggingface"}
 
     def hook_points(self, at: Any) -> list[str]:
-        """Residual-stream hook points by name: one, several, or ``"resid_pre"`` and its like for all layers.
+        """Residual-stream hook points by name: one, several, or ``"resid_pre"``, ``"resid_mid"``, ``"resid_post"`` for all layers.
 
         Raises:
-            InputError: there is none of that name, or it is not in the residual stream.
+            InputError: a hook point does not exist or is not in the residual stream.
         """
         if isinstance(at, str) and f"hook_{at}" in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post"):
             names = [f"blocks.{layer}.hook_{at}" for layer in range(int(self.cfg.n_layers))]
@@ -164,7 +164,7 @@ class ModelView:
         for name in names:
             self._check_hook_point(name, self.points)
         if len(set(names)) < len(names):
-            raise InputError(f"Each hook point once; got {names}.")
+            raise InputError(f"Each hook point can be given only once; got {names}.")
         return names
 
     def hook_point(self, at: Any) -> str:
@@ -184,7 +184,7 @@ class ModelView:
                 "stream: 'hook_embed', 'blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', ..., or 'resid_pre' for all "
                 "layers."
             )
-        # Bridges know each point by several names.
+        # Bridges have several names for each point.
         if not is_residual(name) and not any(points[name] is points[n] for n in points if is_residual(n)):
             raise InputError(
                 f"{name!r} is not in the residual stream, where one vector per position is all that later layers see. "
@@ -192,68 +192,68 @@ class ModelView:
             )
         if self.reads_beside(name) and getattr(self.cfg, "parallel_attn_mlp", False):
             raise InputError(
-                f"{self.name} computes attention and MLP side by side, so there is no stream between them, as {name!r} "
+                f"{self.name} computes attention and MLP in parallel, so there is no residual stream between them, as {name!r} "
                 "would be. Use 'hook_resid_pre' or 'hook_resid_post'."
             )
 
     def reads_beside(self, name: str) -> bool:
-        """Whether the point is beside the stream: on a bridge ``hook_resid_mid`` is what the MLP reads of it."""
+        """Whether the point is outside the stream: on a bridge ``hook_resid_mid`` is the input of the MLP, a copy of the stream."""
         if self._inner is self.model:
             return False
-        points = self.points  # bridges know each point by several names
+        points = self.points  # bridges have several names for each point
         return any(points[n] is points[name] for n in points if n.endswith("hook_resid_mid"))
 
     def unembedding_is_hooked(self, fwd_hooks: Sequence[Any]) -> bool:
-        """Whether any hook sits at or behind the unembedding, where it may count positions."""
+        """Whether there is a hook at or after the unembedding, which may expect all positions."""
         inside = {id(module): module for module in walk(self.model.unembed)}
         names = [name for name, point in self.points.items() if id(point) in inside]
         asked = any(name == hook if isinstance(hook, str) else hook(name) for hook, _ in fwd_hooks for name in names)
         return asked or any(module._forward_hooks or module._forward_pre_hooks for module in inside.values())
 
     def points_showing(self, what: str) -> list[str]:
-        """Names of the hook points that end so, each point once: bridges know some by several names."""
+        """The names of the hook points that end with ``what``, each point once (bridges have several names for some points)."""
         return list({id(point): name for name, point in self.points.items() if name.endswith(what)}.values())
 
     def prompts_at_once(self, pos: int, fwd_hooks: Sequence[Any]) -> int:
-        """How many prompts of ``pos`` tokens go into one forward pass; one where hooks may count on it."""
+        """The number of prompts of ``pos`` tokens in one forward pass; 1 if there are hooks, which may expect a single prompt."""
         return 1 if self.is_hooked(fwd_hooks) else max(1, TOKENS_AT_ONCE // pos)
 
     def is_hooked(self, fwd_hooks: Sequence[Any]) -> bool:
-        """Whether any hook of the user's is active, which may count on one prompt in the batch."""
+        """Whether a user's hook is active, which may expect a single prompt in the batch."""
         return bool(fwd_hooks) or any(map(self.has_hooks, self.points.values())) or self.has_torch_hooks()
 
     def has_hooks(self, point: Any) -> bool:
-        """Whether a hook point has TransformerLens hooks of the user's.
+        """Whether a hook point has TransformerLens hooks of the user.
 
-        Ours may be there for the run of another thread; bridges of some architectures pass activations on by hooks of
-        TransformerLens' own (2.x keeps no function, and has none).
+        Our own hooks may be there for the run of another thread, and bridges of some architectures use hooks of TransformerLens
+        itself to pass activations on (2.x keeps no function, and has none); these do not count.
         """
         handles = [handle for handle in point.fwd_hooks if (handle.context_level or 0) < OWN_LEVEL]
         return any(not _is_a_librarys(getattr(handle, "user_hook", None)) for handle in handles)
 
     def has_torch_hooks(self) -> bool:
-        """Whether any module has plain torch hooks of the user's; libraries leave some of their own."""
+        """Whether a module has plain torch hooks of the user; hooks that libraries add do not count."""
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         hooks = [hook for module in walk(self.model) for kind in kinds for hook in getattr(module, kind).values()]
         return not all(map(_is_a_librarys, hooks))
 
     def check_hook_names(self, fwd_hooks: Sequence[Any]) -> None:
-        """Refuse hooks on points that do not exist: a bridge of TransformerLens 3 drops them without a word."""
+        """Refuse hooks on points that do not exist, which a bridge of TransformerLens 3 silently ignores."""
         points = self.points
         for hook in fwd_hooks:
             pair = isinstance(hook, tuple | list) and len(hook) == 2
             if not (pair and (isinstance(hook[0], str) or callable(hook[0])) and callable(hook[1])):
                 raise InputError(
-                    f"fwd_hooks are pairs of a hook point's name (or a filter) and a function; got {hook!r}."
+                    f"fwd_hooks must be pairs of a hook point's name (or a filter) and a function; got {hook!r}."
                 )
             if isinstance(hook[0], str) and hook[0] not in points:
                 raise InputError(f"{self.name} has no hook point {hook[0]!r} for fwd_hooks.{nearest(hook[0], points)}")
 
 
 def walk(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model, each once, as ``model.modules()`` lists them.
+    """The modules of a model, each once, in the order of ``model.modules()``.
 
-    That makes the name of each as well, which takes most of its time: of thousands of modules as long as a layer.
+    ``model.modules()`` also builds the name of each module, which takes most of its time: as long as a layer for thousands of modules.
     """
     found, waiting = {id(model): model}, [model]
     while waiting:

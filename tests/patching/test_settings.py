@@ -208,7 +208,7 @@ def test_caches_that_do_not_fit(llama: Any) -> None:
     undefined = kept | {points[1]: torch.full_like(kept[points[1]], torch.nan)}
     for cache, cure in (
         ((logits, source), "second value"),
-        ({name: value[..., :-1] for name, value in kept.items()}, "needed is"),
+        ({name: value[..., :-1] for name, value in kept.items()}, "is needed"),
         (undefined, "undefined"),
         ({name: own[name] for name in points}, "changes nothing|another prompt"),
     ):
