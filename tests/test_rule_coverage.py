@@ -253,7 +253,7 @@ def test_a_linear_model() -> None:
     ("how", "says"),
     [
         (dict(gradient="lrp"), "no gradient rules 'lrp'. Did you mean 'attnlrp'"),
-        (dict(gradient="relp", frozen="attn"), "frozen='attn' is the gradient rule attn=constant; beside gradient='relp'.*Give one"),
+        (dict(gradient="relp", frozen="attn"), "frozen='attn' is the gradient rule attn=constant and cannot be combined with gradient='relp'.*Give one"),
         (dict(gradient=js.Rules(attn="halved"), frozen="norm"), "Give one of them"),
         (dict(frozen="atn"), "frozen is 'attn'.*got 'atn'"),
         (dict(per="layer"), "per='layer' separates layers or heads of attention patterns; it needs at='pattern'"),

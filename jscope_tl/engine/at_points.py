@@ -1,4 +1,4 @@
-"""One row and one tangent at any tensors of a forward pass, not only where it was cut."""
+"""Gradients and tangents at arbitrary tensors of a forward pass, not only at its cuts."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ from jscope_tl.errors import InputError
 def rows_at(
     forward: Run, points: Sequence[Float[Tensor, "1 ..."]], cotangent: Float[Tensor, "d_model"]
 ) -> list[Float[Tensor, "1 ..."]]:
-    """``c ∂y/∂h`` for every tensor ``h`` of a run with one explained position, in the dtype of the cotangent; 0 where ``y`` does not
-    depend on it. One backward pass, the graph stays."""
+    """``c ∂y/∂h`` for every tensor ``h`` of a run with one explained position, in the dtype of the cotangent; 0 if ``y`` does not
+    depend on ``h``. It takes one backward pass, and the graph is kept."""
     scale = power_of_two(cotangent.unsqueeze(0))
     scaled = (cotangent / scale).to(forward.y)
     rows = torch.autograd.grad(
@@ -31,8 +31,8 @@ def tangents_at(
 ) -> list[Float[Tensor, "1 ..."]]:
     """``∂h/∂x δ`` for every tensor ``h`` of a run and a tangent ``δ`` of its first hook point, in the dtype of the tangent.
 
-    The derivative of a backward pass by its cotangents: no second forward pass, so no hook of the user's runs again. It costs about three
-    backward passes.
+    It is the derivative of a backward pass with respect to its cotangents. There is no second forward pass, so the user's hooks do not
+    run again. It costs about three backward passes.
 
     Raises:
         InputError: the model cannot be differentiated twice.
@@ -49,7 +49,7 @@ def tangents_at(
             raise
         reason = str(error).partition("\n")[0][:200]
         raise InputError(
-            f"{forward.view.name} cannot be differentiated twice, which takes a vector from the prompt through the layers ({reason})."
+            f"{forward.view.name} cannot be differentiated twice, which is needed for Jacobian-vector products ({reason})."
         ) from error
     forward.passes.n_backward += 3
     return [moved.to(tangent.dtype) * scale.to(moved.device) for moved in found]

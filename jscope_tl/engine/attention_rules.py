@@ -1,7 +1,7 @@
-"""Rules for attention: its pattern held constant, halved products, a tempered softmax; and the pattern as an input of its own.
+"""Rules for attention: a constant pattern, products with half the gradient, a softmax at a higher temperature; and the pattern as an input.
 
-``halved(f)`` is ``f`` with half of its gradient. For a product ``f = a b`` of two activations that is the uniform rule: each
-factor gets half of what the derivative gives it, so that both together get what ``f`` has.
+``halved(f)`` is ``f`` with half its gradient. For a product ``f = a b`` of two activations this is the uniform rule: each
+factor gets half of its derivative, so that the relevances of both factors add up to that of ``f``.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from torch.nn import functional
 from jscope_tl.engine.ruled_pass import RuledPass, halved
 
 TEMPERATURE = 2.0
-"""Of the softmax in the backward pass, where it is tempered."""
+"""The temperature of the softmax in the backward pass under the rule ``"tempered"``."""
 
 
 def _softmax(ruled: RuledPass, func: Callable[..., Tensor], scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A pattern is a softmax in which the first position sees no later one; those of routers and samplers are none."""
+    """The rule for softmax. It counts as an attention pattern if the first position attends to no later one, unlike those of routers."""
     shares = func(scores, *args, **kwargs)
     causal = shares.ndim > 2 and shares.shape[-2] == ruled.pos and not shares[..., 0, 1 : ruled.pos].any()
     if not causal:
@@ -31,11 +31,11 @@ def _softmax(ruled: RuledPass, func: Callable[..., Tensor], scores: Tensor, *arg
 def _pattern(
     ruled: RuledPass, pattern: Float[Tensor, "*heads q k"], tempered: Float[Tensor, "*heads q k"] | None
 ) -> Float[Tensor, "*heads q k"]:
-    """The pattern under the rule for it, ready to be multiplied with values."""
+    """The pattern under its rule, to be multiplied with values."""
     if ruled.rules.attn == "constant":
         return ruled.pattern_input(ruled.constant("attn", pattern))
     ruled.count("attn")
-    if tempered is not None:  # d softmax(s/T)/ds has a factor 1/T, which the rule does not
+    if tempered is not None:  # d softmax(s/T)/ds has a factor 1/T, which the rule does not have
         pattern = pattern.detach() + TEMPERATURE * (tempered - tempered.detach())
     return ruled.pattern_input(pattern)
 
@@ -50,7 +50,7 @@ def _fused_attention(
     *args: Any,
     **kwargs: Any,
 ) -> Float[Tensor, "*heads q d_v"]:
-    """Its pattern is what it makes of the unit vectors as values."""
+    """The rule for fused attention, whose pattern is its output for unit vectors as values."""
     unit = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*key.shape[:-1], key.shape[-2])
     split = ruled.rules.attn in ("halved", "tempered")
     found = func(query, key, unit, attn_mask, *args, **kwargs)
@@ -69,4 +69,4 @@ PATTERN: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((functional.softmax, torch.softmax, Tensor.softmax), _softmax),
     functional.scaled_dot_product_attention: _fused_attention,
 }
-"""The functions that compute a pattern, and what is done in their place."""
+"""The functions that compute a pattern, and their replacements."""

@@ -1,4 +1,4 @@
-"""Runs side by side, as many at once as memory allows."""
+"""Batches of runs, as large as memory allows."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,7 +11,7 @@ Found = TypeVar("Found")
 
 
 def in_batches(run: Callable[[slice], Found], n: int, at_once: int) -> Iterator[Found]:
-    """``run`` of ``n`` rows in order, ``at_once`` in a batch; where memory runs out, half as many in this and all later ones."""
+    """``run`` for ``n`` rows in order, in batches of ``at_once``; if memory runs out, this and later batches are half as large."""
     done = 0
     while done < n:
         size = min(at_once, n - done)
@@ -25,5 +25,5 @@ def in_batches(run: Callable[[slice], Found], n: int, at_once: int) -> Iterator[
             yield found
             done += size
             continue
-        if torch.cuda.is_available():  # outside the handler, which keeps what was allocated alive
+        if torch.cuda.is_available():  # outside the handler, which keeps allocated memory alive
             torch.cuda.empty_cache()

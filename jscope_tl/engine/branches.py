@@ -1,4 +1,4 @@
-"""Several continuations of one prompt in one sequence: the prompt runs once, and no continuation sees another."""
+"""Several continuations of one prompt in one sequence: the prompt runs once, and continuations do not attend to each other."""
 
 import sys
 from collections.abc import Sequence
@@ -14,25 +14,25 @@ from jscope_tl.model.running import Passes, logits_of, undisturbed
 from jscope_tl.model.view import ModelView
 
 LONG = 64
-"""Tokens of a prompt from which on it is worth running once: whether a model can is found out by runs of a few tokens."""
+"""Minimum length of a prompt for which this saves time: a trial with a few tokens must first show that the model supports it."""
 TRIED = (6, 3, 2)
-"""Tokens of a prompt and two continuations by which that is found out."""
+"""Lengths of the prompt and of two continuations in this trial."""
 WINDOWS = (
     "sliding_window", "sliding_windows", "sliding_window_size", "window_size", "attention_window", "attention_window_size",
     "attention_chunk_size", "local_attention",
 )  # fmt: skip
-"""What configurations call the reach of local attention, in tokens; a trial of a few tokens is within all of them."""
+"""Names in configurations for the window of local attention, in tokens; the trial is too short to show such a window."""
 SAME = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""Largest difference of logits relative to their largest, by dtype; half precision rounds each sum in its own way."""
+"""Largest accepted difference of logits relative to the largest logit, by dtype; half precision rounds differently in each run."""
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Continuations of a prompt, one after the other behind it.
+    """Continuations of a prompt, concatenated after it.
 
     Attributes:
-        prompt: its tokens.
-        continuations: the tokens of each, none for one of the next token alone.
+        prompt: the tokens of the prompt.
+        continuations: the tokens of each continuation except its last one; empty for a continuation of one token.
     """
 
     prompt: Int[Tensor, "shared"]
@@ -45,16 +45,16 @@ class Branches:
 
     @property
     def starts(self) -> list[int]:
-        """Where each continuation begins in the sequence."""
+        """The start of each continuation in the sequence."""
         lengths = [len(self.prompt), *map(len, self.continuations)]
         return [sum(lengths[: i + 1]) for i in range(len(self.continuations))]
 
     def positions(self, i: int) -> list[int]:
-        """The last token of the prompt, and those of the ``i``-th continuation."""
+        """The positions of the last token of the prompt and of the tokens of the ``i``-th continuation."""
         return [len(self.prompt) - 1, *range(self.starts[i], self.starts[i] + len(self.continuations[i]))]
 
     def how(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Arguments of the forward pass: positions as if each continuation stood alone, and who attends to whom."""
+        """Arguments of the forward pass: position ids as if each continuation were alone, and the attention mask."""
         n, device = len(self.prompt), self.prompt.device
         places = [
             torch.arange(n, device=device),
@@ -68,9 +68,9 @@ class Branches:
 
 
 def can_branch(view: ModelView, branches: Branches, passes: Passes) -> bool:
-    """Whether the model gives the same logits for continuations that share a sequence as for each alone, as far as a trial tells.
+    """Whether, in a trial, the model gives the same logits for continuations in one sequence as for each of them alone.
 
-    A HookedTransformer takes no such mask, and attention within a window counts tokens of the other continuation.
+    A HookedTransformer does not accept such a mask, and a window of local attention would count tokens of the other continuation.
     """
     config = getattr(getattr(view.model, "original_model", None), "config", None)
     if config is None or len(branches.prompt) < LONG or len(branches.tokens) > _reach(config):
@@ -81,7 +81,7 @@ def can_branch(view: ModelView, branches: Branches, passes: Passes) -> bool:
     with undisturbed(view, []):
         try:
             together = _logits(view, trial.tokens, passes, trial.how(view.W_U.dtype))
-        except Exception:  # whatever a model does with arguments that it does not take
+        except Exception:  # any error of a model that does not accept the arguments
             return False
         alone = [_logits(view, torch.cat([prompt, ids]), passes, {})[len(prompt) - 1 :] for ids in continuations]
     found = [together[trial.positions(i)] for i in range(len(alone))]
@@ -90,7 +90,7 @@ def can_branch(view: ModelView, branches: Branches, passes: Passes) -> bool:
 
 
 def _reach(config: Any) -> int:
-    """Tokens that every layer sees from any position."""
+    """The number of tokens that every layer can attend to from any position."""
     found = (whole(getattr(getattr(config, "text_config", config), name, None)) for name in WINDOWS)
     return min((size for size in found if size is not None), default=sys.maxsize)
 

@@ -1,4 +1,4 @@
-"""Where the graph of a forward pass is cut, so that only what lies between hook point and unembedding is differentiated."""
+"""Cuts of the graph of a forward pass, so that only the part between hook point and unembedding is differentiated."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ from jscope_tl.model.hooks import on_this_thread
 
 @dataclass
 class Cuts:
-    """Where the graph is cut: the activation at each hook point, and copies of the explained positions at the unembedding.
+    """The cuts of the graph: the activation at each hook point, and copies of the explained positions at the unembedding.
 
-    The first hook point in the model's order is a leaf, with nothing before it; later ones stay attached to it.
+    The first hook point in the model's order becomes a leaf of the graph; later hook points stay attached to it.
     """
 
     rows: Sequence[int]
@@ -33,17 +33,17 @@ class Cuts:
     unembedded: list[Tensor] = field(default_factory=list)
 
     def attach(self, unembed: nn.Module) -> Iterator[Any]:
-        """Plain torch hooks: TransformerLens 2 has no hook point at the unembedding."""
+        """Add plain torch hooks at the unembedding, where TransformerLens 2 has no hook point."""
         yield unembed.register_forward_pre_hook(on_this_thread(self._cut_output))
         yield unembed.register_forward_hook(on_this_thread(self._keep_unembedded))
 
     def cut_input(self, name: str) -> Callable[..., Float[Tensor, "1 pos d_in"]]:
-        """A hook that keeps the activation and passes it on, attached to the coordinates that rows refer to."""
+        """A hook that stores the activation and returns it attached to the coordinates that rows refer to."""
 
         def cut(activation: Float[Tensor, "batch pos d_in"], hook: Any) -> Float[Tensor, "batch pos d_in"]:
             leaf, onward = self.inputs.cut(activation)
             self.xs[name].append(leaf)
-            # With respect to the vectors themselves the leaf is the activation; factors are another tensor.
+            # For the vectors themselves the leaf is the activation; scaling factors are a separate tensor.
             whole = leaf if self.inputs.reduction is NORM else rearrange(onward, "batch pos d -> 1 (batch pos) d")
             self.activations[name].append(whole)
             return onward
@@ -51,7 +51,7 @@ class Cuts:
         return cut
 
     def read_input(self, name: str) -> Callable[..., None]:
-        """A hook for a branch of the stream: keeps the tensor that branch and stream share, so that both count."""
+        """A hook for a branch of the stream that stores the tensor shared by branch and stream, so that gradients of both count."""
 
         def read(activation: Float[Tensor, "1 pos d_in"], hook: Any) -> None:
             self.xs[name].append(activation if activation.requires_grad else activation.requires_grad_())
@@ -60,7 +60,7 @@ class Cuts:
         return read
 
     def watch(self, name: str) -> Callable[..., Float[Tensor, "batch *rest"]]:
-        """A hook that keeps the activation, in the shape that the hook point shows, and goes on with that tensor itself."""
+        """A hook that stores the activation in its own shape and returns the same tensor."""
 
         def watch(activation: Float[Tensor, "batch *rest"], hook: Any) -> Float[Tensor, "batch *rest"]:
             self.watched[name].append(activation)
@@ -72,7 +72,7 @@ class Cuts:
         self.y.append(args[0][list(self.rows), list(self.positions)])
         self.y_cuts.append([y.detach().clone().requires_grad_() for y in self.y[-1]])
         cut = torch.stack(self.y_cuts[-1])
-        if self.narrow:  # unembedding the other positions would cost a [pos, d_vocab] tensor
+        if self.narrow:  # unembedding the other positions would need a [pos, d_vocab] tensor
             return (rearrange(cut, "n d_model -> 1 n d_model"), *args[1:])
         everywhere = args[0].detach().clone()
         everywhere[list(self.rows), list(self.positions)] = cut

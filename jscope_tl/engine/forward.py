@@ -1,4 +1,4 @@
-"""One forward pass, cut at the hook point and at the unembedding; everything of the user's is left as it was."""
+"""One forward pass, cut at the hook point and at the unembedding; the user's model and hooks are left unchanged."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -32,9 +32,10 @@ def run(
     passes: Passes | None = None,
     how: Mapping[str, Any] | None = None,
 ) -> AbstractContextManager[Run]:
-    """Run the model once; inside the context the `Run` can be differentiated, whatever gradient mode is set outside.
+    """Run the model once; inside the context the `Run` can be differentiated, independent of the gradient mode outside.
 
-    ``how`` are further arguments of the forward pass. Raises `InputError` where a hook point does not run, the prediction depends on none, or activations are not finite.
+    ``how``: further arguments of the forward pass. Raises `InputError` if a hook point does not run, the prediction does not depend on
+    any hook point, or activations are not finite.
     """
     held = HeldConstant()
     return _forward(settings, [tokens], [0] * len(positions), positions, inputs, held, passes or Passes(), how)
@@ -48,9 +49,9 @@ def run_together(
     passes: Passes | None = None,
     rows: Sequence[int] | None = None,
 ) -> AbstractContextManager[Run]:
-    """`run` for several prompts in one forward pass, with one explained position in each, or each in the prompt that ``rows`` says.
+    """`run` for several prompts in one forward pass, with one explained position in each, or in the prompts with the numbers ``rows``.
 
-    Shorter prompts are filled up behind their end, where a causal model does not look.
+    Shorter prompts are padded on the right, which does not affect a causal model.
     """
     held = HeldConstant()
     return _forward(
@@ -59,9 +60,9 @@ def run_together(
 
 
 def run_again(first: Run, n: int, inputs: Inputs, i: int = 0) -> AbstractContextManager[Run]:
-    """The prompt of the ``i``-th explained position of a run ``n`` times side by side, moved by ``inputs``.
+    """A batch of ``n`` copies of the prompt of a run's ``i``-th explained position, with activations moved by ``inputs``.
 
-    What the first run held constant stays as it was there; passes are counted with those of the first.
+    Values that the first run held constant are reused; passes are counted with those of the first run.
     """
     prompts, positions = [first.prompts[first.rows[i]]] * n, [first.positions[i]] * n
     return _forward(first.settings, prompts, range(n), positions, inputs, first.held, first.passes)
@@ -80,8 +81,8 @@ def _forward(
 ) -> Iterator[Run]:
     """One forward pass under the cuts, the gradient rules and the user's hooks.
 
-    Everything that the model shares with the user (hooks, parameter flags, the hook level) is changed inside the inner block
-    and given back there, before the `Run` is handed out: backward passes need the graph alone, and may take long.
+    Everything that the package shares with the user (hooks, parameter flags, the hook level) is changed inside the inner block and
+    restored at its end, before the `Run` is yielded: backward passes need only the graph, and may take long.
     """
     view, hooks = settings.view, settings.fwd_hooks
     view.check_hook_names(hooks)
@@ -91,7 +92,7 @@ def _forward(
             stack.enter_context(ONE_AT_A_TIME)
             cuts = Cuts(rows, positions, narrow=not view.unembedding_is_hooked(hooks), inputs=inputs)
             stack.enter_context(_parameters_frozen(view))
-            # The cut comes last, so that it is made in what the user's hooks leave at the same point.
+            # The cut comes last, so that it is applied after the user's hooks at the same point.
             own = [(name, _cut(view, cuts, name)) for name in settings.at]
             own += [(name, cuts.watch(name)) for name in settings.watched]
             stack.enter_context(hooked(view, hooks, own))
@@ -106,19 +107,19 @@ def _forward(
 
 
 def _cut(view: ModelView, cuts: Cuts, name: str) -> Callable[..., Any]:
-    """A hook at the point; beside the stream it can only watch."""
+    """A hook that cuts the graph at the point, or only reads the activation if the point is outside the stream."""
     if not view.reads_beside(name):
         return cuts.cut_input(name)
     if cuts.inputs.reduction is not NORM or cuts.inputs.place is not None:
         raise InputError(
-            f"On a {type(view.model).__name__} {name!r} is what the MLP reads beside the stream: the stream cannot be moved "
-            "there, as reductions of the input and paths do. Use 'hook_resid_pre' or 'hook_resid_post'."
+            f"On a {type(view.model).__name__} {name!r} is a copy of the stream that only the MLP reads, so the stream cannot be "
+            "changed there, which this reduction or path needs. Use 'hook_resid_pre' or 'hook_resid_post'."
         )
     return cuts.read_input(name)
 
 
 def _filled(prompts: Sequence[Int[Tensor, "_"]], tokenizer: Any) -> Int[Tensor, "batch pos"]:
-    """All as long as the longest, with a token that no model takes for padding or for a beginning."""
+    """Prompts padded to the length of the longest, with a token that is neither a padding nor a BOS token."""
     special = {getattr(tokenizer, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     filler = next(token for token in range(len(special) + 1) if token not in special)
     longest = max(map(len, prompts))
@@ -127,21 +128,21 @@ def _filled(prompts: Sequence[Int[Tensor, "_"]], tokenizer: Any) -> Int[Tensor, 
 
 @contextmanager
 def _inference_tensors_named() -> Iterator[None]:
-    """A hook's tensor from inference mode cannot be differentiated through; torch's message does not say whose it is."""
+    """Explain torch's error about inference tensors, which does not say that the tensor comes from a hook."""
     try:
         yield
     except RuntimeError as error:
         if "Inference tensors" not in str(error):
             raise
         raise InputError(
-            "A hook returns a tensor that was made inside torch.inference_mode(), which cannot be differentiated "
-            "through. Make it outside, or hand the hook a clone() made outside."
+            "A hook returns a tensor that was created inside torch.inference_mode(), through which gradients cannot be "
+            "computed. Create it outside, or let the hook return a clone() created outside."
         ) from error
 
 
 @contextmanager
 def _parameters_frozen(view: ModelView) -> Iterator[None]:
-    """No parameter asks for a gradient inside; each gets its flag back."""
+    """Inside, parameters do not require gradients; the flags are restored afterwards."""
     trainable = [parameter for parameter in view.parameters if parameter.requires_grad]
     try:
         for parameter in trainable:
@@ -184,8 +185,8 @@ def _run(
         )
     if not output.requires_grad:
         raise InputError(
-            "A hook at or behind the unembedding detaches the logits, or returns what cannot be differentiated; nothing can be "
-            "attributed through it. Return a float tensor computed from what the hook is given."
+            "A hook at or behind the unembedding detaches the logits, or returns a tensor that cannot be differentiated; nothing can be "
+            "attributed through it. Return a float tensor computed from the hook's input."
         )
     explained = (0, slice(None)) if cuts.narrow else (list(cuts.rows), list(cuts.positions))
     logits = output[explained]
@@ -198,7 +199,7 @@ def _run(
 
 
 def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:
-    """Refuse a hook point or an unembedding that runs not at all, or several times: there is no one Jacobian then."""
+    """Refuse a hook point or an unembedding that does not run or runs several times, because the Jacobian is not unique then."""
     points = [
         *((name, len(cuts.xs[name])) for name in settings.at),
         *((name, len(cuts.watched[name])) for name in settings.watched),
@@ -207,20 +208,20 @@ def _need_one_cut_each(settings: Settings, cuts: Cuts) -> None:
         if times != 1:
             raise InputError(
                 f"{name!r} ran {times} times in one forward pass of {settings.view.name}; it must run once. Choose another "
-                "hook point, 'hook_embed' for one."
+                "hook point, for example 'hook_embed'."
             )
 
 
 def _slope(
     logits: Float[Tensor, "n d_vocab"], unembedded: Float[Tensor, "batch pos d_vocab"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Soft-cap and logit scale act on each logit by itself, so one backward pass gives all their derivatives."""
+    """The derivative of each logit through soft-cap and scale, in one backward pass, because they act on each logit separately."""
     (slope,) = torch.autograd.grad(logits.sum(), unembedded, retain_graph=True)
     return slope.to(torch.promote_types(slope.dtype, torch.float32))
 
 
 def not_finite_cure(dtype: torch.dtype) -> str:
-    """What to try against infinite values, by dtype."""
+    """The advice against infinite values, which depends on the dtype."""
     if dtype in (torch.float16, torch.bfloat16):
         return f"{str(dtype).removeprefix('torch.')} overflows or rounds too much: try float32. Or check hooks and weights."
     return "Check the hooks and the weights."

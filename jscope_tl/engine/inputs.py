@@ -1,8 +1,8 @@
-"""With respect to what rows are taken: a token's whole vector, or how much of it there is, token by token or number by number.
+"""The variable that rows are derivatives with respect to: a token's vector, or scaling factors of this vector or of its entries.
 
 A reduction is a choice of coordinates ``s`` for the input, ``x_t = x0_t + s_t ⊙ (x_t - x0_t)`` at ``s = 1``. Rows with
-respect to ``s_t`` are then already multiplied by the input, and everything that holds for rows holds for them: scores,
-estimates with their errors, layer maps.
+respect to ``s_t`` are then already multiplied by the input, and can be used like all other rows: for scores, for estimates with
+errors, and for layer maps.
 """
 
 from abc import ABC, abstractmethod
@@ -22,11 +22,11 @@ Coordinates = tuple[Float[Tensor, "1 all_pos d_s"], X]
 
 
 class Reduction(ABC):
-    """From rows ``C J_t`` to scores: in which coordinates of the input rows are taken, and in which unit scores are.
+    """How rows ``C J_t`` become scores: the coordinates of the input that rows refer to, and the unit of the scores.
 
     Attributes:
-        name: as ``reduction=`` takes it.
-        formula: of the score.
+        name: the name for ``reduction=``.
+        formula: the formula of the score.
     """
 
     name: ClassVar[str]
@@ -34,23 +34,23 @@ class Reduction(ABC):
 
     @abstractmethod
     def cut(self, x: X, difference: X) -> Coordinates:
-        """The coordinates that rows refer to, a leaf of the graph, and ``x`` attached to them; ``difference`` is ``x - x0``."""
+        """The coordinates that rows refer to, as a leaf of the graph, and ``x`` computed from them; ``difference`` is ``x - x0``."""
 
     def unit(self, per_x: str, effect: str) -> str:
-        """Of the score: what is explained itself, or that per unit of ``x``."""
+        """The unit of the score: that of the explained quantity, or this per unit of ``x``."""
         return effect
 
 
 class Norm(Reduction):
-    """The vector itself: gradient norm, in units of what is explained per unit of ``x``."""
+    """The coordinates are the vector itself: the score is the gradient norm, in units of the explained quantity per unit of ``x``."""
 
     name, formula = "row_norm", "‖C J_t‖"
 
     def cut(self, x: X, difference: X) -> Coordinates:
-        """The vectors of all prompts, one after the other."""
+        """The vectors of all prompts, concatenated."""
         flat = rearrange(x, "batch pos d -> 1 (batch pos) d")
         leaf = flat.clone() if flat.requires_grad else flat.detach().clone().requires_grad_()
-        return leaf, leaf.view_as(x).clone()  # a copy, which later hooks may write to
+        return leaf, leaf.view_as(x).clone()  # a copy, because later hooks may change it in place
 
     def unit(self, per_x: str, effect: str) -> str:
         """Per unit of ``x``."""
@@ -58,7 +58,7 @@ class Norm(Reduction):
 
 
 class Dot(Reduction):
-    """One factor for the whole vector: gradient x input."""
+    """The coordinate is one factor for the whole vector: the score is gradient x input."""
 
     name, formula = "dot", "|C J_t (x_t - x0_t)|"
 
@@ -68,12 +68,12 @@ class Dot(Reduction):
 
 
 class Elementwise(Reduction):
-    """One factor for each number of the vector: the norm of gradient x input, number by number."""
+    """The coordinates are factors for each entry of the vector: the score is the norm of the elementwise gradient x input."""
 
     name, formula = "elementwise", "‖C J_t ⊙ (x_t - x0_t)‖"
 
     def cut(self, x: X, difference: X) -> Coordinates:
-        """A factor for each number."""
+        """A factor for each entry."""
         return _factors(x, difference, x.shape[-1])
 
 
@@ -89,7 +89,7 @@ REDUCTIONS: dict[str, Reduction] = {reduction.name: reduction for reduction in (
 
 
 def to_reduction(reduction: Any) -> Reduction:
-    """The reduction of that name, or a refusal with the nearest one."""
+    """The reduction of that name; an error with the nearest name if there is none."""
     if isinstance(reduction, Reduction):
         return reduction
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
@@ -100,12 +100,12 @@ def to_reduction(reduction: Any) -> Reduction:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What Jacobians are taken with respect to at a hook point, and where the model is linearised.
+    """The variable of the Jacobians at a hook point, and the point at which the model is linearised.
 
     Attributes:
         reduction: the coordinates.
-        origin: ``x0``, one vector for all positions or one for each; None is zero.
-        place: from the activations that a forward pass brings to those that it goes on with; None leaves them.
+        origin: ``x0``, one vector for all positions or one for each; None means zero.
+        place: a function from the activations of the prompt to those at which the model is linearised; None: the same.
     """
 
     reduction: Reduction = NORM
@@ -113,8 +113,8 @@ class Inputs:
     place: Callable[[X], X] | None = None
 
     def cut(self, activation: X) -> Coordinates:
-        """The coordinates that rows refer to, and the activation to go on with, attached to them."""
+        """The coordinates that rows refer to, and the activation computed from them, with which the forward pass continues."""
         x = activation if self.place is None else self.place(activation)
-        # Along a path the input is measured at the prompt's own activation, wherever the model is linearised.
+        # Along a path, rows are multiplied by the prompt's activation minus the origin, at every point.
         difference = activation.detach() if self.origin is None else activation.detach() - self.origin.to(activation)
         return self.reduction.cut(x, difference)

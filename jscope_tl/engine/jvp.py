@@ -1,4 +1,4 @@
-"""Jacobian-vector products: what a change of the input does to ``y``, by differentiating a backward pass."""
+"""Jacobian-vector products: the change of ``y`` for a change of the input, computed by differentiating a backward pass."""
 
 import torch
 from einops import rearrange
@@ -10,26 +10,26 @@ from jscope_tl.engine.precision import beside, power_of_two
 from jscope_tl.engine.vjp import Backward
 
 PRODUCTS = 4
-"""Memory of products with ``J``, in graphs of the forward pass; 3.9 as measured on a Llama at 256 tokens."""
+"""Memory of products with ``J``, as a multiple of the graph of the forward pass; measured: 3.9 on a Llama at 256 tokens."""
 
 
 def jvp(
     backward: Backward, tangents: Float[Tensor, "m pos d_in"], of: int | slice = 0
 ) -> Float[Tensor, "m *n d_model"] | None:
-    """``Σ_t J_t δ_t`` for each tangent ``δ``, at one explained position or several; None where the model cannot be differentiated twice.
+    """``Σ_t J_t δ_t`` for each tangent ``δ``, at one explained position or several; None if the model cannot be differentiated twice.
 
-    Tangents are of the first hook point; with attention patterns of all layers together, or of none.
+    Tangents refer to the first hook point, or to the attention patterns of all layers together.
 
-    The derivative of a backward pass by its cotangent: no second forward pass, so no hook of the user's runs again.
-    One product costs about as much as one row, and the pass that they all share as much as two; they are not taken where they
-    need more than half of the memory that is there.
+    A product is the derivative of a backward pass with respect to its cotangent. There is no second forward pass, so the user's hooks
+    do not run again. One product costs about as much as one row, and the pass that they all share as much as two rows. They are not
+    computed if they need more than half of the available memory.
     """
     if backward.graph_freed:
-        raise RuntimeError("The graph of this run is freed: take products with J before the last rows.")
+        raise RuntimeError("The graph of this run is freed: compute products with J before the last rows.")
     if tangents.shape[-1] not in (backward.xs[0].shape[-1], sum(x.shape[-1] for x in backward.xs)):
         return None
     if (reason := _too_large(backward)) is not None:
-        backward.notes.append(f"Products with J were not taken{reason}. Probes alone did the work.")
+        backward.notes.append(f"Products with J were not computed{reason}. The estimate uses probes only.")
         return None
     scale = power_of_two(tangents)
     scaled = rearrange((tangents / beside(scale, tangents)).to(backward.xs[0]), "m pos d -> m 1 pos d")
@@ -39,7 +39,7 @@ def jvp(
         if is_out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0][:200]
-        backward.notes.append(f"Products with J were not available ({reason}); probes alone did the work.")
+        backward.notes.append(f"Products with J were not available ({reason}); the estimate uses probes only.")
         return None
     backward.passes.n_backward += len(tangents) + 2
     backward.bar.update(len(tangents) + 2)
@@ -48,9 +48,9 @@ def jvp(
 
 
 def _too_large(backward: Backward) -> str | None:
-    """Why the graph of a second derivative has no room; a system that runs out of memory may end the process without a word."""
+    """The reason why second derivatives need too much memory, or None. If memory runs out, the system may kill the process."""
     if backward.recomputed:
-        return ", as layers are computed again to save memory"
+        return ", because layers are recomputed to save memory"
     needed, there = PRODUCTS * graph_bytes(backward.y), available_bytes(backward.y.device)
     return (
         f": they need about {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB are there" if needed > there / 2 else None

@@ -1,4 +1,4 @@
-"""How much memory a computation takes on its device, and when there is too little of it."""
+"""The memory that a computation takes on its device, and the memory that is available."""
 
 import weakref
 from math import inf
@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jscope_tl.errors import InputError, whole
 
 CPU_BUDGET = 24 * 2**20
-"""For one chunk of backward rows on a CPU: what its caches and memory bus like; larger chunks are slower, not faster."""
+"""Memory for one chunk of backward rows on a CPU; larger chunks are slower because of its caches and memory bandwidth."""
 GPU_SHARE = 0.25
-"""Of an accelerator's free memory."""
+"""Share of an accelerator's free memory for one chunk."""
 
 
 @no_type_check  # its methods and the two functions below run at every operation of torch
 class LiveBytes(TorchDispatchMode):
-    """The largest sum of tensors that were made inside and alive at one time, in bytes.
+    """The peak size in bytes of all tensors that are created inside and alive at the same time.
 
     Example:
         >>> import torch
@@ -67,14 +67,14 @@ def _storage(x: torch.Tensor) -> int:
 
 
 def chunk_budget(device: torch.device) -> int:
-    """Bytes that a chunk of backward rows may take there."""
+    """The memory in bytes that a chunk of backward rows may take on the device."""
     if device.type == "cuda":
         return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     return CPU_BUDGET
 
 
 def available_bytes(device: torch.device) -> float:
-    """Bytes that can still be allocated there, as far as the system tells; infinitely many where it does not."""
+    """The memory in bytes that can still be allocated on the device; infinity if the system does not report it."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
@@ -84,7 +84,7 @@ def available_bytes(device: torch.device) -> float:
 
 
 def graph_bytes(y: Float[Tensor, "*shape"]) -> int:
-    """Bytes of the activations that the graph behind ``y`` keeps for a backward pass; weights are not counted."""
+    """The size in bytes of the activations that the graph of ``y`` keeps for a backward pass; weights are not counted."""
     seen, todo, sizes = set[Any](), [y.grad_fn], dict[int, int]()
     names: dict[type, list[str]] = {}
     while todo:
@@ -103,15 +103,17 @@ def graph_bytes(y: Float[Tensor, "*shape"]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has an error of its own for it on some devices, and a sentence on others."""
+    """Whether an error means that an allocation failed: on some devices torch has a class for it, on others only a message."""
     said = str(error).lower()
     sentences = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sentence in said for sentence in sentences)
 
 
 def check_chunk_size(chunk_size: Any) -> int | None:
-    """A chunk size that can be used, or a refusal."""
+    """The chunk size if it is valid; else an error."""
     size = whole(chunk_size)
     if chunk_size is not None and (size is None or size < 1):
-        raise InputError(f"chunk_size is how many backward rows to compute at once, 1 or more; got {chunk_size!r}.")
+        raise InputError(
+            f"chunk_size is the number of backward rows to compute at once, 1 or more; got {chunk_size!r}."
+        )
     return size

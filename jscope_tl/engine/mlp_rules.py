@@ -1,4 +1,4 @@
-"""Rules for activations: as a constant factor on their input."""
+"""Rules for activations, which become a constant factor times their input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,11 @@ from torch.nn import functional
 from jscope_tl.engine.ruled_pass import RuledPass
 
 AT_ZERO = 1e-5
-"""An activation that is no more than this at 0 is taken to be 0 there (xIELU is 1e-6)."""
+"""An activation whose value at 0 is at most this counts as 0 there (xIELU has 1e-6)."""
 
 
 def activated(ruled: RuledPass, func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Any) -> Any:
-    """``func(x)`` as ``x ⊙ c`` with ``c = func(x) / x`` held constant: the same value, the slope of the secant through 0."""
+    """``func(x)`` as ``x ⊙ c`` with ``c = func(x) / x`` held constant: the same value, with the slope of the line through the origin."""
     if not (isinstance(value, Tensor) and value.shape == x.shape and _has_secant(func, x, value)):
         ruled.miss("mlp")
         return value
@@ -25,7 +25,7 @@ def activated(ruled: RuledPass, func: Callable[..., Tensor], x: Float[Tensor, "*
 
 
 def _has_secant(func: Callable[..., Tensor], x: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"]) -> bool:
-    """A function that overwrites ``x`` has none but where it is homogeneous, so that its own derivative is the slope."""
+    """Whether ``func`` is 0 at 0. If it overwrites ``x``, it must also be homogeneous, so that its own derivative is the slope."""
     twice = 2 * x.detach()
     homogeneous = value is not x or torch.equal(func(twice.clone()), twice)
     return homogeneous and bool(func(torch.zeros_like(x[..., :1])).abs().max() <= AT_ZERO)
@@ -46,7 +46,7 @@ def _derivative_at_zero(func: Callable[..., Tensor], like: Tensor) -> Tensor:
 
 
 def _activation(ruled: RuledPass, func: Callable[..., Tensor], x: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """One of torch's own, where a model calls it in an MLP or by itself."""
+    """The rule for torch's activation functions, in an MLP or outside of other modules."""
     value = func(x, *args, **kwargs)
     if ruled.inside in ("norm", "attn", "act") or not isinstance(x, Tensor):
         return value
@@ -54,14 +54,14 @@ def _activation(ruled: RuledPass, func: Callable[..., Tensor], x: Any, *args: An
 
 
 def _within_mlp(ruled: RuledPass, func: Callable[..., Tensor], x: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Functions that are an activation in an MLP and something else elsewhere."""
+    """The rule for functions that count as an activation only in an MLP."""
     if ruled.inside == "mlp" and isinstance(x, Tensor) and x.requires_grad:
         return _activation(ruled, func, x, *args, **kwargs)
     return func(x, *args, **kwargs)
 
 
 def _named(names: str, *where: Any) -> list[Any]:
-    """Functions of these names, where there are such."""
+    """The functions of these names that exist."""
     return [getattr(module, name) for module in where for name in names.split() if hasattr(module, name)]
 
 
@@ -83,4 +83,4 @@ SECANT: dict[Any, Callable[..., Tensor]] = {
         _within_mlp,
     ),
 }  # fmt: skip
-"""Activations; those that are not 0 at 0 have no secant through it and are named as not covered, as are those in place."""
+"""Activation functions; those that are not 0 at 0, and most in-place ones, have no rule and are reported in an error."""

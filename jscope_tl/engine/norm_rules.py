@@ -1,4 +1,4 @@
-"""Rules for norms: the scale ``σ`` of ``x / σ(x)`` held constant, wherever a model computes it."""
+"""Rules for norms: the scale ``σ`` of ``x / σ(x)`` is held constant, in every function that computes one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from jscope_tl.engine.ruled_pass import RuledPass
 
 
 def _root(ruled: RuledPass, func: Callable[..., Tensor], x: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """One number for each vector, such as ``rsqrt(mean(x²) + ε)``."""
+    """The rule for functions that return one number for each vector, such as ``rsqrt(mean(x²) + ε)``."""
     scale = func(x, *args, **kwargs)
     return ruled.constant("norm", scale) if scale.ndim > 1 and scale.shape[-1] == 1 else scale
 
@@ -55,7 +55,7 @@ def _scaled(
     bias: Tensor | None,
     eps: float,
 ) -> Float[Tensor, "*shape"]:
-    precise = x.to(torch.promote_types(x.dtype, torch.float32))  # as torch's own norms do
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))  # like torch's own norms
     scale = ruled.constant("norm", (precise.square().mean(axes, keepdim=True) + eps).rsqrt())
     scaled = precise * scale
     scaled = scaled if weight is None else scaled * weight
@@ -82,4 +82,4 @@ CONSTANT: dict[Any, Callable[..., Tensor]] = {
     **({functional.rms_norm: _rms_norm} if hasattr(functional, "rms_norm") else {}),  # from torch 2.4 on
     functional.normalize: _normalize,
 }
-"""The functions that compute a scale, and what is done in their place."""
+"""The functions that compute a scale, and their replacements."""

@@ -1,4 +1,4 @@
-"""`VJP`: what a scope has of the engine, for the position that it scores; `SpanVJP`: for several together."""
+"""`VJP`: the vector-Jacobian products that a scope can use, for the position that it scores; `SpanVJP`: for several positions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from jscope_tl.engine.vjp import Backward
 class VJP:
     """Vector-Jacobian products with ``J = ∂y/∂x`` for one explained position, and Jacobian-vector products.
 
-    The graph is freed after a call without ``retain_graph``, where no other explained position needs it.
+    The graph is freed after a call without ``retain_graph``, unless another explained position needs it.
 
     Attributes:
-        backward: the backward pass that computes them.
-        i: which of its explained positions is meant.
+        backward: the backward passes that compute the products.
+        i: the number of the explained position.
     """
 
     backward: Backward
@@ -29,7 +29,7 @@ class VJP:
     def rows(
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
     ) -> Float[Tensor, "k *layer pos d_in"]:
-        """``C J_t``, all rows at once: for a few of them. 0 after the explained position."""
+        """``C J_t``, all rows at once, for a small number of rows; 0 after the explained position."""
         rows = torch.cat(list(self.backward.rows(self.placed(cotangents), self._retain(retain_graph), of=self.i)))
         rows[..., self.position + 1 :, :] = 0
         return rows
@@ -37,7 +37,7 @@ class VJP:
     def chunks(
         self, cotangents: Float[Tensor, "k d_model"], retain_graph: bool = False
     ) -> Iterator[Float[Tensor, "chunk *layer seen d_in"]]:
-        """`rows` as they come, for many of them; only positions up to the explained one."""
+        """`rows` chunk by chunk, for a large number of rows; only positions up to the explained one."""
         for rows in self.backward.rows(self.placed(cotangents), self._retain(retain_graph), of=self.i):
             yield rows[..., : self.position + 1, :]
 
@@ -50,15 +50,15 @@ class VJP:
     def positive_parts(
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
     ) -> Float[Tensor, "k *layer pos"]:
-        """The sum of the positive numbers of every row ``C_i J_t``."""
+        """The sum of the positive entries of every row ``C_i J_t``."""
         return self.backward.positive_parts(self.placed(cotangents), self._retain(retain_graph), of=self.i)
 
     def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_model"] | None:
-        """``Σ_t J_t δ_t``, or None; see `jscope_tl.engine.jvp`."""
+        """``Σ_t J_t δ_t``, or None if it is not available; see `jscope_tl.engine.jvp`."""
         return jvp(self.backward, tangents, self.i)
 
     def expect(self, rows: int) -> None:
-        """Tell the progress bar how many rows are still to come at this position; those after it are taken to be like it."""
+        """Set the number of remaining rows of this position in the progress bar; later positions count as having as many."""
         self.backward.bar.expect(rows * (len(self.backward.positions) - self.i), self.backward.progress)
 
     @property
@@ -72,7 +72,7 @@ class VJP:
         return self.backward.y.shape[-1]
 
     def placed(self, cotangents: Float[Tensor, "k *n d_model"]) -> Float[Tensor, "k *n d_model"]:
-        """Cotangents as the backward pass takes them."""
+        """Cotangents in the form that the backward pass takes."""
         return cotangents
 
     def _retain(self, retain_graph: bool) -> bool:
@@ -81,12 +81,12 @@ class VJP:
 
 @dataclass(frozen=True)
 class SpanVJP(VJP):
-    """The same for the ``m`` explained positions of a span together, whose outputs count as one, ``[m d_model]``.
+    """A `VJP` for the ``m`` explained positions of a span together, whose outputs are concatenated, ``[m d_model]``.
 
-    A cotangent is the cotangents of all positions one after the other, and its row the sum of their rows.
+    A cotangent is the concatenation of the cotangents of all positions, and its row is the sum of their rows.
 
     Attributes:
-        n: how many positions, from the ``i``-th on.
+        n: the number of positions, starting at the ``i``-th.
         last: whether no other span needs the graph.
     """
 
@@ -95,12 +95,12 @@ class SpanVJP(VJP):
 
     @property
     def span(self) -> slice:
-        """Which of the explained positions."""
+        """The range of the explained positions."""
         return slice(self.i, self.i + self.n)
 
     @property
     def position(self) -> int:
-        """The last of them."""
+        """The last explained position."""
         return max(self.backward.positions[self.span])
 
     @property
@@ -109,12 +109,12 @@ class SpanVJP(VJP):
         return self.n * self.backward.y.shape[-1]
 
     def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_output"] | None:
-        """``Σ_t J_t δ_t`` at all positions, one after the other, or None; see `jscope_tl.engine.jvp`."""
+        """``Σ_t J_t δ_t`` at all positions, concatenated, or None if it is not available; see `jscope_tl.engine.jvp`."""
         moved = jvp(self.backward, tangents, self.span)
         return None if moved is None else rearrange(moved, "m n d_model -> m (n d_model)")
 
     def placed(self, cotangents: Float[Tensor, "k *n d"]) -> Float[Tensor, "k all d_model"]:
-        """At the positions of the span, nothing at the others."""
+        """Cotangents at the positions of the span, and 0 at the others."""
         placed = cotangents.new_zeros(len(cotangents), *self.backward.y.shape)
         placed[:, self.span] = cotangents.reshape(len(cotangents), self.n, -1).to(placed)
         return placed

@@ -1,4 +1,4 @@
-"""Entries of attention patterns as the input: their rows, laid out by the token that is attended to."""
+"""Entries of attention patterns as the input of the Jacobian: their rows, arranged by the source token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from torch import Tensor
 from jscope_tl.errors import InputError, nearest
 
 PATTERN = "pattern"
-"""As ``at=`` takes it."""
+"""The value of ``at=`` that selects attention patterns."""
 PER = ("layer", "head")
 
 
 @dataclass(frozen=True)
 class PatternEntries:
-    """Rows ``P ⊙ ∂q/∂P`` of all layers, together or apart.
+    """Rows ``P ⊙ ∂q/∂P`` of all layers, together or separately.
 
     Attributes:
-        per: ``"layer"`` or ``"head"`` keeps those apart; None takes all entries of a token together.
+        per: ``"layer"`` or ``"head"``: separate scores for each; None: all entries of a token together.
     """
 
     per: str | None = None
@@ -36,7 +36,7 @@ class PatternEntries:
     def arranged(
         self, rows: Sequence[Float[Tensor, "chunk src head_dest"]], dest: int
     ) -> list[Float[Tensor, "chunk src entries"]]:
-        """One tensor for each row of the map, from one for each layer."""
+        """One tensor for each row of the map, from the tensors of each layer."""
         if self.per == "layer":
             return list(rows)
         if self.per is None:
@@ -45,7 +45,7 @@ class PatternEntries:
         return [of_head for of_layer in heads for of_head in of_layer]
 
     def labels(self, layers: Sequence[int], heads: int) -> tuple[str, ...]:
-        """Of the rows of the map; none where all entries are taken together."""
+        """The names of the rows of the map; empty if all entries are taken together."""
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
         if self.per == "head":
             return tuple(f"{name} head {head}" for name in names for head in range(heads))

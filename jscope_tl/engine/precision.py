@@ -1,4 +1,4 @@
-"""The precision of backward rows: of float32 matrix products, and the size that rows are scaled to."""
+"""The precision of backward rows: the precision of float32 matrix products, and the scaling of rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,22 +13,22 @@ from jscope_tl.model.turns import Turns
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 ONE_PRECISION = Turns()
-"""The setting is the process's: threads that change it take turns."""
+"""Lock for torch's setting, which is global in the process."""
 
 
 def check_matmul_precision(name: Any) -> str | None:
-    """A precision of float32 matrix products by torch's names, or a refusal."""
+    """A precision of float32 matrix products by torch's names; an error if it is unknown."""
     if name is None or name in MATMUL_PRECISIONS:
         return name
     raise InputError(
-        f"There is no matmul_precision {name!r}.{nearest(name, MATMUL_PRECISIONS)} Use 'highest', 'high' (TF32 where the "
-        "device has it), 'medium' (bfloat16), or None for what torch is set to."
+        f"There is no matmul_precision {name!r}.{nearest(name, MATMUL_PRECISIONS)} Use 'highest', 'high' (TF32 if the "
+        "device supports it), 'medium' (bfloat16), or None for torch's current setting."
     )
 
 
 @contextmanager
 def matmul_precision(name: str | None) -> Iterator[None]:
-    """`torch.set_float32_matmul_precision` inside, and what was set before again afterwards; None changes nothing."""
+    """Set `torch.set_float32_matmul_precision` inside, and restore the previous setting afterwards; None changes nothing."""
     if name is None:
         yield
         return
@@ -38,7 +38,7 @@ def matmul_precision(name: str | None) -> Iterator[None]:
         except RuntimeError as error:
             raise InputError(
                 "matmul_precision is set by torch.set_float32_matmul_precision, which torch refuses after its newer settings "
-                "(torch.backends...fp32_precision) were used. Leave one of the two."
+                "(torch.backends...fp32_precision) were used. Use only one of the two."
             ) from error
         try:
             torch.set_float32_matmul_precision(name)
@@ -48,7 +48,7 @@ def matmul_precision(name: str | None) -> Iterator[None]:
 
 
 def power_of_two(rows: Float[Tensor, "k *rest"]) -> Float[Tensor, "k"]:
-    """The size of each row, to be taken out and put back without rounding: half precision would lose small rows."""
+    """A power of two near the size of each row, for scaling without rounding: small rows would underflow in half precision."""
     largest = rows.abs().flatten(1).amax(1)
     return torch.where(largest > 0, torch.exp2(largest.log2().floor()), torch.ones_like(largest))
 

@@ -1,4 +1,4 @@
-"""Rules for products of two activations, which are all known or refused: attention's are matrix products, gated MLPs' are not."""
+"""Rules for products of two activations: matrix products of attention and elementwise products of gated MLPs; others are refused."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,9 +11,9 @@ from jscope_tl.engine.rules import PLAIN
 
 
 def _several(ruled: RuledPass, given: Iterable[Any]) -> bool:
-    """Whether a gradient goes to two tensors among arguments or in lists of them, whose product needs a rule.
+    """Whether two of the arguments (or of the tensors in lists) require gradients, so that their product needs a rule.
 
-    Activations and norms have rules of their own: inside them nothing is shared out, but a norm's gate.
+    Activations and norms have their own rules: products inside them do not count, except the product with a norm's gate.
     """
     flat = [x for one in given for x in (one if isinstance(one, list | tuple) else [one])]
     found = [x for x in flat if isinstance(x, Tensor) and x.requires_grad]
@@ -23,7 +23,7 @@ def _several(ruled: RuledPass, given: Iterable[Any]) -> bool:
 
 
 def _contraction(ruled: RuledPass, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """A matrix product; of two activations it belongs to attention."""
+    """The rule for matrix products; those of two activations must belong to attention."""
     product = func(*args, **kwargs)
     if not _several(ruled, [*args, *kwargs.values()]):
         return product
@@ -36,7 +36,7 @@ def _contraction(ruled: RuledPass, func: Callable[..., Tensor], *args: Any, **kw
 def _sum_and_contraction(
     ruled: RuledPass, func: Callable[..., Tensor], added: Any, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """``baddbmm`` and its like: what is added to the product, a bias by position, has no gradient."""
+    """The rule for ``baddbmm`` and similar functions; the added tensor must not require gradients (such as a position bias)."""
     if added.requires_grad and _several(ruled, [added, *args, *kwargs.values()]):
         ruled.miss("product")
         return func(added, *args, **kwargs)
@@ -44,7 +44,7 @@ def _sum_and_contraction(
 
 
 def _elementwise(ruled: RuledPass, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """Of what an activation returns and another factor it is a gated MLP's."""
+    """The rule for elementwise products; that of an activation's output and another factor is a gated MLP's."""
     product, given = func(*args, **kwargs), [*args, *kwargs.values()]
     if not _several(ruled, given) or (ruled.inside == "mlp" and ruled.rules.mlp == PLAIN):
         return product
@@ -63,7 +63,7 @@ PRODUCTS: dict[Any, Callable[..., Tensor]] = {
         (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply), _elementwise
     ),
 }
-"""Products that have a rule."""
+"""Functions that compute products, and their rules."""
 LINEAR = {
     torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__,
     torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.rsub, Tensor.sub_, Tensor.__isub__,
@@ -73,11 +73,11 @@ LINEAR = {
     Tensor.index_copy_, Tensor.index_put, Tensor.index_put_, torch.scatter, Tensor.scatter, Tensor.scatter_,
     torch.scatter_add, Tensor.scatter_add, Tensor.scatter_add_, Tensor.masked_scatter, Tensor.masked_scatter_,
 }  # fmt: skip
-"""Functions of several tensors that are linear in all of them together, so that nothing is to be shared out."""
+"""Functions that are linear in all their tensors together, so that they need no rule."""
 
 
 def check_unknown(ruled: RuledPass, func: Any, given: Iterable[Any], found: Any) -> None:
-    """What depends on several activations in another way than their sum has no rule."""
+    """Report other functions of several activations, which have no rule unless they are linear."""
     if func in LINEAR or not (isinstance(found, Tensor) and found.requires_grad and _several(ruled, given)):
         return
     if ruled.inside != "mlp" or ruled.rules.mlp != PLAIN:

@@ -1,4 +1,4 @@
-"""Progress: bars, and whoever else wants to know how far a call is, or to end it."""
+"""Progress bars, and callbacks that follow the progress of a call and can end it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ from functools import cache
 from typing import Any
 
 Watch = Callable[[str, int, int | None], None]
-"""Called with what is counted, how many are done, and of how many (None: nobody knows)."""
+"""A callback that receives a description, the number of finished steps, and the total number (None: unknown)."""
 _WATCH: ContextVar[Watch | None] = ContextVar("jscope_watch", default=None)
 
 
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
-    """Inside, on this thread, ``watch`` is called at every step of all bars; what it raises ends the call as an error would.
+    """Inside, on this thread, ``watch`` is called at every step of all bars; an exception that it raises ends the call.
 
     Example:
         >>> import jscope_tl as js
@@ -34,33 +34,33 @@ def watched(watch: Watch) -> Iterator[None]:
 def progress_bar(
     progress: bool | None, desc: str, unit: str, items: Iterable[Any] | None = None, total: int | None = None
 ) -> Any:
-    """A tqdm bar, shown always (True), never (False), or where the wait is over a second (None).
+    """A tqdm bar, shown always (True), never (False), or if it takes more than a second (None).
 
-    Over ``items``, or one to be updated by hand, of ``total`` units.
+    The bar iterates over ``items``, or it is updated manually and has ``total`` units.
     """
     if _WATCH.get() is not None:
         return _watching()(items, desc=desc, unit=unit, total=total, leave=False, file=_Nowhere())
     if progress is False:
         from tqdm.std import tqdm
     else:
-        from tqdm.auto import tqdm  # warns on import in notebooks without ipywidgets: not before a bar is needed
+        from tqdm.auto import tqdm  # imported only when needed: warns in notebooks without ipywidgets
     delay = 0 if progress else 1
     return tqdm(items, desc=desc, unit=unit, total=total, delay=delay, leave=False, disable=progress is False)
 
 
 class _Nowhere:
-    """A file that nothing is written to."""
+    """A file that discards its input."""
 
     def write(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @cache
 def _watching() -> Any:
-    """A tqdm bar that is told of and not drawn."""
+    """The class of a tqdm bar that is reported to the callbacks and not drawn."""
     from tqdm.std import tqdm
 
     class Watched(tqdm):
@@ -83,9 +83,9 @@ def _tell(what: str, done: int, total: int | None) -> None:
 
 
 class Bar:
-    """One bar for the backward passes of a call, which come in parts: `expect` says how many are still to come, once that is known.
+    """One bar for all backward passes of a call, which are run in parts; `expect` sets the number of remaining passes when it is known.
 
-    Nothing is drawn for one pass alone, unless it is asked for.
+    A single pass has no bar, unless ``progress`` is True.
     """
 
     def __init__(self) -> None:
@@ -93,11 +93,11 @@ class Bar:
 
     @property
     def left(self) -> int:
-        """Passes that are still expected."""
+        """The number of passes that are still expected."""
         return self._total - self._done
 
     def expect(self, left: int, progress: bool | None) -> None:
-        """So many are still to come; ``progress`` as in `progress_bar`."""
+        """Set the number of remaining passes; ``progress`` as in `progress_bar`."""
         self._total = self._done + left
         if self._drawn is not None:
             self._drawn.total = self._total
@@ -105,13 +105,13 @@ class Bar:
             self._drawn = progress_bar(progress, "backward passes", "row", total=self._total)
 
     def update(self, n: int) -> None:
-        """So many were done."""
+        """Add ``n`` finished passes."""
         self._done += n
         _tell("backward passes", self._done, self._total)
         if self._drawn is not None:
             self._drawn.update(n)
 
     def close(self) -> None:
-        """Take it off the screen."""
+        """Remove the bar from the screen."""
         if self._drawn is not None:
             self._drawn.close()

@@ -1,4 +1,4 @@
-"""Layers that keep nothing but their input for the backward pass, and run again in it, where memory asks for it."""
+"""Recomputation of layers (activation checkpointing): to save memory, layers keep only their input and run again in the backward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,17 +14,17 @@ from jscope_tl.model.replay import blocks_of, replaced
 from jscope_tl.model.running import ONE_AT_A_TIME
 
 LONG = 512
-"""Tokens from which on the graph of the first layer is measured."""
+"""Minimum number of tokens for which the graph of the first layer is measured."""
 SHARE = 0.5
-"""Of the memory that is there, which the graph of all layers may take."""
+"""Share of the available memory that the graph of all layers may take."""
 
 
 @dataclass
 class Recomputed:
-    """What was decided in a forward pass.
+    """The decision in a forward pass.
 
     Attributes:
-        saved: bytes of the graphs of the layers that run again in each backward pass, as far as the first layer tells; 0 where none do.
+        saved: the size in bytes of the graphs that are not kept, estimated from the first layer; 0 if all layers keep their graphs.
     """
 
     saved: float = 0.0
@@ -35,18 +35,18 @@ class Recomputed:
 def recomputed(
     settings: Settings, n_tokens: int, frozen: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[Recomputed]:
-    """One forward pass, whose layers keep their graphs if there is room for them.
+    """One forward pass whose layers keep their graphs if there is enough memory.
 
     Args:
-        settings: ``settings.recompute`` True: no layer but the first keeps its graph; False: all do; None: as memory asks for it.
-        n_tokens: of all prompts that run side by side.
-        frozen: a context in which parameters ask for no gradients, as in the forward pass itself.
+        settings: ``settings.recompute`` True: only the first layer keeps its graph; False: all layers do; None: depends on the memory.
+        n_tokens: the number of tokens of all prompts of the batch.
+        frozen: a context in which parameters do not require gradients, as in the forward pass itself.
     """
     found, wanted = Recomputed(frozen=frozen), settings.recompute
     reason = _impossible(settings)
     if wanted and reason:
         raise InputError(
-            f"recompute=True is not possible with {reason}: layers would not be the same when they run again."
+            f"recompute=True is not possible with {reason}: layers would not give the same values when they run again."
         )
     if wanted is False or reason or (wanted is None and n_tokens < LONG):
         yield found
@@ -59,7 +59,7 @@ def recomputed(
 
 
 def _impossible(settings: Settings) -> str:
-    """What keeps layers from running again as they ran."""
+    """The reason why layers cannot be run again identically; empty if they can."""
     view = settings.view
     if list(settings.at) != ["hook_embed"] or settings.watched or settings.patterns:
         return "hook points inside the layers"
@@ -71,7 +71,7 @@ def _impossible(settings: Settings) -> str:
 def _run(
     found: Recomputed, forward: Callable[..., Any], first: bool, n_layers: int, wanted: bool | None
 ) -> Callable[..., Any]:
-    """A block's forward pass: the first one is measured, the others keep their graphs or run again."""
+    """The forward pass of a block: the first block's graph is measured, the others keep their graphs or run again."""
 
     def measured(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
@@ -98,12 +98,14 @@ def _run(
 
 
 def _not_kept(argument: Any) -> Any:
-    """Nothing in place of a key-value cache, to which a layer that runs again would add its keys again."""
+    """Remove a key-value cache from the arguments, because a layer that runs again would add its keys again."""
     return None if any(base.__name__ == "Cache" for base in type(argument).__mro__) else argument
 
 
 class _Again:
-    """As the layers first ran: nobody else changes the model, and its parameters ask for no gradients. Entered once for each row."""
+    """A context with the conditions of the first run: the model is locked, and its parameters do not require gradients.
+
+    It is entered once for each row."""
 
     def __init__(self, found: Recomputed) -> None:
         self.frozen, self.entered = found.frozen, list[ExitStack]()
@@ -119,14 +121,14 @@ class _Again:
 
 
 def to_recompute(recompute: Any) -> bool | None:
-    """True, False or None, or a refusal."""
+    """``recompute`` if it is True, False or None; else an error."""
     if recompute not in (None, True, False):
-        raise InputError(f"recompute is True, False, or None (where memory asks for it); got {recompute!r}.")
+        raise InputError(f"recompute is True, False, or None (only if memory is short); got {recompute!r}.")
     return recompute
 
 
 def recompute_notes(saved: float) -> list[str]:
-    """For the result's warnings."""
+    """A note for the result's warnings if layers were recomputed."""
     if not saved:
         return []
     return [

@@ -1,7 +1,7 @@
-"""A forward pass under gradient rules: same values, other gradients.
+"""A forward pass under gradient rules: the same values with other gradients.
 
-Rules act where norms, patterns and products are computed, among torch's functions: hook points show only some of them, some models
-compute beside those that they have, and TransformerLens computes a norm in another way once its scale is changed by a hook.
+Rules replace the torch functions that compute norms, patterns and products. Hook points are not sufficient: they show only some of these
+values, some models do not use the values at their hook points, and TransformerLens computes a norm differently if a hook changes its scale.
 """
 
 from collections import Counter
@@ -21,40 +21,40 @@ from jscope_tl.engine.rules import Rules
 from jscope_tl.errors import InputError
 
 WHAT = {"norm": "norm scales", "attn": "attention patterns", "mlp": "activations", "product": "products"}
-"""What rules are for."""
+"""The kinds of values that have rules, as they are called in messages."""
 
 
 ChangePattern = Callable[[int, Float[Tensor, "batch head dest src"]], Float[Tensor, "batch head dest src"]]
 
 
 def halved(f: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The same value with half of the gradient."""
+    """The same value with half the gradient."""
     return f / 2 + f.detach() / 2
 
 
 @dataclass
 class HeldConstant:
-    """Each pattern or scale at its value in the first run, in the order of computation.
+    """The patterns and scales of the first run, in the order of computation.
 
-    Later runs, elsewhere on a path, get the same values.
+    Later runs, at other points of a path, use the same values.
     """
 
     values: list[Float[Tensor, "*shape"]] = field(default_factory=list)
 
 
 class RuledPass(TorchFunctionMode):
-    """Between torch's functions and their callers, in one forward pass over ``batch`` prompts of ``pos`` tokens.
+    """A mode that intercepts torch functions in one forward pass over ``batch`` prompts of ``pos`` tokens.
 
     Attributes:
-        functions: by torch function what is called in its place, with this pass and the function before its arguments.
-        check: what is called after each of the others, with its arguments and what it returned; or None.
-        found: how often something of each kind (`WHAT`) was found.
-        missed: for each kind the modules that compute it in a way that has no rule.
-        last_activated: what the last activation with a rule returned, by which gated products are known.
-        patterns: by layer the entries of its pattern as factors of 1, ``[1, (batch src), (head dest)]``, where gradients with respect
-            to them are asked for; else None.
-        entries: by layer the entries themselves, laid out alike.
-        change: from a layer's number and its pattern to the one to go on with, in runs without gradients; or None.
+        functions: the replacement of each torch function, called with this pass and the function before its arguments.
+        check: a function that is called after every other torch function, with its arguments and its result; or None.
+        found: for each kind (`WHAT`), how often it was found.
+        missed: for each kind, the modules that compute it in a way that has no rule.
+        last_activated: the output of the last activation with a rule, which identifies gated products.
+        patterns: for each layer, factors of 1 for the entries of its pattern, ``[1, (batch src), (head dest)]``, if gradients with
+            respect to them are requested; else None.
+        entries: for each layer, the entries themselves, in the same layout.
+        change: a function from a layer's number and its pattern to the pattern to use instead, in runs without gradients; or None.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RuledPass(TorchFunctionMode):
 
     @contextmanager
     def running(self, kind: str, name: str) -> Iterator[None]:
-        """While a module of the kind runs."""
+        """Mark a module of the kind as running inside the context."""
         self.enter(kind, name)
         try:
             yield
@@ -98,11 +98,11 @@ class RuledPass(TorchFunctionMode):
             self.leave()
 
     def enter(self, kind: str, name: str) -> None:
-        """A module of the kind begins."""
+        """Record that a module of the kind begins."""
         self._running.append((kind, name))
 
     def leave(self) -> None:
-        """The innermost module has ended."""
+        """Record that the innermost module has ended."""
         self._running.pop()
 
     @property
@@ -111,21 +111,21 @@ class RuledPass(TorchFunctionMode):
         return self._running[-1][0] if self._running else ""
 
     def count(self, kind: str, n: int = 1) -> None:
-        """Something of the kind was found; without gradients it is computed to be shown, beside what is used."""
+        """Count a value of the kind; without gradients it is not counted, because it is computed only for display."""
         self.found[kind] += n * torch.is_grad_enabled()
 
     def miss(self, kind: str) -> None:
-        """The module that runs computes something of the kind in a way that has no rule."""
+        """Record that the running module computes a value of the kind in a way that has no rule."""
         name = next((name for _, name in reversed(self._running) if name), "the model itself")
         self.missed.setdefault(kind, []).append(name)
 
     def product(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """A product of two activations: half of its gradient for each."""
+        """A product of two activations, with half the gradient for each."""
         self.count("product")
         return halved(value)
 
     def constant(self, kind: str, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The value that the first run had here; what does not depend on the hook points stays as it is."""
+        """The value of the first run, as a constant; values that do not depend on the hook points are returned unchanged."""
         self.count(kind)
         if not value.requires_grad:
             return value
@@ -133,22 +133,22 @@ class RuledPass(TorchFunctionMode):
         if self._taken > len(self.held.values):
             self.held.values.append(value.detach())
         kept = self.held.values[self._taken - 1]
-        if len(value) > len(kept) > 0:  # the prompt several times side by side
+        if len(value) > len(kept) > 0:  # a batch of several copies of the prompt
             kept = kept.repeat(len(value) // len(kept), *[1] * (kept.ndim - 1))
         if kept.shape != value.shape:
             raise InputError(
                 f"{WHAT[kind].capitalize()} cannot be held constant along this path: the model computes one of shape "
-                f"{list(value.shape)} where the prompt has {list(kept.shape)}."
+                f"{list(value.shape)}, but at the prompt it has {list(kept.shape)}."
             )
         return kept
 
     def pattern_input(self, pattern: Float[Tensor, "*heads dest src"]) -> Float[Tensor, "*heads dest src"]:
-        """The pattern, each entry times a factor of 1 with respect to which gradients are asked for; or as ``change`` makes it."""
+        """The pattern with each entry multiplied by a factor of 1 that gradients refer to; or the pattern that ``change`` returns."""
         if self.change is None and (self.patterns is None or not torch.is_grad_enabled()):
             return pattern
         if pattern.ndim == 3 and len(pattern) % self.batch == 0:
             return self.pattern_input(pattern.unflatten(0, (self.batch, -1))).flatten(0, 1)
-        beside = pattern[..., self.pos :].shape[-1]  # a sink takes a share of its own at every position
+        beside = pattern[..., self.pos :].shape[-1]  # columns of attention sinks
         if pattern.ndim != 4 or beside > 1 or (beside and not pattern[..., 0, self.pos].all()):
             raise InputError(
                 f"Gradients with respect to attention patterns need patterns [batch, head, dest, src]; this model computes "
@@ -163,15 +163,15 @@ class RuledPass(TorchFunctionMode):
         layer = self._layer()
         if self.patterns is None or layer in self.patterns:
             raise InputError(
-                f"Layer {layer} computes several attention patterns, where one is needed. Use at='hook_embed'."
+                f"Layer {layer} computes several attention patterns, but one is needed. Use at='hook_embed'."
             )
         batch, head, dest, _ = pattern.shape
-        one = pattern.new_ones(1, 1, 1)  # one number in memory, for as many entries as there are
+        one = pattern.new_ones(1, 1, 1)  # a single number in memory, expanded to all entries
         self.patterns[layer] = one.expand(1, batch * self.pos, head * dest).requires_grad_()
         self.entries[layer] = rearrange(pattern.detach()[..., : self.pos], "b h dest src -> 1 (b src) (h dest)")
         return self.patterns[layer]
 
     def _layer(self) -> int:
-        """Of the module that runs, by the first number in its name; else patterns are counted."""
+        """The layer of the running module, the first number in its name; without one, the number of patterns so far."""
         numbers = [int(part) for _, name in self._running for part in name.split(".") if part.isdecimal()]
         return numbers[0] if numbers else len(self.patterns or ())

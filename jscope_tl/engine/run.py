@@ -1,4 +1,4 @@
-"""`Run`: one forward pass that can be differentiated, and what a scope may look at in it."""
+"""`Run`: one forward pass that can be differentiated, and the `State` of each explained position."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from jscope_tl.model.view import ModelView
 
 @dataclass(frozen=True)
 class Settings:
-    """How the model is run and linearised, whatever the prompt.
+    """How the model is run and linearised, independent of the prompt.
 
     Attributes:
         view: the model.
         at: the names of the hook points.
-        fwd_hooks: the user's.
-        rules: how gradients go through norms, attention and MLPs.
-        patterns: whether Jacobians are taken with respect to the entries of attention patterns too.
-        watched: further hook points, of whatever shape, with respect to which Jacobians are taken.
-        recompute: whether layers keep nothing for the backward pass and run again in it; None: where memory asks for it.
+        fwd_hooks: the user's hooks.
+        rules: how gradients pass through norms, attention and MLPs.
+        patterns: whether Jacobians with respect to the entries of attention patterns are needed too.
+        watched: further hook points, of any shape, for which Jacobians are needed.
+        recompute: whether layers keep only their input and run again in the backward pass; None: only if memory is short.
     """
 
     view: ModelView
@@ -48,20 +48,20 @@ class Run:
 
     Attributes:
         settings: how the model was run.
-        prompts: the tokens of one prompt, or of several that were run side by side.
-        rows: in which of the prompts each explained position is.
+        prompts: the tokens of one prompt, or of several that were run in one batch.
+        rows: the number of the prompt of each explained position.
         positions: the explained positions, not negative.
-        activations: at the hook points, ``[1, pos, d_in]`` each; several prompts one after the other, each filled up to the
+        activations: the activations at the hook points, ``[1, pos, d_in]`` each; several prompts are concatenated, each padded to the
             longest.
-        xs: what Jacobians are taken with respect to, in the same order: the activations, or the factors before them.
-        patterns: by layer the factors of the entries of its attention pattern, ``[1, src, (head dest)]``; None where they were not asked for.
-        entries: by layer these entries, laid out alike.
-        watched: by name the activations at the watched hook points, attached to ``xs``.
+        xs: the variables of the Jacobians, in the same order: the activations, or their factors.
+        patterns: for each layer, the factors of the entries of its attention pattern, ``[1, src, (head dest)]``; None if they are not needed.
+        entries: for each layer, these entries, in the same layout.
+        watched: the activations at the watched hook points by name, attached to ``xs``.
         y: the final hidden state at the explained positions, ``[n, d_model]``, attached to ``xs``.
-        inputs: with respect to what Jacobians are taken, and where.
-        held: what was held constant.
-        passes: where passes are counted.
-        recomputed: bytes of the graphs of the layers that run again in each backward pass; 0 where all keep theirs.
+        inputs: the variables of the Jacobians, and the point of linearisation.
+        held: the values that are held constant.
+        passes: the counter of passes.
+        recomputed: the size in bytes of the graphs of layers that run again in each backward pass; 0 if all layers keep their graphs.
     """
 
     settings: Settings
@@ -94,23 +94,23 @@ class Run:
 
     @property
     def tokens(self) -> Int[Tensor, "pos"]:
-        """Of the first prompt."""
+        """The tokens of the first prompt."""
         return self.prompts[0]
 
     def part(self, i: int) -> slice:
-        """Where the prompt of the ``i``-th explained position lies in ``xs``."""
+        """The range in ``xs`` of the prompt of the ``i``-th explained position."""
         start = self.rows[i] * (self.xs[0].shape[1] // len(self.prompts))
         return slice(start, start + len(self.prompts[self.rows[i]]))
 
     def state(self, i: int = 0) -> State:
-        """What a scope may look at, at the ``i``-th explained position."""
+        """The `State` of the ``i``-th explained position."""
         return self._state(i, self._products_do)
 
     def _state(self, i: int, by_product: bool) -> State:
         position, at_position, tokens = self.positions[i], self._logits[i], self.prompts[self.rows[i]]
         precise = (
             torch.float32 if at_position.device.type == "mps" else torch.float64
-        )  # confident p: 1 - p would cancel
+        )  # float64, because 1 - p cancels for confident p
         logits = at_position.detach().to(precise).requires_grad_()
         following = int(tokens[position + 1]) if position + 1 < len(tokens) else len(logits)
         default = following if following < len(logits) else int(logits.argmax())
@@ -131,7 +131,7 @@ class Run:
 
     @cached_property
     def _products_do(self) -> bool:
-        """With many explained positions a backward pass through the unembedding of all, for each, would be quadratic."""
+        """Whether products with ``W_U`` replace autograd: with many positions, backward passes through all unembeddings are quadratic."""
         return len(self.positions) > 1 and self._state(0, False).is_linear()
 
 

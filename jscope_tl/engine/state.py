@@ -1,4 +1,4 @@
-"""What a scope may look at: the model's output at the explained position, and how the logits depend on it."""
+"""`State`, the input of a scope: the model's output at the explained position, and the dependence of the logits on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.basis import Basis
 
 LINEARITY = (1e-3, 0.03)
-"""Relative difference allowed between ``D`` as built and as autograd sees it, in full and in half precision."""
+"""Relative tolerance between ``D`` from its formula and from autograd, in full and in half precision."""
 BLOCK = 512
-"""Tokens whose unembedding is converted at once; a direction with no more than these is sparse."""
+"""Number of tokens whose unembedding is converted at once; a direction with at most this many entries counts as sparse."""
 PARTS = 8
-"""Rows that a dense direction in logit space is split into where it goes back by autograd."""
+"""Number of rows that a dense direction in logit space is split into for autograd."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class State:
     Attributes:
         tokens: the prompt, ``[pos]``.
         position: the explained position, not negative.
-        x: the activation at the hook point, ``[pos, d_in]``; where rows are norms the leaf that Jacobians are taken with respect to.
+        x: the activation at the hook point, ``[pos, d_in]``; for the default reduction (row norms) it is the variable of the Jacobians.
         y: the post-layer-norm final hidden state at ``position``, ``[d_model]``, still attached to ``x``.
-        logits: the model's own logits at ``position``, ``[d_vocab]``, bias, scale and soft-cap included; in float64,
-            a leaf of its own.
+        logits: the model's logits at ``position``, ``[d_vocab]``, including bias, scale and soft-cap; in float64, as a separate
+            leaf of the graph.
         W_U: the unembedding, ``[d_model, d_vocab]``.
-        slope: derivative of each logit with respect to its own value before soft-cap and scale, ``[d_vocab]``.
-        basis: weight processing of the model.
-        to_id: turns a target (string or id) into an id, or refuses it; None is the prompt's own next token where there
-            is one, else the most probable one.
+        slope: the derivative of each logit with respect to its value before soft-cap and scale, ``[d_vocab]``.
+        basis: the weight processing of the model.
+        to_id: a function that converts a target (string or id) into an id, or raises; None becomes the prompt's own next token if
+            there is one, else the most probable token.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -53,25 +53,25 @@ class State:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What cotangents and scores are computed in: float32, or the model's float64."""
+        """The dtype of cotangents and scores: float32, or float64 for float64 models."""
         return torch.promote_types(self.y.dtype, torch.float32)
 
     @property
     def log_probs(self) -> Float[Tensor, "d_vocab"]:
-        """Log of the next-token distribution ``p``, in float64, attached to ``logits``."""
+        """The logarithm of the next-token distribution ``p``, in float64, as a function of ``logits``."""
         return self.logits.log_softmax(-1)
 
     def gradient(self, quantity: Callable[[Float[Tensor, "d_vocab"]], Float[Tensor, ""]]) -> Float[Tensor, "d_model"]:
-        """Gradient with respect to ``y`` of a scalar function of the logits, through everything the model does to them.
+        """The gradient with respect to ``y`` of a scalar function of the logits, including soft-cap and logit scale.
 
         Example:
-            >>> def margin(state):  # a scope of one's own: best logit against the runner-up
+            >>> def margin(state):  # a custom scope: the highest logit minus the second highest
             ...     return state.gradient(lambda logits: logits.topk(2).values @ logits.new_tensor([1.0, -1.0]))
         """
         value = quantity(self.logits)
         if not (isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad):
             raise InputError(
-                "state.gradient needs a function that returns one number computed from the logits it is given, "
+                "state.gradient needs a function that returns one number computed from the logits that it receives, "
                 f"with torch operations; it returned {value!r}."
             )
         (along,) = torch.autograd.grad(value.sum(), self.logits, retain_graph=True)
@@ -89,20 +89,22 @@ class State:
         return product(self.W_U, u * self.slope.to(u))
 
     def pull_logits(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
-        """``D^T u`` with ``D = ∂z/∂y``: a direction in logit space as a direction of ``y``."""
-        scale = u.abs().max().clamp_min(torch.finfo(u.dtype).tiny)  # so that half precision loses nothing of a small u
+        """``D^T u`` with ``D = ∂z/∂y``: the direction of ``y`` that belongs to a direction in logit space."""
+        scale = (
+            u.abs().max().clamp_min(torch.finfo(u.dtype).tiny)
+        )  # so that a small u does not underflow in half precision
         pulled = self._product(u / scale) if self._by_product else self._through_graph(u / scale)
         return (pulled * scale).to(self.dtype)
 
     def _through_graph(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
-        """By autograd; a dense direction in several rows of tokens, which are multiplied in blocks where one row is not."""
+        """``D^T u`` by autograd; a dense ``u`` is split into several rows, because matrix products are summed more precisely."""
         if self._output.dtype != torch.float32 or u.count_nonzero() <= BLOCK:
             return self._pulled(u)
         own = torch.arange(len(u), device=u.device) % PARTS
         rows = u * (own == rearrange(torch.arange(PARTS, device=u.device), "row -> row 1"))
         try:
             return self._pulled(rows, is_grads_batched=True).sum(0)
-        except RuntimeError:  # what cannot be batched, or does not fit the memory
+        except RuntimeError:  # it cannot be batched, or does not fit into memory
             return sum((self._pulled(row) for row in rows), torch.zeros(()).to(u))
 
     def _pulled(self, u: Float[Tensor, "*row d_vocab"], **how: bool) -> Float[Tensor, "*row d_model"]:
@@ -111,9 +113,9 @@ class State:
 
 
 def product(W: Float[Tensor, "d_model tokens"], u: Float[Tensor, "tokens"]) -> Float[Tensor, "d_model"]:
-    """``W u`` in the dtype of ``u``, a block of tokens at a time, so that ``W`` is never there twice.
+    """``W u`` in the dtype of ``u``, computed in blocks of tokens, so that there is no second copy of ``W``.
 
-    In float32 a matrix-vector product adds up token by token, and loses three digits over a vocabulary of 50,000.
+    A float32 matrix-vector product sums token by token, and loses three digits over a vocabulary of 50,000.
     """
     blocks = zip(W.split(BLOCK, 1), u.split(BLOCK), strict=True)
     return sum((of_W.to(u) @ of_u for of_W, of_u in blocks), u.new_zeros(()))

@@ -1,4 +1,4 @@
-"""A forward pass of a model under gradient rules: which functions and modules they act on, and what they do not cover."""
+"""A forward pass of a model under gradient rules: the functions and modules that rules apply to, and checks that they cover the model."""
 
 import re
 from collections import Counter
@@ -23,11 +23,11 @@ CALLED = {
     "mlp": "mlp|experts|moe(block|bridge|$)",
     "act": "gelu|silu|relu|swish|activation",
 }
-"""What classes of modules that compute them have in their names (in small letters), on TransformerLens, transformers and torch."""
+"""Parts of the class names (in lower case) of modules of each kind, in TransformerLens, transformers and torch."""
 PART = re.compile(r"blocks\.\d+\.\w+")
-"""Names of what a block is made of."""
+"""Names of the parts of a block."""
 NAMED = 6
-"""Modules named in a refusal."""
+"""Maximum number of modules that an error message names."""
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def under_rules(
     with_patterns: bool = False,
     change: ChangePattern | None = None,
 ) -> Iterator[RuledPass]:
-    """One forward pass over ``batch`` prompts of ``pos`` tokens, with the same values and the gradients that the rules say.
+    """One forward pass over ``batch`` prompts of ``pos`` tokens, with the same values and the gradients of the rules.
 
-    Without gradients, ``change`` puts other attention patterns in place.
+    In runs without gradients, ``change`` can replace attention patterns.
 
     Raises:
-        InputError: there is nothing that a rule is for, or something is computed in a way that has none.
+        InputError: the model has no layer that a rule applies to, or a layer computes its values in a way that has no rule.
     """
     check = product_rules.check_unknown if rules.splits_products else None
     ruled = RuledPass(rules, _functions(rules, with_patterns), check, held, pos, batch, with_patterns, change)
@@ -68,7 +68,7 @@ def under_rules(
 
 
 def _functions(rules: Rules, with_patterns: bool) -> Mapping[Any, Callable[..., Any]]:
-    """Torch's functions and what is called in their place; where two rules have an eye on one, one calls the other."""
+    """Torch functions and their replacements; if two rules apply to one function, one replacement calls the other."""
     tables = [
         norm_rules.CONSTANT if rules.norm != PLAIN else {},
         attention_rules.PATTERN if rules.attn != PLAIN or with_patterns else {},
@@ -94,7 +94,7 @@ def _one_after_the_other(
 
 
 def _needed(rules: Rules, with_patterns: bool) -> dict[str, dict[str, int]]:
-    """What every module of a kind must be seen to compute, and how often at least."""
+    """For every kind of module, the kinds of values that it must compute, and the minimum number of each."""
     split = {"product": 2} if rules.attn in ("halved", "tempered") else {}
     needed = {
         "norm": {"norm": 1} if rules.norm != PLAIN else {},
@@ -105,9 +105,9 @@ def _needed(rules: Rules, with_patterns: bool) -> dict[str, dict[str, int]]:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Those whose class is called so, a bridge's wrappers and what they wrap each; linear attention has no pattern.
+    """Modules with their kind, by the names of their classes, both a bridge's wrappers and the wrapped modules.
 
-    Other parts of a block are of no kind: they are there to be named.
+    Linear attention has no pattern and so no kind. Other parts of a block have no kind either; they are listed for error messages.
     """
     for name, module in model.named_modules():
         called = type(module).__name__.lower()
@@ -120,7 +120,7 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
 
 @contextmanager
 def _watched(ruled: RuledPass, kind: str, name: str, module: nn.Module, needed: Mapping[str, int]) -> Iterator[None]:
-    """Know that the module runs, and see that it computes what is needed each time, unless it passes its input on."""
+    """Track when the module runs, and check that each run computes the needed values, unless it returns its input."""
     before: list[Counter[str]] = []
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -142,7 +142,7 @@ def _watched(ruled: RuledPass, kind: str, name: str, module: nn.Module, needed: 
 
 @contextmanager
 def _activation(ruled: RuledPass, module: nn.Module) -> Iterator[None]:
-    """A module that is an activation, under its rule."""
+    """Apply the rule to a module that is an activation."""
 
     def enter(module: nn.Module, args: Any) -> None:
         ruled.enter("act", "")
@@ -160,7 +160,7 @@ def _activation(ruled: RuledPass, module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_activations(ruled: RuledPass, module: nn.Module) -> Iterator[None]:
-    """Python functions that an MLP has as its activation, under their rule: torch does not see them as one."""
+    """Apply the rule to Python functions that an MLP uses as its activation, which are not a single torch function."""
     own = {name: f for name, f in vars(module).items() if "act" in name and callable(f) and f not in ruled.functions}
     thread = get_ident()
 
@@ -209,7 +209,7 @@ def _need_all(view: ModelView, ruled: RuledPass, needed: Mapping[str, Mapping[st
 
 
 def _has_none(view: ModelView, what: str) -> bool:
-    """Whether the model is one without the kind of layer, as its configuration says, where rules come several together."""
+    """Whether the model has no layer of this kind by its configuration, so that the other rules can be used without it."""
     cfg = view.model.cfg
     if what == "mlp":
         return bool(getattr(cfg, "attn_only", False))

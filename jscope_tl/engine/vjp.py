@@ -1,7 +1,7 @@
 """Vector-Jacobian products: rows of ``C J`` from ``y`` to every position of the hook points, chunk by chunk.
 
-The engine knows neither scopes nor scores. One backward pass gives the row of all positions at once, and rows leave as
-they come: nothing here grows with ``d_model² x pos``. Rows of one chunk may start at different explained positions.
+The engine does not depend on scopes or scores. One backward pass gives the row of all positions at once. Rows are yielded chunk by
+chunk, so that memory does not grow with ``d_model² x pos``. Rows of one chunk may start at different explained positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,32 +20,32 @@ from jscope_tl.errors import InputError
 from jscope_tl.model.running import Passes
 
 MOST_ROWS = 64
-"""In one chunk, however small they are."""
+"""Maximum number of rows in one chunk."""
 ROWS_RECOMPUTED = 8
-"""In one chunk, where the layers run again for each."""
+"""Maximum number of rows in one chunk if layers are recomputed."""
 
 
 @dataclass
 class Backward:
-    """The backward passes through one forward pass: computed in chunks, counted, the graph freed with the last one.
+    """The backward passes through one forward pass: they run in chunks and are counted, and the last one frees the graph.
 
-    The ``of`` of a row says at which explained position it starts: a number for all rows, or one for each. Cotangents
-    ``[k, n, d_model]`` start at all of them together. With several hook points rows and squared norms have an axis
-    ``layer`` of them; one backward pass serves all.
+    The argument ``of`` is the number of the explained position at which a row starts: one number for all rows, or one for each.
+    Cotangents ``[k, n, d_model]`` start at all explained positions together. With several hook points, rows and squared norms have an
+    axis ``layer`` for them; one backward pass serves all hook points.
 
     Attributes:
-        xs: what rows are taken with respect to, ``[1, pos, d_in]`` for each hook point (any further axes, where rows are captured).
+        xs: the variables of the rows, ``[1, pos, d_in]`` for each hook point (with any further axes if rows are captured).
         y: the final hidden state at the ``n`` explained ``positions``, ``[n, d_model]``.
-        chunk_size: rows at once; None: as many as the memory of the first one allows.
-        progress: a bar always (True), never (False), or where the wait is over a second (None).
-        arrange: from the rows of every hook point (or layer) to those of every row of a map; None leaves them.
-        capture: called with the rows of every chunk, one tensor for each hook point.
-        matmul_precision: see `jscope_tl.engine.precision`; the ``rounding`` that it causes is measured on the first row.
-        passes: where passes are counted.
-        n_prompts: that run side by side: a row that starts at all of them counts once for each.
-        recomputed: bytes of the graphs of layers that run again in each backward pass.
-        bar: one for all rows; see `Bar.expect`.
-        notes: what happened, for the result's warnings.
+        chunk_size: the number of rows at once; None: as many as fit into memory, estimated from the first row.
+        progress: show a bar always (True), never (False), or if it takes more than a second (None).
+        arrange: a function from the rows of every hook point (or layer) to those of every row of a map; None: unchanged.
+        capture: a function that is called with the rows of every chunk, one tensor for each hook point.
+        matmul_precision: see `jscope_tl.engine.precision`; the ``rounding`` error that it causes is measured on the first row.
+        passes: the counter of passes.
+        n_prompts: the number of prompts in the batch; a row that starts at all of them counts once for each.
+        recomputed: the size in bytes of the graphs of layers that run again in each backward pass.
+        bar: one progress bar for all rows; see `Bar.expect`.
+        notes: notes for the result's warnings.
     """
 
     xs: Sequence[Float[Tensor, "1 pos ..."]]
@@ -63,14 +63,14 @@ class Backward:
     notes: list[str] = field(default_factory=list)
     bar: Bar = field(default_factory=Bar)
     graph_freed: bool = False
-    _row_bytes: int = 0  # measured
-    _proven: int = 0  # rows at once that were no trouble
-    _batched: bool | None = None  # whether this model's backward pass can be batched; None before it was tried
+    _row_bytes: int = 0  # memory of one row, measured
+    _proven: int = 0  # largest number of rows at once that has succeeded
+    _batched: bool | None = None  # whether this model's backward pass can be batched; None: not tried yet
 
     def elsewhere(
         self, xs: Sequence[Float[Tensor, "1 pos ..."]], y: Float[Tensor, "n d_model"], positions: Sequence[int]
     ) -> "Backward":
-        """The backward passes through another forward pass: the same settings, counted together, no bar of their own."""
+        """The backward passes through another forward pass, with the same settings and counters, and without a bar."""
         return Backward(
             xs, y, positions, self.chunk_size, False,
             matmul_precision=self.matmul_precision, passes=self.passes, n_prompts=len(positions), rounding=self.rounding,
@@ -78,7 +78,7 @@ class Backward:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of rows and squared norms: float32, or the model's float64."""
+        """The dtype of rows and squared norms: float32, or float64 for float64 models."""
         return torch.promote_types(self.y.dtype, torch.float32)
 
     def rows(
@@ -104,7 +104,7 @@ class Backward:
         self.bar.expect(max(len(cotangents), self.bar.left), self.progress)
         while len(rest):
             size = min(len(rest), self.rows_at_once())
-            # What may still run out of memory needs the graph for another try.
+            # A chunk that may run out of memory keeps the graph for another attempt.
             keep = retain_graph or size < len(rest) or size > max(self._proven, 1)
             try:
                 rows = self._scaled_rows(rest[:size], starts[:size], keep)
@@ -125,7 +125,7 @@ class Backward:
     def _scaled_rows(
         self, chunk: Float[Tensor, "chunk *n d_model"], starts: Int[Tensor, "chunk"], keep: bool
     ) -> list[Float[Tensor, "chunk pos ..."]]:
-        """One chunk; where more follow, the first tells how much memory a row takes."""
+        """One chunk of rows; if more follow, the memory of a row is measured on the first."""
         scale = power_of_two(chunk)
         placed = self._placed((chunk / beside(scale, chunk)).to(self.y.dtype), starts)
         measured = not keep or self._row_bytes or self.chunk_size is not None
@@ -136,7 +136,7 @@ class Backward:
         return [rows[:, 0].to(self.dtype) * beside(scale, rows[:, 0]) for rows in found]
 
     def _state_rounding(self, row: Float[Tensor, "1 *n d_model"], start: Int[Tensor, "1"]) -> None:
-        """Pull the first row in full precision too, and say how far the faster one is from it."""
+        """Compute the first row in full precision too, and note its relative difference from the faster one."""
         fast, self.matmul_precision = self.matmul_precision, None
         full = torch.cat([part.flatten() for part in self._scaled_rows(row, start, True)])
         self.matmul_precision = fast
@@ -149,11 +149,11 @@ class Backward:
         )
 
     def _count(self, n_rows: int, cotangents: Float[Tensor, "k *n d_model"]) -> None:
-        """Rows that start at several prompts side by side count once for each."""
+        """Count the rows; a row that starts at several prompts of a batch counts once for each."""
         self.passes.n_backward += n_rows * (self.n_prompts if cotangents.ndim == 3 else 1)
 
     def rows_at_once(self) -> int:
-        """Rows at once: ``chunk_size``, or what fits the memory; the first one alone, whose memory is measured."""
+        """The number of rows at once: ``chunk_size``, or as many as fit into memory; 1 for the first row, whose memory is measured."""
         if self.chunk_size is not None:
             return self.chunk_size
         if not self._row_bytes:
@@ -163,9 +163,11 @@ class Backward:
         return max(1, min(MOST_ROWS, chunk_budget(self.y.device) // self._row_bytes))
 
     def fewer(self, size: int) -> None:
-        """Memory ran out with so many at once."""
+        """Reduce the number of rows at once, after memory ran out with ``size`` rows."""
         self.chunk_size = size // 2
-        self.notes.append(f"Memory ran out with {size} backward rows at once; {size // 2} were taken instead.")
+        self.notes.append(
+            f"Memory ran out with {size} backward rows at once; {size // 2} were computed at once instead."
+        )
         if self.y.is_cuda:
             torch.cuda.empty_cache()
 
@@ -178,13 +180,13 @@ class Backward:
     def positive_parts(
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False, *, of: int | Int[Tensor, "k"] = 0
     ) -> Float[Tensor, "k *layer pos"]:
-        """The sum of the positive numbers in every row ``C_i J_t``; else as `squared_norms`."""
+        """The sum of the positive entries of every row ``C_i J_t``, with the arguments of `squared_norms`."""
         return self._each(lambda row: row.relu().sum(-1), cotangents, retain_graph, of)
 
     def sums(
         self, cotangents: Float[Tensor, "k *n d_model"], retain_graph: bool = False
     ) -> Float[Tensor, "k *layer pos"]:
-        """The sum of the numbers in every row ``C_i J_t``; else as `squared_norms`."""
+        """The sum of the entries of every row ``C_i J_t``, with the arguments of `squared_norms`."""
         return self._each(lambda row: row.sum(-1), cotangents, retain_graph, 0)
 
     def _each(
@@ -194,13 +196,13 @@ class Backward:
         retain_graph: bool,
         of: int | Int[Tensor, "k"],
     ) -> Float[Tensor, "k *layer pos"]:
-        # x lives elsewhere than y where a model is spread over devices.
+        # x and y are on different devices if the model is distributed over several.
         chunks = [
             torch.stack([number(row).to(self.y.device) for row in rows], 1)
             for rows in self._rows(cotangents, of, retain_graph)
         ]
         values = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        if cotangents.ndim == 2:  # rows that start at several positions: the caller knows what comes after
+        if cotangents.ndim == 2:  # for rows that start at several positions, the caller masks later ones
             last = torch.tensor(self.positions, device="cpu")[self._starts(of, len(cotangents))]
             later = torch.arange(values.shape[-1], device="cpu") > rearrange(last, "k -> k 1")
             values = values.masked_fill(rearrange(later, "k pos -> k 1 pos").to(values.device), 0)
@@ -212,7 +214,7 @@ class Backward:
     def _placed(
         self, chunk: Float[Tensor, "chunk *starts d_model"], starts: Int[Tensor, "chunk"]
     ) -> Float[Tensor, "chunk n d_model"]:
-        """Each row at the explained position where it starts, nothing at the others."""
+        """Each row at the explained position where it starts, and 0 at the others."""
         if chunk.ndim == 3:
             return chunk
         if len(self.y) == 1:
@@ -226,7 +228,7 @@ class Backward:
     ) -> list[Float[Tensor, "chunk 1 pos ..."]]:
         if len(chunk) > 1 and self._batched is not False:
             try:
-                # The first time the graph is kept, for the row-by-row way if this one fails.
+                # The graph is kept the first time, to compute row by row if batching fails.
                 rows = self._grad(chunk, keep or self._batched is None, is_grads_batched=True)
                 self._batched = True
                 return rows
@@ -236,9 +238,9 @@ class Backward:
                 self._batched = False
                 reason = str(error).partition("\n")[0][:200]
                 self.notes.append(
-                    f"Backward rows were computed one by one, which is slow: in batches they failed ({reason})."
+                    f"Backward rows were computed one by one, which is slow, because batches failed ({reason})."
                 )
-        # One row needs no vmap, which costs more than it saves.
+        # One row needs no vmap, which would only add overhead.
         single = [self._grad(v, keep or i + 1 < len(chunk)) for i, v in enumerate(chunk)]
         return [torch.stack(rows) for rows in zip(*single, strict=True)]
 

@@ -360,7 +360,7 @@ def test_products_that_memory_does_not_allow_are_not_taken(pocket: Any, monkeypa
     result = js.attribute(pocket, prompt, "fisher")
     exact = js.attribute(pocket, prompt, "fisher", method="exact")
     assert result.options["resolved"]["images"] == 0
-    assert any("Products with J were not taken: they need about" in warning for warning in result.warnings)
+    assert any("Products with J were not computed: they need about" in warning for warning in result.warnings)
     assert result.stderr is not None
     assert ((result.scores - exact.scores).abs() < 5 * result.stderr).all()
 
