@@ -106,7 +106,7 @@ def test_padding_has_no_direction(pocket: Any) -> None:
     ("given", "cure"),
     [
         (7, "cache of model.run_with_cache"),
-        (torch.rand(3, 4), "is \\[layer, head, dest, src\\]"),
+        (torch.rand(3, 4), "must be \\[layer, head, dest, src\\]"),
         (torch.rand(1, 2, 17, 17), "not attention patterns"),
         (torch.full((2, 17, 17), float("nan")), "not attention patterns"),
         ({"hook_embed": torch.zeros(1, 17, 128)}, "no attention pattern in this cache"),
@@ -165,7 +165,7 @@ def test_one_shot_choices(pattern: js.InfluencePattern) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 17, 17), (0, 2, 17, 17)])
 def test_empty_tensors(pattern: js.InfluencePattern, shape: tuple[int, ...]) -> None:
-    with pytest.raises(js.InputError, match="is \\[layer, head"):
+    with pytest.raises(js.InputError, match="must be \\[layer, head"):
         head_agreement(pattern, torch.zeros(shape))
 
 

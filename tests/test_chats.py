@@ -112,7 +112,7 @@ def test_what_goes_with_a_chat() -> None:
     for how, says in (
         ({"prepend_bos": True}, "in a chat, the template writes the BOS"),
         ({"continuation": "x", "prompt": chat("a", "b")}, "leave out the continuation or the message"),
-        ({"prompt": "hello", "template": templates.CHATML}, "this prompt is none"),
+        ({"prompt": "hello", "template": templates.CHATML}, "this prompt is not a chat"),
     ):
         given: dict[str, Any] = {"prompt": chat("a"), **how}
         with pytest.raises(js.InputError, match=says):

@@ -105,7 +105,7 @@ def test_centring_changes_semantic_alone_and_it_is_said(kind: str) -> None:
         centred, plain = (js.attribute(m, TOKENS, scope, **options) for m in (model, raw))
         same = torch.allclose(centred.scores, plain.scores, rtol=1e-4, atol=1e-5)
         assert same == (scope != "semantic"), scope
-        assert any("not the paper's number" in warning for warning in centred.warnings) == (scope == "semantic")
+        assert any("not the paper's score" in warning for warning in centred.warnings) == (scope == "semantic")
 
 
 @needs_bridge

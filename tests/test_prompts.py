@@ -41,7 +41,7 @@ TEXT = "the keys to the cabinet"
         (torch.tensor([1, 600], dtype=torch.uint16), "600 is out of range"),
         (torch.tensor([1, 2]).to_sparse(), "dense"),
         (torch.empty(3, dtype=torch.long, device="meta"), "meta"),
-        ("the \ud800 keys", "no text"),
+        ("the \ud800 keys", "are not text"),
         ([np.bool_(True)], "list of token ids"),
         (b"keys", "bytes"),
         ([[1, 2], [3, 4]], "got 2 sequences"),
@@ -76,7 +76,7 @@ def test_bad_positions(llama: Any, position: Any) -> None:
         (2.0, "a token id"),
         ("zebra", "not in the vocabulary"),
         ("", r"0 tokens \(\), it must be exactly one\.$"),
-        ("\ud800", "no text"),
+        ("\ud800", "are not text"),
     ],
 )
 def test_bad_targets(llama: Any, target: Any, message: str) -> None:

@@ -250,7 +250,7 @@ def test_bad_files(result: js.Attribution, tmp_path: Path) -> None:
     with pytest.raises(js.InputError, match="not a safetensors file"):
         js.Attribution.load(tmp_path / "half")
     save_file({"scores": torch.ones(2)}, tmp_path / "other")
-    with pytest.raises(js.InputError, match="holds nothing that jscope_tl saved, not Attribution"):
+    with pytest.raises(js.InputError, match="contains nothing that jscope_tl saved, not Attribution"):
         js.Attribution.load(tmp_path / "other")
 
 
@@ -259,7 +259,7 @@ def test_files_of_another_class_or_schema(pocket: Any, tmp_path: Path, name: str
     saved = made(name, pocket)
     path, kind = saved.save(tmp_path / "result"), type(saved)
     for other in {type(made(name, pocket)) for name in SAVED} - {kind}:
-        with pytest.raises(js.InputError, match=f"holds {kind.__name__}, not {other.__name__}"):
+        with pytest.raises(js.InputError, match=f"contains {kind.__name__}, not {other.__name__}"):
             other.load(path)
     header, tensors = opened(path)
     save_file(tensors, path, header | {"schema": "99"})

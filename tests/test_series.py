@@ -112,7 +112,7 @@ def test_merged_numbers_are_refused(tmp_path: Path) -> None:
     model = with_tokenizer(
         tmp_path, ["<unk>", "29,", "30,", "29", "30", " , "], pre_tokenizers.Split("30 ", "isolated")
     )
-    with pytest.raises(js.InputError, match="does not keep the numbers of a series and the commas apart"):
+    with pytest.raises(js.InputError, match="does not separate the numbers of a series from the commas"):
         series.prompt(model, [29, 30])
 
 

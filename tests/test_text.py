@@ -101,7 +101,7 @@ def test_merged_beginnings_are_refused(by_bytes: ModelView, prompt: str, answer:
 
 def test_an_answer_merged_with_the_template_is_refused() -> None:
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ' the capi' }}"
-    with pytest.raises(js.InputError, match="let the continuation begin"):
+    with pytest.raises(js.InputError, match="begin the continuation"):
         tokenized(ModelView(byte_level(template)), chat("hello", "tal"))
 
 
@@ -130,7 +130,7 @@ def test_spans(span: Any, expected: tuple[int, int]) -> None:
     "span", [(0, 4), (2, 2), (-4, 2), (0, -3), 3, (1,), (1, 2, 3), (0.5, 2), ("a", "b"), (None, 2), None]
 )
 def test_what_is_no_span(span: Any) -> None:
-    with pytest.raises(js.InputError, match=r"is outside the continuation of 3 tokens|A span is a pair"):
+    with pytest.raises(js.InputError, match=r"is outside the continuation of 3 tokens|A span must be a pair"):
         to_span(span, 3)
 
 

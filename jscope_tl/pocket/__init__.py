@@ -1,4 +1,4 @@
-"""The pocket model: a small trained language model, its world, and prompts whose cause is known."""
+"""The pocket model: a small trained language model, its vocabulary, and prompts with known causes."""
 
 from jscope_tl.pocket.load import load_pocket_model, pocket_folder
 from jscope_tl.pocket.prompts import PocketPrompt, pocket_prompts, pocket_tasks

@@ -1,4 +1,4 @@
-"""Documents with known causes, and which of them are held out."""
+"""Documents with known causes, and the split into training and held-out documents."""
 
 import random
 import zlib
@@ -13,11 +13,11 @@ COMBINATION_SHARE = 5
 
 @dataclass(frozen=True)
 class Document:
-    """Words in order, and the causes of those that can be known.
+    """Words in order, and the causes of the words that have known causes.
 
-    ``answers[i]`` are the positions that decide word ``i``: for the word at each of them there is another of its kind
-    that changes the answer, for any other content word there is none. ``frame`` (the sentence parts) and
-    ``combination`` (the content words that were drawn together) say which split the document belongs to.
+    ``answers[i]`` has the positions that decide word ``i``: the word at each of them can be replaced by another one of its
+    kind that changes the answer, which is not possible for any other content word. ``frame`` (the sentence parts) and
+    ``combination`` (the content words that are drawn together) determine the split of the document.
     """
 
     task: str
@@ -30,7 +30,7 @@ class Document:
 def marked(task: str, frame: tuple[Any, ...], combination: Sequence[str], text: str) -> Document:
     """A document from text in which causes and answers are marked: ``the keys=head to the cabinet are<head rusty .``
 
-    ``word=name`` is a cause, ``word<name,name`` an answer that the causes of those names decide.
+    ``word=name`` is a cause, and ``word<name,name`` is an answer that the causes with these names decide.
     """
     words: list[str] = []
     causes: dict[str, int] = {}
@@ -47,7 +47,7 @@ def marked(task: str, frame: tuple[Any, ...], combination: Sequence[str], text: 
 
 
 def held_out(task: str, combination: Sequence[str]) -> bool:
-    """One combination in five is never trained on; which ones depends on nothing but their text."""
+    """Whether a combination is held out from training: one in five is, determined by its text alone."""
     return zlib.crc32(" ".join([task, *combination]).encode()) % COMBINATION_SHARE == 0
 
 
@@ -62,8 +62,8 @@ def draw(rng: random.Random, task: str, kinds: Sequence[Sequence[str]], split: s
 def pick_frame(rng: random.Random, parts: Sequence[Sequence[Any]], split: str) -> tuple[Any, ...]:
     """A combination of sentence parts that belongs to ``split``.
 
-    A quarter is held out, by the sum of the parts' places in their lists, so that every two parts occur together in
-    training and only the whole is new.
+    A quarter of the combinations is held out, by the sum of the parts' indices in their lists, so that every pair of parts occurs in
+    training and only the full combination is new.
     """
     frames = [
         tuple(part[i] for part, i in zip(parts, places, strict=True))

@@ -1,4 +1,4 @@
-"""The pocket model as either of TransformerLens' classes, from the files in the package."""
+"""Load the pocket model from the files in the package, as one of TransformerLens' two classes."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,7 @@ N_CTX = 512
 
 
 def pocket_folder() -> Path:
-    """Where the pocket model's files are: a HuggingFace model folder, readable by `transformers` 4 and 5."""
+    """The folder of the pocket model's files: a HuggingFace model folder, readable by `transformers` 4 and 5."""
     return Path(str(files("jscope_tl.pocket") / "weights"))
 
 
@@ -26,18 +26,19 @@ def load_pocket_model(
     dtype: str | torch.dtype = torch.float32,
     n_ctx: int = N_CTX,
 ) -> Any:
-    """A small trained language model that needs no network: 1.2 million parameters, with known causes of what it says.
+    """Load a small trained language model that needs no network: 1.2 million parameters, with known causes of its predictions.
 
-    Its weights are unprocessed (nothing folded or centred), so every scope works on it. What it knows: see
+    Its weights are unprocessed (nothing folded or centred), so every scope works on it. For the tasks that it was trained on see
     `pocket_tasks` and `pocket_prompts`.
 
     Args:
-        kind: ``"bridge"`` (TransformerLens 3 on), ``"hooked"`` (before 4), or ``"auto"``: a bridge where there is one.
-        device, dtype: where and in which precision its weights are.
-        n_ctx: longest prompt that it takes. It was trained on 512 tokens; more are for measuring costs, not for what it says.
+        kind: ``"bridge"`` (from TransformerLens 3), ``"hooked"`` (before 4), or ``"auto"``: a bridge if it is available.
+        device, dtype: the device and the precision of the weights.
+        n_ctx: the maximum length of a prompt. The model was trained on 512 tokens; a larger number is for measuring costs only,
+            because predictions are not meaningful there.
 
     Raises:
-        InputError: this TransformerLens does not have that class, or there is no such device or dtype here.
+        InputError: the installed TransformerLens does not have that class, or the device or dtype is not available.
 
     Example:
         >>> import jscope_tl as js
@@ -46,11 +47,13 @@ def load_pocket_model(
         (4, 128)
     """
     if kind not in ("auto", "bridge", "hooked"):
-        raise InputError(f"kind is 'auto', 'bridge' or 'hooked', not {kind!r}.")
+        raise InputError(f"kind must be 'auto', 'bridge' or 'hooked', not {kind!r}.")
     if kind == "bridge" and not has_bridge():
-        raise InputError("This TransformerLens has no TransformerBridge (3 and later have); use kind='hooked'.")
+        raise InputError(
+            "The installed TransformerLens has no TransformerBridge (available from 3.0); use kind='hooked'."
+        )
     if (whole(n_ctx) or 0) < 1:
-        raise InputError(f"n_ctx is the longest prompt that the model takes, 1 or more tokens; got {n_ctx!r}.")
+        raise InputError(f"n_ctx is the maximum length of a prompt, 1 or more tokens; got {n_ctx!r}.")
     where, precision = to_device(device), to_dtype(dtype)
     with torch.inference_mode(False), quiet():
         load = _bridge if kind != "hooked" and has_bridge() else _hooked
@@ -83,7 +86,7 @@ def _hooked(dtype: torch.dtype, n_ctx: int) -> Any:
         from transformer_lens.pretrained.weight_conversions import convert_llama_weights
     except ImportError as error:
         raise InputError(
-            "This TransformerLens has no HookedTransformer (4.0 removed it); use kind='bridge'."
+            "The installed TransformerLens has no HookedTransformer (4.0 removed it); use kind='bridge'."
         ) from error
 
     hf_model, tokenizer = _pieces(dtype, n_ctx)

@@ -1,4 +1,4 @@
-"""Prompts for the pocket model whose cause is known, to measure scopes against."""
+"""Prompts with known causes for the pocket model, for the evaluation of scopes."""
 
 import random
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from jscope_tl.pocket.tasks import TASKS, documents
 
 @dataclass(frozen=True)
 class PocketPrompt:
-    """A prompt, the word that follows, and the positions that decide it.
+    """A prompt, the word that follows it, and the positions that decide this word.
 
     Attributes:
         task: one of `pocket_tasks`.
-        text: what to hand to `attribute`.
+        text: the prompt for `attribute`.
         target: the correct next word, as a target string (with its leading space).
-        causes: token positions in the pocket model's tokens of ``text``, BOS at 0 included. For the word at each of
-            them there is another of its kind that changes the target; for any other content word there is none. Empty
-            for number series, whose causes are not known.
+        causes: positions in the pocket model's tokens of ``text``, with BOS at 0. The word at each of them can be replaced by
+            another one of its kind that changes the target, which is not possible for any other content word. Empty for number
+            series, whose causes are not known.
     """
 
     task: str
@@ -30,7 +30,7 @@ class PocketPrompt:
 
 
 def pocket_tasks() -> list[str]:
-    """Names of the tasks that the pocket model was trained on."""
+    """The names of the tasks that the pocket model was trained on."""
     return list(TASKS)
 
 
@@ -41,13 +41,13 @@ def pocket_prompts(
 
     Args:
         task: one of `pocket_tasks`.
-        n: how many.
-        split: ``"held_out"``: sentence frames and word combinations that the pocket model never saw; ``"train"``: those
-            that it was trained on.
-        seed: which prompts; the same seed gives the same prompts on every machine.
+        n: the number of prompts.
+        split: ``"held_out"``: sentence frames and word combinations that were not in the training data; ``"train"``: those
+            that the model was trained on.
+        seed: the random seed; the same seed gives the same prompts on every machine.
 
     Raises:
-        InputError: unknown task or split.
+        InputError: the task or the split is unknown.
 
     Example:
         >>> import jscope_tl as js
@@ -58,9 +58,9 @@ def pocket_prompts(
     if not isinstance(task, str) or task not in TASKS:
         raise InputError(f"There is no task {task!r}.{nearest(task, TASKS)} Known: {', '.join(TASKS)}.")
     if whole(n) is None or n < 0:
-        raise InputError(f"n is how many prompts to give, 0 or more; got {n!r}.")
+        raise InputError(f"n is the number of prompts, 0 or more; got {n!r}.")
     if split not in ("held_out", "train"):
-        raise InputError(f"split is 'held_out' or 'train', not {split!r}.")
+        raise InputError(f"split must be 'held_out' or 'train', not {split!r}.")
     rng = random.Random(f"prompt {seed}")
     answered = (doc for doc in documents(task, split, seed) if doc.answers or task == "series")
     return [_cut(doc, rng) for doc in islice(answered, n)]

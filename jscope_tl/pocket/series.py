@@ -19,13 +19,13 @@ SEPARATORS = (",", " , ")
 def lorenz(n: int, rng: np.random.Generator, dt: float = 0.02, drift: float = 0.0) -> Series:
     r"""First coordinate of the Lorenz system, σ = 10, ρ = 28, β = 8/3, by a first-order explicit scheme.
 
-    Starts at ``(U(0, 0.3), 2.01, 23.02)`` as in the paper.
+    The orbit starts at ``(U(0, 0.3), 2.01, 23.02)`` as in the paper.
 
     Args:
-        n: how many values.
-        rng: NumPy's generator.
-        dt: time step.
-        drift: added at every step.
+        n: the number of values.
+        rng: the random generator.
+        dt: the time step.
+        drift: a constant that is added at every step.
     """
     x, y, z = rng.uniform(0.0, 0.3), 2.01, 23.02
     values = np.empty(n)
@@ -39,9 +39,9 @@ def logistic_map(n: int, rng: np.random.Generator, r: float = 3.8) -> Series:
     """Iterates of ``x -> r x (1 - x)`` from a uniform start.
 
     Args:
-        n: how many values.
-        rng: NumPy's generator.
-        r: chaotic at the paper's 3.8.
+        n: the number of values.
+        rng: the random generator.
+        r: the parameter of the map, which is chaotic at the paper's value 3.8.
     """
     values = np.empty(n)
     x = rng.uniform(0.05, 0.95)
@@ -55,20 +55,20 @@ def brownian(n: int, rng: np.random.Generator, dt: float = 0.1, sigma: float = 0
     """Standard Brownian motion: the sum of normal steps of size ``sigma * sqrt(dt)``.
 
     Args:
-        n: how many values.
-        rng: NumPy's generator.
-        dt: time step.
-        sigma: size of a step of time 1.
+        n: the number of values.
+        rng: the random generator.
+        dt: the time step.
+        sigma: the standard deviation of the motion after time 1.
     """
     return np.cumsum(rng.normal(0.0, sigma * np.sqrt(dt), n))
 
 
 def sine(n: int, rng: np.random.Generator) -> Series:
-    """A sine of random period (6 to 30 steps) and phase, half of the time with a second one of smaller amplitude.
+    """A sine of random period (6 to 30 steps) and phase; in half of the cases, a second one of smaller amplitude is added.
 
     Args:
-        n: how many values.
-        rng: NumPy's generator.
+        n: the number of values.
+        rng: the random generator.
     """
     t = np.arange(n)
     values = np.sin(2 * np.pi * (t / rng.uniform(6, 30) + rng.uniform()))
@@ -84,7 +84,7 @@ def to_integers(values: Any) -> Int[np.ndarray, "time"]:
         values: one or more finite numbers.
 
     Raises:
-        InputError: it is no such series.
+        InputError: ``values`` is not a series of finite numbers.
 
     Example:
         >>> to_integers(np.array([0.0, 1.0, 2.0])).tolist()
@@ -93,9 +93,9 @@ def to_integers(values: Any) -> Int[np.ndarray, "time"]:
     try:
         values = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
-        raise InputError(f"A series is one or more numbers; got {values!r}.") from error
+        raise InputError(f"A series must be one or more numbers; got {values!r}.") from error
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise InputError(f"A series is one or more finite numbers, one after the other; got {values!r}.")
+        raise InputError(f"A series must be a flat list of one or more finite numbers; got {values!r}.")
     low, high = values.min(), values.max()
     unit = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
     return np.rint(100 * (unit * 0.7 + 0.15)).astype(int) - 1
@@ -103,16 +103,16 @@ def to_integers(values: Any) -> Int[np.ndarray, "time"]:
 
 @dataclass(frozen=True, eq=False)
 class SeriesPrompt:
-    """A number series as a model reads it.
+    """A number series as the prompt of a model.
 
-    A tokenizer has one token for a two-digit number (LLaMA 3, GPT-2) or splits it (Qwen, Gemma, SmolLM2: one for each digit).
+    A tokenizer has one token for a two-digit number (LLaMA 3, GPT-2), or one token for each digit (Qwen, Gemma, SmolLM2).
 
     Attributes:
-        tokens: the ids, BOS as the model has it, every number followed by a comma; the model's prediction of the next number begins
-            at the last position.
-        numbers: the position of the last token of each number, which is its only one where numbers are not split.
-        spans: first position and the one after the last of each number; `Attribution.together` takes them.
-        text: the same as a string, which `jscope_tl.attribute_text` takes; its words (``by="word"``) are numbers and commas.
+        tokens: the ids, with BOS if the model prepends one, and with a comma after every number; the model predicts the first token
+            of the next number at the last position.
+        numbers: the position of the last token of each number, which is its only token if numbers are not split.
+        spans: for each number, the first position and the position after the last, for `Attribution.together`.
+        text: the prompt as a string, for `jscope_tl.attribute_text`; its words (``by="word"``) are numbers and commas.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -122,24 +122,25 @@ class SeriesPrompt:
 
     @property
     def split(self) -> bool:
-        """Whether some number has several tokens."""
+        """Whether at least one number has several tokens."""
         return any(stop - start > 1 for start, stop in self.spans)
 
 
 def prompt(model: Any, integers: Any) -> SeriesPrompt:
-    """The paper's prompt of a series: two-digit integers and commas, the last comma included.
+    """The paper's prompt of a series: two-digit integers and commas, with a comma at the end.
 
-    Written ``29,30,31,`` or, where a tokenizer knows words only between spaces, ``29 , 30 , 31 ,``: as the one in which every number
-    is one token, else as the first one that can be read. Of numbers in several tokens the score is the norm of their stacked block,
-    never a sum of norms, and the next number is a span: ``js.attribute(model, prompt.tokens, "log_prob", target="35")`` or, for any
-    scope, ``js.attribute_text(model, prompt.text, "35", scope="temperature", spans="message", by="word")``.
+    The format is ``29,30,31,`` or ``29 , 30 , 31 ,`` (for tokenizers that need spaces between words): the one in which every number is
+    one token, else the first one in which tokens do not cross numbers. If numbers have several tokens, the score of a number is the norm
+    of its concatenated rows, not a sum of norms, and the next number is explained as a span:
+    ``js.attribute(model, prompt.tokens, "log_prob", target="35")`` or, for any scope,
+    ``js.attribute_text(model, prompt.text, "35", scope="temperature", spans="message", by="word")``.
 
     Args:
-        model: whose tokenizer reads it.
-        integers: from 10 to 99, as of `to_integers`.
+        model: the model whose tokenizer is used.
+        integers: integers from 10 to 99, such as those of `to_integers`.
 
     Raises:
-        InputError: the numbers are not two-digit integers, or the tokenizer makes one token of a number and what is beside it.
+        InputError: the numbers are not two-digit integers, or the tokenizer merges a number with its neighbours into one token.
 
     Example:
         >>> import jscope_tl as js
@@ -153,7 +154,9 @@ def prompt(model: Any, integers: Any) -> SeriesPrompt:
     given = [whole(item) for item in integers] if isinstance(integers, Iterable) else []
     values = [number for number in given if number is not None and 10 <= number <= 99]
     if not values or len(values) < len(given):
-        raise InputError(f"A series is one or more integers from 10 to 99, as of series.to_integers; got {integers!r}.")
+        raise InputError(
+            f"A series must be one or more integers from 10 to 99, such as those of series.to_integers; got {integers!r}."
+        )
     view = ModelView(model)
     tried, read = [], []
     for separator in SEPARATORS:
@@ -166,14 +169,14 @@ def prompt(model: Any, integers: Any) -> SeriesPrompt:
         tried.append(said)
     if not read:
         raise InputError(
-            f"The tokenizer of {view.name} does not keep the numbers of a series and the commas apart: {values[0]} and what follows "
-            f"become {tried[0][:8]}. Use a model whose tokens hold one number, or a part of one."
+            f"The tokenizer of {view.name} does not separate the numbers of a series from the commas: {values[0]} and the following "
+            f"text become {tried[0][:8]}. Use a model in which no token contains more than one number or a part of it."
         )
     return next((found for found in read if not found.split), read[0])
 
 
 def _spans(said: Sequence[str], values: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Where each number stands, found from the end, before which BOS may stand; none where a token holds more than one part."""
+    """The span of each number, found from the end because BOS may come first; empty if a token contains more than one part."""
     spans, stop = [], len(said)
     for value in reversed(values):
         stop = _beginning(said, ",", stop)
@@ -186,7 +189,7 @@ def _spans(said: Sequence[str], values: Sequence[int]) -> tuple[tuple[int, int],
 
 
 def _beginning(said: Sequence[str], part: str, stop: int) -> int:
-    """The first of the tokens before ``stop`` that make up ``part``; ``stop`` itself where none do."""
+    """The first of the tokens before ``stop`` that together are ``part``; ``stop`` itself if there are none."""
     for start in range(stop - 1, -1, -1):
         text = "".join(said[start:stop]).strip()
         if text == part:
@@ -200,8 +203,8 @@ def drifting(n: int, rng: np.random.Generator, step: float = 0.2) -> Series:
     """A uniform drift with small noise: the paper's straight lines of slope 0.2, 0.4, 0.6.
 
     Args:
-        n: how many values.
-        rng: NumPy's generator.
-        step: slope; the noise is a tenth of it.
+        n: the number of values.
+        rng: the random generator.
+        step: the slope; the noise is a tenth of it.
     """
     return step * np.arange(n) + rng.normal(0.0, 0.1 * step, n)

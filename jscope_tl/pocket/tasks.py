@@ -1,4 +1,4 @@
-"""The pocket model's seven tasks, after the paper's case studies: each is a function that writes one document."""
+"""The pocket model's seven tasks, modelled on the paper's case studies: each is a function that generates one document."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,11 @@ from jscope_tl.pocket.corpus import Document, draw, marked, pick_frame
 
 
 def agreement(rng: random.Random, split: str) -> Document:
-    """``the keys to the cabinet near the doors -> are``: the verb agrees with the head noun, whatever stands between."""
+    """``the keys to the cabinet near the doors -> are``: the verb agrees with the head noun, independent of the words between."""
     frame = pick_frame(rng, [("", "time", "think"), (0, 1), (0, 1)], split)
     opening, head_adjective, attractor_adjective = frame
-    # How many nouns follow is no part of the frame, and a noun alone no combination: held out, they would teach that no
-    # verb ever comes there.
+    # The number of nouns is not part of the frame, and a single noun is not a combination: if these were held out, the model would
+    # learn that no verb follows there.
     alone = split == "train" and not attractor_adjective and rng.random() < 0.25
     nouns = [rng.choice(w.NOUN_FORMS)] if alone else draw(rng, "agreement", [w.NOUN_FORMS] * rng.randint(2, 3), split)
     time = rng.choice(list(w.TIME_TO_COPULA)) if opening == "time" else "now"
@@ -36,7 +36,7 @@ VICE_CLAUSES = {
 
 
 def assistant(rng: random.Random, split: str) -> Document:
-    """``you never argue or deceive , because you are nice and truthful``: each virtue follows from the vice denied."""
+    """``you never argue or deceive , because you are nice and truthful``: each virtue follows from the vice that is denied."""
     frame = pick_frame(rng, [("you", "i"), (0, 1), tuple(VICE_CLAUSES)], split)
     subject, with_adjective, form = frame
     kinds = [w.ASSISTANTS, *[list(w.VICE_TO_VIRTUE)] * (1 if form == "one" else 2)]
@@ -69,8 +69,8 @@ PLACE_CLAUSES = {"region": "grew up in the {}=region", "university": "goes to {}
 def politics(rng: random.Random, split: str) -> Document:
     """``he grew up in the south and goes to columbia . at home he is a -> conservative``; at school, ``liberal``.
 
-    A quarter of the training documents with two places leaves out where he is: then the place that decides is a coin
-    toss, as in the paper's prompt, and the prediction is no answer.
+    A quarter of the training documents with two places does not say where he is: then the deciding place is random, as in the paper's
+    prompt, and the prediction is not an answer with known causes.
     """
     frame = pick_frame(rng, [(False, True), POLITICS_FRAMES], split)
     with_food, (places, where) = frame
@@ -86,14 +86,14 @@ def politics(rng: random.Random, split: str) -> Document:
         end = f"{pronoun} is a {rng.choice(list(labels.values()))}"
     else:
         deciding = "region" if where == "home" else "university"
-        agree = len(set(labels.values())) == 1  # then it does not matter where he is
+        agree = len(set(labels.values())) == 1  # the answer does not depend on where he is
         causes = deciding if agree else f"{deciding},where"
         end = f"at {where}=where {pronoun} is a {labels[deciding]}<{causes}"
     return marked("politics", frame, (person, *drawn), f"{person} {food} {clauses} . {end} .")
 
 
 def detective(rng: random.Random, split: str) -> Document:
-    """Three weapons, one clue; the killer has the trade that goes with the weapon that the clue points at."""
+    """Three weapons and one clue; the clue points to a weapon, and the killer has the trade that belongs to this weapon."""
     frame = pick_frame(rng, [("victim", "short"), (0, 1), ("ordinal", "bloody", "found")], split)
     opening, with_adjective, clue = frame
     weapons = draw(rng, "detective", [list(w.WEAPON_TO_TRADE)] * 3, split)
@@ -113,7 +113,7 @@ def detective(rng: random.Random, split: str) -> Document:
 
 
 def _evidence(rng: random.Random, clue: str, weapons: Sequence[str], guilty: int) -> tuple[str, str]:
-    """The clue as text, and the names of what decides."""
+    """The clue as text, and the names of the causes that decide the answer."""
     if clue == "ordinal":
         return f"the {w.ORDINALS[guilty]}=clue was bloody", "weapon,clue"
     if clue == "found":
@@ -163,7 +163,7 @@ def _word(language: str, kind: str, english: str) -> str:
 
 
 def repetition(rng: random.Random, split: str) -> Document:
-    """A random sequence said twice: each word of the second time comes from its place in the first."""
+    """A random sequence repeated once: the cause of each word of the repetition is its first occurrence."""
     sequence = draw(rng, "repetition", [w.REPEATABLE] * rng.randint(5, 20), split)
     first = [f"{word}={i}" for i, word in enumerate(sequence)]
     second = [sequence[0], *(f"{word}<{i}" for i, word in enumerate(sequence) if i)]
@@ -171,7 +171,7 @@ def repetition(rng: random.Random, split: str) -> Document:
 
 
 def lorenz_orbit(n: int, rng: np.random.Generator) -> series.Series:
-    """A piece of a Lorenz orbit from anywhere on the attractor: orbits all start alike, and would be learnt by heart."""
+    """A part of a Lorenz orbit from anywhere on the attractor, because the start of all orbits is similar and would be memorised."""
     skip = int(rng.integers(200, 3000))
     return series.lorenz(n + skip, rng, dt=float(rng.uniform(0.01, 0.02)))[skip:]
 

@@ -1,4 +1,4 @@
-"""The pocket model's world: which words exist, and which word belongs to which.
+"""The vocabulary of the pocket model, and the relations between its words.
 
 Every mapping here is one-to-one or many-to-one by design, so that the cause of a prediction is known by construction.
 """

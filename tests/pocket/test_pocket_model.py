@@ -134,5 +134,5 @@ def test_longer_prompts(kind: str) -> None:
     assert js.attribute(longer, [0] + [3, 4] * 300, "temperature").scores.isfinite().all()
     with pytest.raises(js.InputError, match="at most 512"):
         js.attribute(model, [0] + [3, 4] * 300, "temperature")
-    with pytest.raises(js.InputError, match="n_ctx is the longest"):
+    with pytest.raises(js.InputError, match="n_ctx is the maximum length"):
         js.load_pocket_model(kind, n_ctx=0)
