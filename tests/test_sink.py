@@ -45,7 +45,7 @@ def test_norms_are_held_against_the_median_and_squares_against_the_total(result:
     norms = scored(result, [40.0, *OTHERS])
     assert "' the', scores 10.0 times the median" in norms.sink_doubts()[0]
     squares = scored(result, [400.0, *[10.0] * 6, 40.0], unit="nat (KL)")
-    assert "' the', holds 80.0% of the total" in squares.sink_doubts()[0]
+    assert "' the', has 80.0% of the total" in squares.sink_doubts()[0]
 
 
 def test_only_without_a_bos_and_where_there_are_enough_tokens(pocket: Any, result: js.Attribution) -> None:

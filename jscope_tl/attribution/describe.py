@@ -56,7 +56,7 @@ def attribution(
         warnings=[*warnings, *score.warnings, *_underflow(score, state)],
         hook_points=layers,
     )
-    return doubted(result)
+    return with_sink_warning(result)
 
 
 def leading_axes(setup: Setup, forward: Run) -> tuple[int, ...]:
@@ -66,10 +66,10 @@ def leading_axes(setup: Setup, forward: Run) -> tuple[int, ...]:
     return (n_layers, -1) if rows > n_layers else (n_layers,) if rows else ()
 
 
-def doubted(result: R) -> R:
+def with_sink_warning(result: R) -> R:
     """The result with the warnings that follow from its scores."""
-    doubts = result.sink_doubts()
-    return replace(result, warnings=[*result.warnings, *doubts]) if doubts else result
+    found = result.sink_doubts()
+    return replace(result, warnings=[*result.warnings, *found]) if found else result
 
 
 def about(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import about, doubted, finished, of_prompt, predicted
+from jscope_tl.attribution.describe import about, finished, of_prompt, predicted, with_sink_warning
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.paths import Path, Point
 from jscope_tl.attribution.setup import Setup, set_up
@@ -80,7 +80,7 @@ def influence_pattern(
         targets, scores = _explained(setup, forward, backward)
         dtype, name = forward.y.dtype, setup.view.name
         values, errors = torch.stack([score.values for score in scores]), _errors(scores)
-        doubts = dict.fromkeys([*backward.notes, *(doubt for score in scores for doubt in score.warnings)])
+        notes = dict.fromkeys([*backward.notes, *(warning for score in scores for warning in score.warnings)])
         seed = next((score.seed for score in scores if score.seed is not None), None)
         pattern = InfluencePattern(
             **about(setup, tokens, forward.activations[0], forward.passes, seed),
@@ -90,9 +90,9 @@ def influence_pattern(
             stderr=None if errors is None else finished(errors, dtype, name),
             targets=tuple(targets),
             options=_options(setup.options(), scores),
-            warnings=[*warnings, *doubts, *_nothing_moves(values, explained)],
+            warnings=[*warnings, *notes, *_nothing_moves(values, explained)],
         )
-        return doubted(of_prompt(pattern, prompt))
+        return with_sink_warning(of_prompt(pattern, prompt))
 
 
 def _positions(positions: Any, n_tokens: int) -> list[int]:

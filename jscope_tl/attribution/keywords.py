@@ -27,7 +27,7 @@ NOT_TAKEN = {
     },
     "patching.components": OF_COMPONENTS,
     "patching.agreement": OF_COMPONENTS,
-    "patching.ablate": {"at": "tokens are left out at hook_embed, where the scope must be taken too"},
+    "patching.ablate": {"at": "tokens are ablated at hook_embed, so the scores must refer to hook_embed too"},
     "patching.flow": {
         "at": "the vector that is followed is the token's own, at hook_embed",
         "reduction": "it multiplies rows with the vector that is followed, entry by entry",
@@ -38,7 +38,7 @@ NOT_TAKEN = {
         "matmul_precision": "it takes one backward row, and the sum of its entries is compared with the total influence",
     },
     "diagnostics.linearity": {
-        "reduction": "a whole vector is moved, in directions of its own",
+        "reduction": "it moves whole vectors, along directions that it chooses itself",
         "path": "the test is of the linear approximation at the prompt itself",
     },
 }

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jscope_tl.attribution.describe import about, doubted, finished, leading_axes, predicted, prediction
+from jscope_tl.attribution.describe import about, finished, leading_axes, predicted, prediction, with_sink_warning
 from jscope_tl.attribution.setup import Setup
 from jscope_tl.engine.branches import Branches, can_branch
 from jscope_tl.engine.one_position import SpanVJP
@@ -95,7 +95,7 @@ def explain_span(setup: Setup, tokens: Int[Tensor, "pos"], position: int, severa
             warnings=[*warnings, *backward.notes, *score.warnings],
             hook_points=setup.map_rows(forward),
         )
-        return doubted(result)
+        return with_sink_warning(result)
 
 
 def _per_token(setup: Setup, several: Several) -> Setup:

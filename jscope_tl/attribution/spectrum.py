@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
 from jscope_tl.attribution.decoding import decoded
-from jscope_tl.attribution.describe import about, doubted, finished, of_prompt
+from jscope_tl.attribution.describe import about, finished, of_prompt, with_sink_warning
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.setup import set_up
 from jscope_tl.engine.forward import FwdHooks
@@ -105,7 +105,7 @@ def spectrum(
             warnings=[*warnings, *backward.notes, *_warnings(numbers["captured"][: explained + 1], linear)],
             decodings=decodings,
         )
-        return doubted(of_prompt(result, prompt))
+        return with_sink_warning(of_prompt(result, prompt))
 
 
 def _count(k: Any, view: ModelView) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import about, doubted, finished, of_prompt, prediction
+from jscope_tl.attribution.describe import about, finished, of_prompt, prediction, with_sink_warning
 from jscope_tl.attribution.generation import Generation, with_answer
 from jscope_tl.attribution.keywords import refuse
 from jscope_tl.attribution.paths import Path, Point
@@ -165,7 +165,7 @@ def _explained(
         predictions = [prediction(forward.state(i), view, int(tokens[p + 1])) for i, p in enumerate(positions)]
         values, errors, signed, scores = _scored(setup, forward, backward, spans)
         passes.n_backward = forward.passes.n_backward
-        notes = dict.fromkeys([*backward.notes, *(doubt for score in scores for doubt in score.warnings)])
+        notes = dict.fromkeys([*backward.notes, *(warning for score in scores for warning in score.warnings)])
         seed, resolved = next((s.seed for s in scores if s.seed is not None), None), [s.resolved for s in scores]
         dtype, texts = forward.y.dtype, prompt_texts(view, tokens.tolist())
         result = TextAttribution(
@@ -186,7 +186,7 @@ def _explained(
             options={**setup.options(), "resolved": resolved} if any(resolved) else setup.options(),
             warnings=[*warnings, *notes],
         )
-        return doubted(result)
+        return with_sink_warning(result)
 
 
 def _log_prob(forward: Run, tokens: Any, start: int, stop: int) -> float:

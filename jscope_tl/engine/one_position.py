@@ -68,7 +68,7 @@ class VJP:
 
     @property
     def d_output(self) -> int:
-        """How many numbers a cotangent has."""
+        """The length of a cotangent."""
         return self.backward.y.shape[-1]
 
     def placed(self, cotangents: Float[Tensor, "k *n d_model"]) -> Float[Tensor, "k *n d_model"]:
@@ -105,7 +105,7 @@ class SpanVJP(VJP):
 
     @property
     def d_output(self) -> int:
-        """How many numbers a cotangent has."""
+        """The length of a cotangent."""
         return self.n * self.backward.y.shape[-1]
 
     def jvp(self, tangents: Float[Tensor, "m pos d_in"]) -> Float[Tensor, "m d_output"] | None:

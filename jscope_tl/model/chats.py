@@ -92,7 +92,7 @@ def _applied(view: ModelView, messages: Sequence[Mapping[str, Any]], template: s
                 list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
             )
         )
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # any error of a template
         raise InputError(f"The chat template of {view.name} refuses these messages: {error}.") from error
 
 

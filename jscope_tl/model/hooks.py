@@ -27,19 +27,19 @@ def hooked(view: ModelView, given: Sequence[Any], own: Sequence[Any] = ()) -> It
     Raises:
         InputError: a user's hook cannot be called, returns an unsuitable value, or never ran.
     """
-    doubts, ran = list[str](), set[int]()
+    mismatches, ran = list[str](), set[int]()
     with ExitStack() as stack:
         for point in {id(point): point for point in view.points.values() if view.has_hooks(point)}.values():
-            _watch(stack, point, doubts)
+            _watch(stack, point, mismatches)
         for i, (name, function) in enumerate(given):
-            _place(stack, view, name, partial(_checked, _callable(name, function), partial(ran.add, i), doubts))
+            _place(stack, view, name, partial(_checked, _callable(name, function), partial(ran.add, i), mismatches))
         for name, function in own:
             _place(stack, view, name, function)
         try:
             yield
         except Exception as error:
-            if doubts and not isinstance(error, InputError):
-                raise InputError(doubts[-1]) from error
+            if mismatches and not isinstance(error, InputError):
+                raise InputError(mismatches[-1]) from error
             raise
     for i, hook in enumerate(given):
         if i not in ran:
@@ -103,7 +103,7 @@ def _callable(name: Any, function: Any) -> Callable[..., Any]:
 def _checked(
     function: Callable[..., Any],
     runs: Callable[[], None],
-    doubts: list[str],
+    mismatches: list[str],
     activation: Shaped[Tensor, "*shape"],
     hook: Any,
 ) -> Any:
@@ -112,11 +112,11 @@ def _checked(
     runs()
     returned = function(activation, hook=hook)
     if returned is not None:
-        _check(kind, returned, f"The hook {described(function)} at {hook.name!r}", doubts)
+        _check(kind, returned, f"The hook {described(function)} at {hook.name!r}", mismatches)
     return returned
 
 
-def _watch(stack: ExitStack, point: Any, doubts: list[str]) -> None:
+def _watch(stack: ExitStack, point: Any, mismatches: list[str]) -> None:
     """Check the activation after the user's hooks on the model at a point, before the hooks of this run."""
     before: list[Any] = []
     names = [described(found) for h in point.fwd_hooks if (found := getattr(h, "user_hook", None)) is not None]
@@ -126,7 +126,7 @@ def _watch(stack: ExitStack, point: Any, doubts: list[str]) -> None:
         before[:] = [_kind(output)]
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        _check(before[0], output, what, doubts)
+        _check(before[0], output, what, mismatches)
 
     for function, first in ((enter, True), (leave, False)):
         stack.callback(point.register_forward_hook(on_this_thread(function), prepend=first).remove)
@@ -136,7 +136,7 @@ def _kind(tensor: Shaped[Tensor, "*shape"]) -> tuple[Any, ...]:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def _check(kind: tuple[Any, ...], returned: Any, what: str, doubts: list[str]) -> None:
+def _check(kind: tuple[Any, ...], returned: Any, what: str, mismatches: list[str]) -> None:
     """Refuse another shape. Another dtype or device, which some models accept, is only reported if the run fails later."""
     found = _kind(returned) if isinstance(returned, Tensor) else None
     if found == kind:
@@ -145,7 +145,7 @@ def _check(kind: tuple[Any, ...], returned: Any, what: str, doubts: list[str]) -
     message = f"{what} returned {says}; it must return {_said(kind)}, like its input, or None to leave the activation unchanged."
     if found is None or found[0] != kind[0]:
         raise InputError(message)
-    doubts.append(message)
+    mismatches.append(message)
 
 
 def _said(kind: tuple[Any, ...]) -> str:

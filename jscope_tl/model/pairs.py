@@ -58,7 +58,7 @@ def need_patchable(view: ModelView, points: Sequence[str]) -> None:
     beside = [name for name in points if view.reads_beside(name)]
     if beside:
         raise InputError(
-            f"On a TransformerBridge {beside[0]!r} is what the MLP reads, and a patch there would not reach the stream. Patch "
+            f"On a TransformerBridge {beside[0]!r} is a copy of the stream that only the MLP reads; a patch there would not change the stream. Patch "
             "at 'resid_pre' or 'resid_post', or use a HookedTransformer."
         )
 

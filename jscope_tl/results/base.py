@@ -178,7 +178,7 @@ class Result(Saved, ABC):
             return []
         largest = max(rows, key=lambda i: sizes[i] or 0.0)
         if adds_up(self.unit):
-            said = f"holds {percent(float(scores[largest, 0] / scores[largest].sum()))} of the total of the scores"
+            said = f"has {percent(float(scores[largest, 0] / scores[largest].sum()))} of the total score"
         else:
             said = f"scores {sizes[largest]:.1f} times the median of the others"
         where = (

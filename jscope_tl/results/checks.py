@@ -38,7 +38,7 @@ def need_rows(
     columns = [*texts, *flags, *numbers]
     need(
         len(rows) > 0 and all(isinstance(row, Mapping) and row.keys() == rows[0].keys() for row in rows),
-        "rows are alike",
+        "rows have the same columns",
     )
     need(rows[0].keys() >= {*columns}, f"rows have {', '.join(columns)}")
     for row in rows:

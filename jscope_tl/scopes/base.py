@@ -186,7 +186,7 @@ class Scope(ABC):
         return state.to_id(target if isinstance(target, str) or whole(target) is not None else None)
 
     def alternatives(self, state: State) -> list[int]:
-        """Ids of the tokens that the scope chose to hold its target against, for the result; none where it chose none."""
+        """Ids of the tokens that the scope chose as alternatives to its target; an empty list if it chose none."""
         return []
 
     def with_target(self, token: str | int) -> "Scope":
@@ -249,7 +249,7 @@ class FunctionScope(Scope):
         return self.function(state, **self.given)
 
     def alternatives(self, state: State) -> list[int]:
-        """Ids of the tokens that the scope chose to hold its target against, for the result; none where it chose none."""
+        """Ids of the tokens that the scope chose as alternatives to its target; an empty list if it chose none."""
         return []
 
     def with_target(self, token: str | int) -> "FunctionScope":

@@ -108,7 +108,7 @@ class SpectralScope(Scope):
             resolved={"sketch": width},
             seed=SEED,
             weights=counts,
-            warnings=_doubts(sigma, found.missed),
+            warnings=_warnings(sigma, found.missed),
         )
 
     def of_rows(self, rows: Float[Tensor, "k *layer pos d_in"]) -> Float[Tensor, "*layer pos"]:
@@ -149,7 +149,7 @@ def _filled(values: Float[Tensor, "*layer seen"], vjp: VJP) -> Float[Tensor, "*l
     return torch.nn.functional.pad(values, (0, vjp.backward.xs[0].shape[1] - values.shape[-1]))
 
 
-def _doubts(sigma: Float[Tensor, "*layer seen"], missed: Float[Tensor, "*layer seen"]) -> list[str]:
+def _warnings(sigma: Float[Tensor, "*layer seen"], missed: Float[Tensor, "*layer seen"]) -> list[str]:
     most = (1 + missed / sigma.square().clamp_min(torch.finfo(sigma.dtype).tiny)).sqrt().max() - 1
     if most <= DOUBTFUL:
         return []
