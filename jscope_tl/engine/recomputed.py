@@ -105,7 +105,8 @@ def _not_kept(argument: Any) -> Any:
 class _Again:
     """A context with the conditions of the first run: the model is locked, and its parameters do not require gradients.
 
-    It is entered once for each row."""
+    It is entered once for each row.
+    """
 
     def __init__(self, found: Recomputed) -> None:
         self.frozen, self.entered = found.frozen, list[ExitStack]()

@@ -90,9 +90,7 @@ class State:
 
     def pull_logits(self, u: Float[Tensor, "d_vocab"]) -> Float[Tensor, "d_model"]:
         """``D^T u`` with ``D = ∂z/∂y``: the direction of ``y`` that belongs to a direction in logit space."""
-        scale = (
-            u.abs().max().clamp_min(torch.finfo(u.dtype).tiny)
-        )  # so that a small u does not underflow in half precision
+        scale = u.abs().max().clamp_min(torch.finfo(u.dtype).tiny)  # a small u underflows in half precision
         pulled = self._product(u / scale) if self._by_product else self._through_graph(u / scale)
         return (pulled * scale).to(self.dtype)
 
