@@ -132,7 +132,7 @@ async function ablate() {
   }, tell));
   if (!found || chosen?.result !== result || chosen.i !== i) return; // another token was chosen in the meantime
   const listed = top => top.map(t => `${quoted(t.str_token)} ${percent(t.probability)}`).join(", ");
-  const predicted = found.predicted_kl == null ? "" : `; predicted ${short(found.predicted_kl)} by Fisher information, whose second-order prediction is only accurate for small changes`;
+  const predicted = found.predicted_kl == null ? "" : `; Fisher information predicts ${short(found.predicted_kl)} (second order, accurate only for small changes)`;
   $("measured").replaceChildren(
     make("p", { textContent: `Without it (replaced by ${found.replacement}): measured KL divergence ${short(found.kl)} nat${predicted}.` }),
     make("p", { textContent: `${quoted(found.target)}: ${percent(found.probability)} before, ${percent(found.without)} without (${short(found.log_prob)} nat).` }),
