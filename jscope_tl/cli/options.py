@@ -10,6 +10,10 @@ from jscope_tl.errors import InputError
 from jscope_tl.results.files import check_target, listed, plain
 
 
+OF_ONE_PROMPT = ("jscope", "jscope heads")
+"""Commands with a prompt."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports an error in one line, and refuses an option that is given twice (argparse would keep the last value)."""
 
@@ -20,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
         extra = message.partition("unrecognized arguments: ")[2]
-        of_a_prompt = bool(extra) and not extra.startswith("-") and any(a.dest == "prompt" for a in self._actions)
+        of_a_prompt = self.prog in OF_ONE_PROMPT and bool(extra) and not extra.startswith("-")
         hint = "a prompt of several words needs quotes; " if of_a_prompt else ""
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; {hint}see {self.prog} --help.\n")
 
