@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from scipy.stats import spearmanr
 
 import jscope_tl as js
 from jscope_tl.model.loading import has_bridge
@@ -120,3 +121,15 @@ def test_times_of_the_explorer(chromium: Any) -> None:
     assert cells[0] == "pocket"
     assert all(float(cell.removesuffix(" s")) >= 0 for cell in cells[1:])
     assert len(cells) == 6
+
+
+def test_scopes_against_the_control(modules: dict[str, ModuleType], pocket: Any) -> None:
+    prompts = list(js.ground_truth(pocket, "pocket agreement", n=2, progress=False))
+    found = modules["control"].correlations(pocket, prompts)
+    for n, prompt in enumerate(prompts):
+        tokens = torch.tensor(prompt.tokens)
+        own, control = (js.attribute(pocket, tokens, name).scores[1:] for name in ("log_prob", "random_direction"))
+        assert found["log_prob"][n] == pytest.approx(spearmanr(own, control).statistic)
+    assert {len(values) for values in found.values()} == {2}
+    mean, low, high = modules["control"].interval([0.0, 1.0] * 50)
+    assert (mean, low < 0.45, high > 0.55) == (0.5, True, True)

@@ -6,6 +6,7 @@
 `python examples/benchmarks causes MODEL ...` says which methods put a validated cause on top.
 `python examples/benchmarks claims MODEL ...` takes the paper's own prompts by its scopes and by `js.explain`.
 `python examples/benchmarks components MODEL GROUND_TRUTH` holds predicted effects of heads, MLPs and edges against measured ones.
+`python examples/benchmarks control MODEL GROUND_TRUTH` compares the scores of scopes with those of a random direction.
 `python examples/benchmarks corpora MODEL` takes prompts per second, memory, shards and Ray of a corpus run.
 `python examples/benchmarks explorer MODEL ...` takes the times of the explorer's page in a browser.
 """
@@ -22,6 +23,7 @@ import architecture_table
 import causes
 import claims
 import components
+import control
 import corpora
 import costs
 import engine
@@ -147,7 +149,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     commands = {
-        "architectures": architecture_table, "causes": causes, "claims": claims, "components": components, "corpora": corpora, "costs": costs,
+        "architectures": architecture_table, "causes": causes, "claims": claims, "components": components, "control": control, "corpora": corpora, "costs": costs,
         "explorer": explorer,
     }  # fmt: skip
     if (name := "".join(sys.argv[1:2])) in commands:
