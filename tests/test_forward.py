@@ -323,7 +323,7 @@ def an_array(activation: torch.Tensor, hook: Any) -> Any:
     return activation.detach().numpy()
 
 
-SHAPED = "needed is a tensor [1, 8, 32] of torch.float32 on cpu"
+SHAPED = "it must return a tensor [1, 8, 32] of torch.float32 on cpu"
 WRONG = {
     first_half: f"returned a tensor [1, 8, 16] of torch.float32 on cpu; {SHAPED}",
     only_last: f"returned a tensor [1, 1, 32] of torch.float32 on cpu; {SHAPED}",

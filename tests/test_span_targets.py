@@ -206,7 +206,9 @@ def test_what_cannot_be_explained(llama: Any, how: dict[str, Any], says: str) ->
 
 def test_other_entry_points_take_one_token(llama: Any) -> None:
     for call in (js.patching.ablate, js.influence_pattern, js.patching.components):
-        with pytest.raises(js.InputError, match=r"A target is a string that is one token, or a token id; got \[208"):
+        with pytest.raises(
+            js.InputError, match=r"A target must be a string that is one token, or a token id; got \[208"
+        ):
             call(llama, PROMPT, "log_prob", target=TARGET)
 
 

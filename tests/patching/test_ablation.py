@@ -129,7 +129,7 @@ def test_bad_positions(llama: Any) -> None:
 def test_side_branch(kind: str) -> None:
     model = shared_tiny(kind, "llama").model
     if kind == "bridge":
-        with pytest.raises(js.InputError, match="would not reach"):
+        with pytest.raises(js.InputError, match="would not change the stream"):
             js.patching.side_by_side(model, TOKENS, CORRUPTED, "blocks.1.hook_resid_mid", [2])
 
 

@@ -285,7 +285,7 @@ def test_data_frame_and_text(llama: Any) -> None:
         ({"cache": {}}, "has no 'blocks.0"),
         (
             {"cache": {f"blocks.{i}.hook_resid_pre": torch.zeros(1, 5, 32) for i in range(3)}},
-            r"has \[1, 5, 32\] at .* needed is \[1, 8, 32\]",
+            r"has \[1, 5, 32\] at .* but \[1, 8, 32\] is needed",
         ),
     ],
 )
@@ -310,7 +310,7 @@ def test_caches_of_others(kind: str, llama: Any) -> None:
 
 def test_resid_mid(kind: str, llama: Any) -> None:
     if kind == "bridge":
-        with pytest.raises(js.InputError, match="would not reach the stream"):
+        with pytest.raises(js.InputError, match="would not change the stream"):
             compare(llama, TOKENS, CORRUPTED, at="resid_mid")
         return
     result = js.patching.compare(llama, TOKENS, CORRUPTED, "semantic", target=3, at="resid_mid")
