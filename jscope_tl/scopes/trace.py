@@ -81,9 +81,8 @@ def adaptive(S: Factor, rank: int, images: int, enough: Tolerance, seed: int, vj
 def _refined(found: "_Probes", enough: Tolerance, seed: int, vjp: VJP, budget: Budget) -> Score:
     unknown = found.known.S.n_directions - len(found.known.directions)
     found.draw(int(max(2, min(BLOCK, budget.left()))))
-    while (
-        worst := found.worst(enough)
-    ) > enough.rtol:  # values that are not finite are refused with the finished scores
+    # NaN ends the loop, and is refused with the finished scores.
+    while (worst := found.worst(enough)) > enough.rtol:
         wanted, left = ceil(found.n * (worst / enough.rtol) ** 2) - found.n, budget.left()
         if wanted >= unknown and unknown <= left:
             return _given_up(found.known, found, vjp)
