@@ -25,14 +25,16 @@ from jscope_tl.model.loading import LoadingError
 from jscope_tl.scopes.registry import available_scopes, get_scope, scope_entry
 from jscope_tl.views.terminal import show
 
-EXIT = """exit codes: 0 done; 2 an option or an input cannot be used (one line on standard error says why);
-3 the model could not be loaded; 130 interrupted
+EXIT = """further commands, each with --help:
+  jscope app                         the explorer in the browser
+  jscope corpus PROMPTS --out RUN    explain thousands of prompts
+  jscope heads PROMPT                effects of heads, edges of attention
+                                     patterns, MLPs or neurons
+  jscope faithfulness                the faithfulness of every method
+  jscope guide [TOPIC]               print a page of the guide
 
-jscope app: explore a model in the browser (see jscope app --help)
-jscope corpus PROMPTS --out RUN: explain thousands of prompts (see jscope corpus --help)
-jscope heads PROMPT: effects of heads, edges of attention patterns, MLPs or neurons (see jscope heads --help)
-jscope faithfulness --prompts FILE: measure the faithfulness of every method (see jscope faithfulness --help)
-jscope guide [TOPIC]: print a page of the guide"""
+exit codes: 0 done; 2 an option or an input cannot be used (one line on
+standard error says why); 3 the model could not be loaded; 130 interrupted"""
 
 NOT_OF_EXPLAIN: dict[str, Any] = {
     "at": "hook_embed",
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope",
-        description="Score every token of a prompt: how strongly a language model's next-token prediction depends on it.",
+        description="Score every token of a prompt: how strongly a language model's\nnext-token prediction depends on it.",
         epilog=EXIT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[of_one_prompt("semantic", "tokens")],

@@ -22,18 +22,21 @@ from jscope_tl.scopes.registry import get_scope
 
 INTERRUPTED = 130
 """The exit code."""
-ABOUT = """PROMPTS is a .txt file (one prompt per line), or .jsonl, .parquet or .csv with a column prompt (or text), messages (a chat) or tokens
-(ids), and optional columns id, target, baseline and position; all other columns are kept. The same command resumes a run that was
-interrupted. jscope_tl.corpus.open, DuckDB, pandas and polars read RUN.
+ABOUT = """PROMPTS is a .txt file (one prompt per line), or .jsonl, .parquet or .csv
+with a column prompt (or text), messages (a chat) or tokens (ids), and optional
+columns id, target, baseline and position; all other columns are kept. The same
+command resumes a run that was interrupted. jscope_tl.corpus.open, DuckDB,
+pandas and polars read RUN.
 
-jscope corpus summary RUN: summarise the scores of a run (see jscope corpus summary --help)"""
+jscope corpus summary RUN: summarise the scores of a run (see jscope corpus
+summary --help)"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     p = Parser(
         prog="jscope corpus",
-        description="Explain thousands of prompts, and write one row for each to Parquet files in a folder.",
+        description="Explain thousands of prompts, and write one row for each to Parquet files in a\nfolder.",
         epilog=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         help="explain only every N-th prompt, starting with prompt I (counted from 0); run one process for each I",
     )
     p.add_argument(
-        "--scope", default="temperature", help="what to explain (default: temperature; see jscope --list-scopes)"
+        "--scope", default="temperature", help="the scope (default: temperature; jscope --list-scopes lists them)"
     )
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
     p.add_argument(

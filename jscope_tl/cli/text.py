@@ -33,7 +33,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     """Options of an answer, in a group of their own."""
     group = p.add_argument_group(
         "an answer of several tokens",
-        f"explains every token of the answer; the default scope is {SCOPE}, and --top is the number of sources to list for each token (default: 3)",
+        f"Explain every token of the answer. The default scope is {SCOPE}; --top is the\nnumber of sources to list for each token (default: 3).",
     )
     group.add_argument(
         "--chat",
