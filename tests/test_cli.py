@@ -398,3 +398,13 @@ def test_heads_of_a_target_need_a_scope_that_has_one(capsys: pytest.CaptureFixtu
     assert "--target needs --scope log_prob" in capsys.readouterr().err
     assert main(["heads", PROMPT, "--target", " liberal", "--baseline", " conservative"]) == 2
     assert "--baseline needs --scope contrastive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "app", "corpus", "corpus summary", "heads", "faithfulness", "guide"])
+def test_help_fits_into_a_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
