@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 from jscope_tl.errors import InputError
 from jscope_tl.results.files import check_target, listed, plain
 
-
 OF_ONE_PROMPT = ("jscope", "jscope heads")
 """Commands with a prompt."""
 
@@ -54,7 +53,10 @@ def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
     p.add_argument("prompt", nargs="?", help="the prompt")
     p.add_argument("--scope", default=scope, help=f"the scope (default: {scope}; jscope --list-scopes lists them)")
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
-    p.add_argument("--target", help="the next token to explain, as text (default: the token of the prompt after --position, or the most probable token)")
+    p.add_argument(
+        "--target",
+        help="the next token to explain, as text (default: the token of the prompt after --position, or the most probable token)",
+    )
     p.add_argument("--baseline", help="the token that the target is compared with (scope contrastive)")
     p.add_argument(
         "--position",
