@@ -1,4 +1,4 @@
-"""Jacobian Scopes for TransformerLens: which tokens of a prompt drove a prediction, and how strongly."""
+"""Jacobian Scopes for TransformerLens: how strongly a prediction depends on each token of a prompt."""
 
 from jscope_tl import corpus, diagnostics, faithfulness, patching, views
 from jscope_tl.attribution.attribute import attribute

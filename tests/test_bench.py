@@ -128,8 +128,15 @@ def test_scopes_against_the_control(modules: dict[str, ModuleType], pocket: Any)
     found = modules["control"].correlations(pocket, prompts)
     for n, prompt in enumerate(prompts):
         tokens = torch.tensor(prompt.tokens)
-        own, control = (js.attribute(pocket, tokens, name).scores[1:] for name in ("log_prob", "random_direction"))
-        assert found["log_prob"][n] == pytest.approx(spearmanr(own, control).statistic)
+        control = js.attribute(pocket, tokens, "random_direction").scores[1:]
+        target, baseline = prompt.target, prompt.baseline
+        own = {name: js.attribute(pocket, tokens, name) for name in ("semantic", "log_prob", "temperature", "entropy")}
+        own["another random direction"] = js.attribute(pocket, tokens, "random_direction", seed=1)
+        own["contrastive"] = js.attribute(pocket, tokens, "contrastive", target=target, baseline=baseline)
+        own["fisher, rank 4"] = js.attribute(pocket, tokens, "fisher", method="low_rank", rank=4)
+        own["explain"] = js.explain(pocket, tokens, target, baseline)
+        expected = {name: spearmanr(result.scores[1:], control).statistic for name, result in own.items()}
+        assert {name: values[n] for name, values in found.items()} == pytest.approx(expected)
     assert {len(values) for values in found.values()} == {2}
     mean, low, high = modules["control"].interval([0.0, 1.0] * 50)
     assert (mean, low < 0.45, high > 0.55) == (0.5, True, True)

@@ -408,3 +408,10 @@ def test_help_fits_into_a_terminal(
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
     assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def test_hints_for_a_prompt_are_given_only_where_they_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([PROMPT, "--bogus"])
+    assert "quotes" not in capsys.readouterr().err
+    assert main(["explain"]) == 0  # a prompt of one word

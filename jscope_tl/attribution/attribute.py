@@ -39,7 +39,7 @@ def attribute(
     progress: bool | None = None,
     **options: Any,
 ) -> Attribution:
-    """Score how strongly each token of the prompt drove the model's next-token prediction.
+    """Score how strongly the model's next-token prediction depends on each token of the prompt.
 
     Args:
         at: the residual-stream hook point whose activation ``x`` the scores refer to. A list of them, or

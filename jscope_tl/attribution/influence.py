@@ -46,7 +46,7 @@ def influence_pattern(
     progress: bool | None = None,
     **options: Any,
 ) -> InfluencePattern:
-    """Score how strongly each earlier token drove the prediction at each position, in a matrix like an attention pattern.
+    """Score how strongly the prediction at each position depends on each earlier token, in a matrix like an attention pattern.
 
     ``scores[i, t]`` is the score of token ``t`` for the prediction at ``positions[i]``. One forward pass serves all rows (along a path,
     one for each position and point); additive scopes compute the vector-Jacobian products of many positions in one batch. Without a

@@ -63,7 +63,7 @@ def attribute_text(
     progress: bool | None = None,
     **options: Any,
 ) -> TextAttribution:
-    """Score how strongly each part of a prompt drove the model's answer: one row for every token, or for every span, of the answer.
+    """Score how strongly the model's answer depends on each part of a prompt: one row for every token, or for every span, of the answer.
 
     ``scores[i, j]`` is the score of source ``j`` (a token of the prompt or of the answer so far, or a group of tokens) for the ``i``-th
     token or span of the answer. One forward pass over prompt and answer serves all rows; scopes with fixed cotangents (all but

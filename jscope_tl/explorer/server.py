@@ -45,7 +45,7 @@ def app(model: Any, token: str, hosts: frozenset[str], ancestors: str = "'self'"
     """The explorer of a model.
 
     Args:
-        token: the token that the page must send with every request.
+        token: the token that the page must send with every request to ``/api/``.
         hosts: the names and ports under which the server may be reached, as browsers send them in the Host header.
         ancestors: pages that may show it in a frame, in the syntax of the Content-Security-Policy.
     """

@@ -141,3 +141,9 @@ def test_it_prints_the_tokens_with_the_largest_effects(pocket: Any) -> None:
     assert said[2].split()[:4] == ["1.", "'", f"{result.scope.str_tokens[first].strip()}'", "at"]
     assert f"at {first} " in said[2]
     assert f"{float(result.kl[first]):.4g} ({float(result.log_prob[first]):+.3g})" in said[2]
+
+
+def test_it_prints_no_tokens_after_the_explained_one(pocket: Any) -> None:
+    result = js.patching.ablate(pocket, "the keys to the cabinet", "log_prob", position=2, progress=False)
+    places = [line.partition(" at ")[2].split()[0] for line in repr(result).splitlines()[2:]]
+    assert sorted(places) == ["0", "1", "2"]
