@@ -34,6 +34,13 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(one[1], comments=True) for one in found if one]
 
 
+def test_there_are_some() -> None:
+    assert {"README", "command_line", "components", "corpora", "explorer"} <= {
+        path.stem for path in PAGES if commands(path)
+    }
+    assert sum(len(commands(path)) for path in PAGES) >= 14
+
+
 def test_commands_of_other_machines_are_understood() -> None:
     """Lines for a cluster or a scheduler: every one is a corpus run, with options that it knows."""
     found = [one[1] for line in shell_lines(ROOT / "examples/guide/corpora.md")

@@ -220,7 +220,8 @@ class ComponentEffects(Saved):
         for rank, found in enumerate(shown, start=1):
             lines.append(f"  {rank}. {found.name:<36} {score_text(found.effect, found.stderr)}  {found.how}")
         if any(found.how != "measured" for found in shown):
-            lines.append(f"  {PREDICTED}: .measure({len(shown)}) measures the strongest")
+            how = f": .measure({len(shown)}) measures the strongest" if hasattr(self, "_measurer") else ""
+            lines.append(f"  {PREDICTED}{how}")
         spent = "; ".join(
             f"{name} {cost.forward_equivalents:.1f} passes, {cost.seconds:.2f} s" for name, cost in self.costs.items()
         )
@@ -228,7 +229,7 @@ class ComponentEffects(Saved):
 
 
 PREDICTED = "effects that are not measured are predictions, which can be wrong by a factor of ten"
-"""For lists of effects. SmolLM2's strongest heads have 0.03 to 0.8 of their effect in the linear prediction."""
+"""For lists of effects. Without refinement SmolLM2's strongest heads are predicted at 0.03 to 0.8 of their measured effect."""
 Measurer = Callable[[ComponentEffects, list[int], bool | None], tuple[Float[Tensor, "cells"], Cost]]
 """A function from effects and some of their places to the measured effects at these places, and the cost."""
 
