@@ -50,11 +50,11 @@ js.explain(model, prompt, " Mary", " John")
 
 # %%
 ablation = js.patching.ablate(model, prompt, "log_prob", target=" Mary", progress=False)
-{text: round(float(kl), 2) for text, kl in zip(ablation.scope.str_tokens, ablation.kl, strict=True)}
+ablation.to_dataframe()[["str_token", "kl"]].round(2)
 
 # %% [markdown]
-# Without *Mary* the model predicts another name; without the last *to* it predicts another kind of word. Leave-one-out measures both effects. Patching asks a more precise
-# question: what if the prompt said *Anna* instead of *Mary*?
+# Without *Mary* the model predicts another name. Without the last *to* the KL divergence is also large, but because the sentence is broken: the model predicts another kind of word.
+# A more precise question is: what if the prompt said *Anna* instead of *Mary*? Patching measures this at every layer and position.
 
 # %%
 other = prompt.replace("Mary", "Anna")

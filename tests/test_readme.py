@@ -142,3 +142,5 @@ def test_the_guide_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.rstrip() == page("text.md").rstrip()
     assert main(["guide", "texts"]) == 2
     assert "Did you mean 'text'" in capsys.readouterr().err
+    assert main(["guide", "slurm"]) == 2
+    assert "Pages that contain it: corpora." in capsys.readouterr().err

@@ -76,6 +76,12 @@ def test_gradients_are_those_of_float64(smollm2: Any, prompt: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(("target", "doubted"), [("Japan", True), (" Japan", False), (".", False)])
+def test_a_target_without_its_space_is_doubted(smollm2: Any, target: str, doubted: bool) -> None:
+    result = js.attribute(smollm2, "Anna moved from Spain to Japan. Now she lives in", "log_prob", target=target)
+    assert any("' Japan' is another token, and more probable" in warning for warning in result.warnings) == doubted
+
+
 @pytest.mark.newest_line
 def test_fisher_is_as_near_to_the_whole_trace_as_it_says(smollm2: Any) -> None:
     """On the positions that make up 95 % of the total, and in the order of the ten highest."""

@@ -21,6 +21,7 @@ from jscope_tl.model.running import Passes
 from jscope_tl.model.view import ModelView
 from jscope_tl.results.attribution import Attribution, Prediction
 from jscope_tl.results.base import PredictedToken, Provenance
+from jscope_tl.results.text import percent
 from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.directions import ContrastiveScope
@@ -53,7 +54,7 @@ def attribution(
         stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
         options={**options, "resolved": resolved} if resolved else options,
         prediction=prediction(state, view, target),
-        warnings=[*warnings, *score.warnings, *_underflow(score, state)],
+        warnings=[*warnings, *score.warnings, *_underflow(score, state), *_without_space(setup, state, target)],
         hook_points=layers,
     )
     return with_sink_warning(result)
@@ -155,6 +156,23 @@ def _underflow(score: Score, state: State) -> list[str]:
     return [
         f"Every score is 0: the prediction is so certain (p = {float(state.log_probs.detach().max().exp()):.12g}) that in "
         f"{state.x.dtype} the gradient of this scope is 0. Try 'semantic', or a model in float32."
+    ]
+
+
+def _without_space(setup: Setup, state: State, target: int) -> list[str]:
+    """A warning if a target given as text is less probable than the same text after a space, which most words of a vocabulary have."""
+    text, log_probs = setup.scope.options.get("target"), state.log_probs.detach()
+    if not isinstance(text, str) or text[:1].isspace():
+        return []
+    try:
+        spaced = to_id(setup.view, f" {text}", len(log_probs))
+    except InputError:  # no single token
+        return []
+    if log_probs[spaced] <= log_probs[target]:
+        return []
+    p, q = (percent(float(log_probs[token].exp())) for token in (spaced, target))
+    return [
+        f"The target {text!r} has no space in front: {f' {text}'!r} is another token, and more probable ({p} against {q})."
     ]
 
 

@@ -31,7 +31,11 @@ def run(argv: Sequence[str]) -> int:
         return 0
     name = topic.removesuffix(".md")
     if name not in pages:
-        raise InputError(f"The guide has no page {topic!r}.{nearest(name, pages)} Pages: {', '.join(sorted(pages))}.")
+        holding = sorted(
+            other for other, page in pages.items() if name.lower() in page.read_text(encoding="utf-8").lower()
+        )
+        found = f" Pages that contain it: {', '.join(holding)}." if holding else f" Pages: {', '.join(sorted(pages))}."
+        raise InputError(f"The guide has no page {topic!r}.{nearest(name, pages)}{found}")
     text = pages[name].read_text(encoding="utf-8")
     Console().print(Markdown(text)) if sys.stdout.isatty() else print(text)
     return 0

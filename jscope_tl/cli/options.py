@@ -50,8 +50,11 @@ def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
         listed: the items that ``--top`` counts, in the plural.
     """
     p = Parser(add_help=False)
+    extra = ", or explain: which token caused the prediction" if listed == "tokens" else ""
     p.add_argument("prompt", nargs="?", help="the prompt")
-    p.add_argument("--scope", default=scope, help=f"the scope (default: {scope}; jscope --list-scopes lists them)")
+    p.add_argument(
+        "--scope", default=scope, help=f"the scope{extra} (default: {scope}; jscope --list-scopes lists them)"
+    )
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
     p.add_argument(
         "--target",
