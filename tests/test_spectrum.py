@@ -235,7 +235,7 @@ def test_nothing_after_the_explained_position(llama: Any, of: str) -> None:
         assert values[:4].any()
     assert not found.shares[4:].any()
     assert len(found.to_dataframe()) == 4 * 8
-    with pytest.raises(js.InputError, match="after the explained one"):
+    with pytest.raises(js.InputError, match="after the explained position"):
         found.decode(5)
 
 

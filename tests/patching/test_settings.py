@@ -207,7 +207,7 @@ def test_caches_that_do_not_fit(llama: Any) -> None:
     kept = {name: source[name].clone() for name in points}
     undefined = kept | {points[1]: torch.full_like(kept[points[1]], torch.nan)}
     for cache, cure in (
-        ((logits, source), "second value"),
+        ((logits, source), "second return value"),
         ({name: value[..., :-1] for name, value in kept.items()}, "is needed"),
         (undefined, "undefined"),
         ({name: own[name] for name in points}, "changes nothing|another prompt"),

@@ -387,7 +387,7 @@ def test_bytes_of_a_graph() -> None:
         ({"atol": -0.1}, "atol is the standard error to reach relative to the largest score"),
         ({"atol": 1.0}, "atol"),
         ({"method": "exact", "max_rows": 40}, "max_rows limits method='auto'; 'exact' takes a fixed number"),
-        ({"method": "sampled", "max_seconds": 1.0}, "max_seconds ends method='auto'"),
+        ({"method": "sampled", "max_seconds": 1.0}, "max_seconds limits method='auto'"),
         ({"max_seconds": 0.0}, "max_seconds is the time that the backward passes may take and must be above 0"),
         ({"seed": 2**70}, "seed"),
     ],
