@@ -220,8 +220,7 @@ class ComponentEffects(Saved):
         for rank, found in enumerate(shown, start=1):
             lines.append(f"  {rank}. {found.name:<36} {score_text(found.effect, found.stderr)}  {found.how}")
         if any(found.how != "measured" for found in shown):
-            how = f": .measure({len(shown)}) measures the strongest" if hasattr(self, "_measurer") else ""
-            lines.append(f"  {PREDICTED}{how}")
+            lines.append(f"  {PREDICTED}: .measure({len(shown)}) measures the strongest")
         spent = "; ".join(
             f"{name} {cost.forward_equivalents:.1f} passes, {cost.seconds:.2f} s" for name, cost in self.costs.items()
         )
