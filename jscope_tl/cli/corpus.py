@@ -12,7 +12,7 @@ from typing import Any
 
 from jscope_tl.cli import corpus_summary
 from jscope_tl.cli.models import load
-from jscope_tl.cli.options import Parser, scope_options, was_given
+from jscope_tl.cli.options import Parser, of_a_scope, scope_options, was_given
 from jscope_tl.corpus.explaining import PART_ROWS, run_corpus
 from jscope_tl.corpus.on_ray import Ray
 from jscope_tl.corpus.prompts import read_prompts
@@ -22,6 +22,7 @@ from jscope_tl.scopes.registry import get_scope
 
 INTERRUPTED = 130
 """The exit code."""
+TARGET = "the token to explain for prompts without a target of their own (default: the most probable token)"
 ABOUT = """PROMPTS is a .txt file (one prompt per line), or .jsonl, .parquet or .csv
 with a column prompt (or text), messages (a chat) or tokens (ids), and optional
 columns id, target, baseline and position; all other columns are kept. The same
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         description="Explain thousands of prompts, and write one row for each to Parquet files in a\nfolder.",
         epilog=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[of_a_scope("temperature", TARGET)],
     )
     p.add_argument("prompts", help="a file of prompts")
     p.add_argument(
@@ -50,41 +52,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="explain only every N-th prompt, starting with prompt I (counted from 0); run one process for each I",
     )
-    p.add_argument(
-        "--scope", default="temperature", help="the scope (default: temperature; jscope --list-scopes lists them)"
-    )
-    p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
-    p.add_argument(
-        "--target",
-        help="the token to explain for prompts without a target of their own (default: the most probable token)",
-    )
-    p.add_argument("--baseline", help="the token that the target is compared with (scope contrastive)")
-    p.add_argument(
-        "--position",
-        type=int,
-        default=-1,
-        help="position whose next-token prediction is explained (default: -1, the last)",
-    )
-    p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE", help="any other option of the scope")  # fmt: skip
     p.add_argument("--at", default="hook_embed",
                    help="a hook point of the residual stream, or pattern: all attention patterns (default: hook_embed)")  # fmt: skip
     p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
     p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
-    p.add_argument("--gradient", default="plain", help="gradient rules: plain, attnlrp, relp or gim (default: plain)")  # fmt: skip
-    p.add_argument(
-        "--frozen",
-        action="append",
-        default=[],
-        metavar="WHAT",
-        help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice",
-    )
     p.add_argument(
         "--batch-tokens", type=int, metavar="N", help="tokens in one batch (default: as many as fit into memory)"
     )
     p.add_argument("--part-rows", type=int, default=PART_ROWS, metavar="N",
                    help=f"rows in one file (default: {PART_ROWS}, or the rows of one minute)")  # fmt: skip
-    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
-    p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
     p.add_argument(
         "--engine",
         choices=["local", "ray"],

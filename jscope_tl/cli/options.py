@@ -42,31 +42,21 @@ class StoreOnce(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
-    """The options of every command that explains one prompt, as a parent of its parser.
+def of_a_scope(scope: str, target: str, extra: str = "") -> argparse.ArgumentParser:
+    """The options of every command that explains with a scope, as a parent of its parser.
 
     Args:
         scope: the default one.
-        listed: the items that ``--top`` counts, in the plural.
+        target: the help text of ``--target``, which commands choose differently where it is not given.
+        extra: what ``--scope`` takes besides scopes.
     """
     p = Parser(add_help=False)
-    extra = ", or explain: which token caused the prediction" if listed == "tokens" else ""
-    p.add_argument("prompt", nargs="?", help="the prompt")
-    p.add_argument(
-        "--scope", default=scope, help=f"the scope{extra} (default: {scope}; jscope --list-scopes lists them)"
-    )
+    p.add_argument("--scope", default=scope, help=f"the scope{extra} (default: {scope}; jscope --list-scopes lists them)")  # fmt: skip
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
-    p.add_argument(
-        "--target",
-        help="the next token to explain, as text (default: the token of the prompt after --position, or the most probable token)",
-    )
+    p.add_argument("--target", help=target)
     p.add_argument("--baseline", help="the token that the target is compared with (scope contrastive)")
-    p.add_argument(
-        "--position",
-        type=int,
-        default=-1,
-        help="position whose next-token prediction is explained (default: -1, the last)",
-    )
+    p.add_argument("--position", type=int, default=-1,
+                   help="position whose next-token prediction is explained (default: -1, the last)")  # fmt: skip
     p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
                    help="any other option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
     p.add_argument("--gradient", default="plain",
@@ -75,6 +65,24 @@ def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
                    help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
+    return p
+
+
+TARGET = (
+    "the next token to explain, as text (default: the token of the prompt after --position, or the most probable token)"
+)
+
+
+def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
+    """The options of every command that explains one prompt, as a parent of its parser.
+
+    Args:
+        scope: the default one.
+        listed: the items that ``--top`` counts, in the plural.
+    """
+    extra = ", or explain: which token caused the prediction" if listed == "tokens" else ""
+    p = Parser(add_help=False, parents=[of_a_scope(scope, TARGET, extra)])
+    p.add_argument("prompt", nargs="?", help="the prompt")
     p.add_argument("--top", type=int, default=8, help=f"how many {listed} to list (default: 8)")
     p.add_argument("--html", metavar="FILE", help="write a report: one self-contained page")
     p.add_argument("--save", metavar="FILE", help="write the result as safetensors")
