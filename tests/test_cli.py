@@ -387,7 +387,7 @@ def test_explain_beside_the_scopes(capsys: pytest.CaptureFixture[str], pocket: A
     )
     assert page.stat().st_size > 10_000
     assert main([PROMPT, "--scope", "explain", "--gradient", "relp", "--per", "head"]) == 2
-    assert "--scope explain takes no --per, --gradient" in capsys.readouterr().err
+    assert "explain takes no --per, got 'head'; leave it out" in capsys.readouterr().err
     assert main([PROMPT, "--scope", "explain", "-o", "rank=3"]) == 2
     with pytest.raises(js.InputError, match="js.explain"):
         js.attribute(pocket, PROMPT, "explain")

@@ -110,7 +110,7 @@ def test_it_explains_a_patched_model(llama: Any) -> None:
 def test_a_result_says_what_it_is_and_is_kept(llama: Any, tmp_path: Path) -> None:
     result = js.explain(llama, TOKENS, 5)
     assert "attnlrp" in repr(result)
-    assert "does not add up" in result.unit
+    assert "not additive" in result.unit
     assert result.provenance.hook_point == "hook_embed, pattern"
     again = js.Attribution.load(result.save(tmp_path / "map.safetensors"))
     torch.testing.assert_close(again.scores, result.scores)

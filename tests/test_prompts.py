@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import jscope_tl as js
+from jscope_tl.model import prompts
 from jscope_tl.model.prompts import bos_positions, to_id, to_str_tokens, to_tokens
 from jscope_tl.model.view import ModelView
 from tests import models
@@ -42,6 +43,7 @@ TEXT = "the keys to the cabinet"
         (torch.tensor([1, 2]).to_sparse(), "dense"),
         (torch.empty(3, dtype=torch.long, device="meta"), "meta"),
         ("the \ud800 keys", "are not text"),
+        ([{"role": "user", "content": "the keys"}], "is a chat.*attribute_text"),
         ([np.bool_(True)], "list of token ids"),
         (b"keys", "bytes"),
         ([[1, 2], [3, 4]], "got 2 sequences"),
@@ -141,6 +143,18 @@ def test_a_second_bos_is_noticed(llama: Any) -> None:
     assert result.bos_positions == (0, 1)
     assert any("more than one BOS" in warning for warning in result.warnings)
     assert js.attribute(llama, TEXT).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "noticed"), [([":", " "], True), ([" "], True), (["\n", " "], False), ([" ", ":"], False)]
+)
+def test_a_blank_at_the_end_is_noticed(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, texts: list[str], noticed: bool
+) -> None:
+    """Unless it is an indentation."""
+    monkeypatch.setattr(prompts, "prompt_texts", lambda view, ids: texts)
+    warned = prompts.prompt_warnings(ModelView(llama), torch.tensor([5] * len(texts)))
+    assert any("ends with a blank" in warning for warning in warned) == noticed
 
 
 def test_bos_in_the_middle_is_text(llama: Any) -> None:

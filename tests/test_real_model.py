@@ -25,6 +25,14 @@ def test_the_model_predicts_as_one_that_has_learned_english(smollm2: Any) -> Non
     assert torch.isfinite(result.scores).all()
 
 
+def test_a_blank_at_the_end_is_noticed(smollm2: Any) -> None:
+    """It changes the prediction: words of this vocabulary start with their blank."""
+    with_blank, without = (js.attribute(smollm2, f"The capital of France is{end}", "log_prob") for end in (" ", ""))
+    assert without.prediction.top[0].str_token == " Paris" != with_blank.prediction.top[0].str_token
+    assert any("ends with a blank" in warning for warning in with_blank.warnings)
+    assert not without.warnings
+
+
 @functools.cache
 def in_float64() -> Any:
     """The model without the package and without TransformerLens; norms compute in float32 even there, to 1e-7."""

@@ -147,7 +147,7 @@ def can_run_together(setup: Setup) -> bool:
     own_origin = isinstance(origin, Tensor) and origin.ndim == 2
     beside = any(view.reads_beside(name) for name in setup.settings.at)
     apart = own_origin or hooked or beside or not isinstance(setup.path, Point)
-    return setup.scope.additive and not apart and several_tokens(setup) is None
+    return setup.additive and not apart and several_tokens(setup) is None
 
 
 def explain_together(batch: Sequence[Numbered]) -> list[Attribution]:

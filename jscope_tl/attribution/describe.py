@@ -77,14 +77,14 @@ def about(
     setup: Setup, tokens: Int[Tensor, "pos"], x: Float[Tensor, "*shape"], passes: Passes, seed: int | None
 ) -> dict[str, Any]:
     """The fields of a `Result` that do not depend on its scores."""
-    view, at = setup.view, setup.at
+    view = setup.view
     versions = {name: _version(name) for name in ("jscope_tl", "transformer_lens", "torch")}
     provenance = Provenance(
         model_name=view.name,
         model_class=type(view.model).__name__,
         dtype=str(x.dtype).removeprefix("torch."),
         device=str(x.device),
-        hook_point=at if isinstance(at, str) else ", ".join(setup.settings.at),
+        hook_point=setup.hook_point,
         n_forward=passes.n_forward,
         n_backward=passes.n_backward,
         seed=seed,

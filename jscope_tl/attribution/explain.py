@@ -1,7 +1,7 @@
 """`explain`: which tokens caused a prediction, by the method that finds validated causes best."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -9,20 +9,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jscope_tl.attribution.arguments import documented
-from jscope_tl.attribution.describe import attribution, of_prompt
+from jscope_tl.attribution.attribute import explain_target
+from jscope_tl.attribution.describe import of_prompt
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
+from jscope_tl.engine.one_position import SpanVJP
 from jscope_tl.engine.pattern_entries import PATTERN
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
+from jscope_tl.engine.state import State
 from jscope_tl.engine.vjp import Backward
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.prompts import Prompt, bos_positions, to_str_tokens
 from jscope_tl.results.attribution import Attribution
+from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Score
 from jscope_tl.scopes.directions import ContrastiveScope
 
-UNIT = "share of the map (unsigned, does not add up)"
+UNIT = "relative units, unsigned, not additive"
+HOOK_POINT = "hook_embed, pattern"
+OPTIONS = ("target", "baseline", "n")
+NOT_TAKEN: dict[str, Any] = {
+    "at": "hook_embed",
+    "per": None,
+    "reduction": None,
+    "path": None,
+    "gradient": "plain",
+    "frozen": (),
+}
+"""Keywords of other functions that `explain` does not take or, where it stands for a scope, sets itself; with their defaults."""
 N = 5
 """Default number of alternatives of each kind."""
 
@@ -53,8 +68,8 @@ def explain(
     Each map is divided by its sum over the tokens other than BOS; the score is the largest over the alternatives ``a``:
     ``score_s = max_a m_s(a) / Σ_t m_t(a)``. One forward pass, and one backward row for each alternative, all at once.
 
-    The score is a share of a map. It is *not* a norm of ``J_t`` (the gradients follow the rules), it has no sign, and it is not
-    complete: the sum of several tokens' scores has no meaning, and scores of different prompts cannot be compared.
+    The scores are relative to each other: they are *not* norms of ``J_t`` (the gradients follow the rules), and they have no sign. The
+    sum of several tokens' scores has no meaning, and scores of different prompts cannot be compared.
 
     Args:
         target: the token to explain; None: the next token of the prompt if there is one, else the most probable token.
@@ -82,22 +97,97 @@ def explain(
         >>> [token.str_token for token in js.explain(model, prompt, " liberal", " conservative").top(1)]
         [' columbia']
     """
+    given = {"target": target, "baseline": baseline, "n": n}
+    setup = cause_setup(model, given, fwd_hooks=fwd_hooks, gradient=gradient, progress=progress)
+    return of_prompt(explain_target(setup, *setup.prompt(prompt, prepend_bos, position)), prompt)
+
+
+def cause_setup(
+    model: Any, options: Mapping[str, Any], *, gradient: str | Rules = "attnlrp", **how: Any
+) -> "CauseSetup":
+    """The setup of `explain`, for one prompt and for many; ``how``: further keywords of `set_up`.
+
+    Raises:
+        InputError: an option or a keyword that `explain` does not take, or a value that cannot be used.
+    """
+    need_options(options)
     setup = set_up(
-        model, "alternatives", {"target": target, "baseline": baseline, "n": n, "choice": "both"}, at=PATTERN, per=None, fwd_hooks=fwd_hooks,
-        gradient=gradient, progress=progress,
-    )  # fmt: skip
-    tokens, at = setup.prompt(prompt, prepend_bos, position)
-    counted = _counted(setup, tokens, at)
-    warnings = setup.warnings(tokens)
-    with setup.run(tokens, [at]) as (forward, backward):
-        shares, others = _shares(setup, forward, backward, counted)
+        model, AlternativesScope(**options, choice="both"), {}, at=PATTERN, per=None, gradient=gradient, **how
+    )
+    return CauseSetup(**{f.name: getattr(setup, f.name) for f in fields(Setup)})
+
+
+def need_options(given: Iterable[str]) -> None:
+    """Refuse options that `explain` does not have.
+
+    Raises:
+        InputError: it has no such option.
+    """
+    for name in given:
+        if name not in OPTIONS:
+            raise InputError(f"explain has no option {name!r}.{nearest(name, OPTIONS)} It has {', '.join(OPTIONS)}.")
+
+
+def need_defaults(settings: Mapping[str, Any], spelled: str = "{}") -> None:
+    """Refuse settings that `explain` does not take, where it stands for a scope; ``spelled``: how the caller spells their names.
+
+    Raises:
+        InputError: a setting is not the default.
+    """
+    for name, default in NOT_TAKEN.items():
+        if settings.get(name, default) not in (default, [], None):
+            raise InputError(
+                f"explain takes no {spelled.format(name)}, got {settings[name]!r}; leave it out, or use a scope instead."
+            )
+
+
+@dataclass(frozen=True)
+class CauseSetup(Setup):
+    """The setup of `explain`: the scope chooses the alternatives, and the score compares the maps of all contrasts."""
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return "explain"
+
+    @property
+    def additive(self) -> bool:
+        """False: the maps of one prompt's alternatives are compared."""
+        return False
+
+    @property
+    def unit(self) -> str:
+        """The unit of the score."""
+        return UNIT
+
+    @property
+    def label(self) -> str:
+        """The name of the function, and the gradient rules."""
+        return f"{self.name}, gradient {self.settings.rules.name}"
+
+    @property
+    def hook_point(self) -> str:
+        """Where the derivatives are taken."""
+        return HOOK_POINT
+
+    def options(self) -> dict[str, Any]:
+        """The options of `explain`."""
+        return {name: value for name, value in super().options().items() if name != "choice"}
+
+    def score(self, forward: Run, backward: Backward, i: int = 0) -> Score:
+        """The highest score of each token over the alternatives."""
+        state = forward.state(i)
+        counted = _counted(self, state.tokens, state.position)
+        shares, others = _shares(self, forward, backward, counted)
         values, decisive = shares.max(0)
-        against = to_str_tokens(setup.view, [others[decisive[(values * counted.to(values)).argmax()]]])[0]
-        score = Score(values, resolved={"strongest_against": against})
-        result = attribution(setup, forward, score, [*warnings, *backward.notes])
-    where = replace(result.provenance, hook_point="hook_embed, pattern")
-    name = f"explain, gradient {setup.settings.rules.name}"
-    return of_prompt(replace(result, scope=name, unit=UNIT, provenance=where), prompt)
+        strongest = others[decisive[(values * counted.to(values)).argmax()]]
+        return Score(values, resolved={"strongest_against": to_str_tokens(self.view, [strongest])[0]})
+
+    def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
+        """Refuse several tokens."""
+        raise InputError(
+            "js.explain explains one next token; give a target and a baseline of one token each, or explain several tokens with js.attribute."
+        )
 
 
 def _counted(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Bool[Tensor, "pos"]:

@@ -186,6 +186,21 @@ class Setup:
         return self.reduction.unit(self.scope.unit, self.scope.effect_unit)
 
     @property
+    def name(self) -> str:
+        """The name of what explains, without settings."""
+        return self.scope.label
+
+    @property
+    def additive(self) -> bool:
+        """Whether the score is a sum over rows, so that several prompts can share passes."""
+        return self.scope.additive
+
+    @property
+    def hook_point(self) -> str:
+        """The hook point or points that the scores refer to."""
+        return self.at if isinstance(self.at, str) else ", ".join(self.settings.at)
+
+    @property
     def label(self) -> str:
         """The scope's name, and the settings that differ from the paper's."""
         reduction = [] if self.reduction.name == self.scope.reduction else [self.reduction.name]

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jscope_tl.attribution.attribute import attribute
-from jscope_tl.attribution.explain import explain
+from jscope_tl.attribution.explain import explain, need_defaults, need_options
 from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.cli import app, corpus, faithfulness, guide, heads, text
 from jscope_tl.cli.models import load
@@ -36,16 +36,6 @@ EXIT = """further commands, each with --help:
 exit codes: 0 done; 2 an option or an input cannot be used (one line on
 standard error says why); 3 the model could not be loaded; 130 interrupted"""
 
-NOT_OF_EXPLAIN: dict[str, Any] = {
-    "at": "hook_embed",
-    "per": None,
-    "reduction": None,
-    "path": None,
-    "gradient": "plain",
-    "frozen": [],
-    "attention": False,
-}
-"""Options that `js.explain` does not take, with their defaults."""
 LONGEST = 1000
 """Longest message in characters; a message may quote the input."""
 
@@ -153,13 +143,13 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _cause(options: argparse.Namespace) -> Any:
     """The result of `js.explain`, which takes fewer options than a scope."""
-    unlike = [name for name, default in NOT_OF_EXPLAIN.items() if getattr(options, name) not in (default, [], False)]
-    if unlike:
-        said = ", ".join(f"--{name}" for name in unlike)
-        raise InputError(f"--scope explain takes no {said}; leave it out, or use another scope (jscope --list-scopes).")
+    if options.attention:
+        raise InputError(
+            "--attention is not for --scope explain, which scores tokens and no pairs of positions; leave it out."
+        )
+    need_defaults(vars(options), "--{}")
     given = scope_options(options)
-    if further := given.keys() - {"target", "baseline", "n"}:
-        raise InputError(f"--scope explain has no option {sorted(further)[0]!r}; it has target, baseline and n.")
+    need_options(given)
     model = load(options.model, options.device, options.dtype)
     return explain(model, options.prompt, position=options.position, **given)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from jscope_tl.attribution.explain import need_options
 from jscope_tl.cli import corpus_summary
 from jscope_tl.cli.models import load
-from jscope_tl.cli.options import Parser, of_a_scope, scope_options, was_given
+from jscope_tl.cli.options import EXPLAIN, Parser, of_a_scope, scope_options, was_given
 from jscope_tl.corpus.explaining import PART_ROWS, run_corpus
 from jscope_tl.corpus.on_ray import Ray
 from jscope_tl.corpus.prompts import read_prompts
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         description="Explain thousands of prompts, and write one row for each to Parquet files in a\nfolder.",
         epilog=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[of_a_scope("temperature", TARGET)],
+        parents=[of_a_scope("temperature", TARGET, EXPLAIN)],
     )
     p.add_argument("prompts", help="a file of prompts")
     p.add_argument(
@@ -102,7 +103,11 @@ def run(argv: Sequence[str]) -> int:
     if [*argv[:1]] == ["summary"]:
         return corpus_summary.run(argv[1:])
     options = parser().parse_args(argv)
-    scope = get_scope(options.scope)(**scope_options(options))
+    scope, given = options.scope, scope_options(options)
+    if scope == "explain":
+        need_options(given)
+    else:
+        scope, given = get_scope(scope)(**given), {}
     to_shard(options.shard)  # checked before a model is loaded
     prompts = read_prompts(options.prompts, options.column)
     engine = _engine(options)
@@ -112,7 +117,7 @@ def run(argv: Sequence[str]) -> int:
     how: dict[str, Any] = {name: getattr(options, name) for name in SAME_NAME} | {"engine": engine}
     try:
         with ended_as_interrupted():
-            found = run_corpus(model, prompts, options.out, scope, **how, progress=not options.quiet)
+            found = run_corpus(model, prompts, options.out, scope, **how, **given, progress=not options.quiet)
     except KeyboardInterrupt:
         print(f"jscope: interrupted; {_resumed(options.out)}", file=sys.stderr)
         return INTERRUPTED

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from jscope_tl.errors import InputError
 from jscope_tl.results.files import check_target, listed, plain
 
+EXPLAIN = ", or explain: which token caused the prediction"
+"""What ``--scope`` takes besides scopes."""
 OF_ONE_PROMPT = ("jscope", "jscope heads")
 """Commands with a prompt."""
 
@@ -80,8 +82,7 @@ def of_one_prompt(scope: str, listed: str) -> argparse.ArgumentParser:
         scope: the default one.
         listed: the items that ``--top`` counts, in the plural.
     """
-    extra = ", or explain: which token caused the prediction" if listed == "tokens" else ""
-    p = Parser(add_help=False, parents=[of_a_scope(scope, TARGET, extra)])
+    p = Parser(add_help=False, parents=[of_a_scope(scope, TARGET, EXPLAIN if listed == "tokens" else "")])
     p.add_argument("prompt", nargs="?", help="the prompt")
     p.add_argument("--top", type=int, default=8, help=f"how many {listed} to list (default: 8)")
     p.add_argument("--html", metavar="FILE", help="write a report: one self-contained page")

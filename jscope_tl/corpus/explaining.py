@@ -62,6 +62,8 @@ def run_corpus(
             strings, lists of ids, chats and mappings. Columns, or keys, are ``prompt`` (or ``text``), ``messages`` (a chat) or ``tokens``;
             ``id`` (by default the number of the line, counted from 0); and ``target``, ``baseline`` and ``position`` for this prompt. All
             other columns are copied to the row's ``carried``, as are targets if the scope has no target.
+        scope: the name of a registered scope, with its options as further keywords; a scope object; a function that maps the `State` to
+            cotangents; or ``"explain"``: `jscope_tl.explain`, with ``target``, ``baseline`` and ``n``, which runs prompt by prompt.
         folder: the folder of the run, which is created if it does not exist. A run in it is resumed if its settings are the same.
         column: the name of the column with the prompts, if it is another one.
         shard: ``"2/8"`` or ``(2, 8)``: this process explains every eighth line, starting with the third; the processes of all shards

@@ -8,6 +8,7 @@ from typing import Any
 
 from jscope_tl.attribution.batch import Numbered
 from jscope_tl.attribution.describe import of_prompt
+from jscope_tl.attribution.explain import NOT_TAKEN, cause_setup, need_defaults
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.attribution.span import several_tokens
 from jscope_tl.corpus.prompts import Line
@@ -71,7 +72,7 @@ class Asked:
         Raises:
             InputError: the settings cannot be used with this model.
         """
-        setup = set_up(model, self.scope, dict(self.options), **self.settings, per=None, progress=False)
+        setup = self._setup(model)
         several_tokens(setup)  # raises an error if the target is not a token
         to_position(self.position, setup.view.n_ctx)
         if self.prepend_bos not in (None, True, False):
@@ -82,6 +83,13 @@ class Asked:
                 "for layer maps."
             )
         return Question(setup, self.position, self.prepend_bos, self.template)
+
+    def _setup(self, model: Any) -> Setup:
+        if self.scope != "explain":
+            return set_up(model, self.scope, dict(self.options), **self.settings, per=None, progress=False)
+        need_defaults(self.settings)
+        how = {name: value for name, value in self.settings.items() if name not in NOT_TAKEN}
+        return cause_setup(model, self.options, **how, progress=False)
 
 
 def asked_of(scope: Scope, line: Line) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from jscope_tl.attribution.attribute import attribute
+from jscope_tl.attribution.explain import UNIT
 from jscope_tl.attribution.explain import explain as cause
 from jscope_tl.attribution.text import attribute_text
 from jscope_tl.errors import InputError, nearest
@@ -30,7 +31,7 @@ EXPLAIN = {
     "name": "explain",
     "question": "Which tokens caused it: gradient x attention under AttnLRP's rules, against the model's alternatives.",
     "options": ["target", "baseline"],
-    "unit": "share of the map (unsigned, does not add up)",
+    "unit": UNIT,
     "price": "up to ten backward rows",
 }
 """The entry of `js.explain` in the list of scopes, although it is not a scope."""

@@ -6,6 +6,7 @@ from itertools import islice
 from os.path import expanduser
 from typing import Any
 
+from jscope_tl.attribution.explain import HOOK_POINT
 from jscope_tl.corpus.dataset import CorpusRun, open_run
 from jscope_tl.corpus.row import Row
 from jscope_tl.errors import InputError
@@ -96,7 +97,7 @@ def _how(run: CorpusRun) -> dict[str, Any]:
 
 def _layer(at: Any) -> int | None:
     """The place of a hook point on the page's slider; None if it is not on the slider."""
-    if at in (None, "hook_embed"):
+    if at in (None, "hook_embed", HOOK_POINT):
         return 0
     after = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", str(at))
     return int(after[1]) + 1 if after else None

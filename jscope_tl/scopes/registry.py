@@ -108,7 +108,9 @@ def available_scopes() -> list[str]:
 def scope_entry(name: Any) -> Entry:
     """The registered scope of that name, or an error with the nearest one."""
     if not isinstance(name, str) or name not in _ENTRIES:
-        near = " Did you mean the function js.explain(model, prompt)?" if name == "explain" else nearest(name, _ENTRIES)
+        near = nearest(name, [*_ENTRIES, "explain"])
+        if "'explain'" in near:
+            near = " Did you mean the function js.explain(model, prompt), --scope explain on the command line?"
         raise InputError(f"There is no scope {name!r}.{near} Known: {', '.join(available_scopes())}.")
     return _ENTRIES[name]
 

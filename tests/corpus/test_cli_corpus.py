@@ -49,6 +49,17 @@ def test_writes_a_run_and_says_what_is_in_it(
         assert row.carried == {"n": i}
 
 
+def test_causes_are_asked_for_as_a_scope_is(
+    pocket: Any, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    how = ["--scope", "explain", "--baseline", " are", "-o", "n=2", "--quiet"]
+    assert main(["corpus", prompts, "--out", out, *how]) == 0
+    assert "explain, gradient attnlrp scope" in capsys.readouterr().out
+    expected = js.explain(pocket, PROMPTS[3], " is", " are")
+    np.testing.assert_allclose(js.corpus.open(out).row("p3").scores, expected.scores.numpy(), rtol=1e-4)
+
+
 def test_shards_land_in_one_folder_and_are_summarised(
     prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +76,9 @@ def test_shards_land_in_one_folder_and_are_summarised(
     [
         ([], "the following arguments are required: --out"),
         (["--scope", "fishr", "--out", "{out}"], "Did you mean 'fisher'"),
+        (["--scope", "explain", "-o", "rank=3", "--out", "{out}"], "explain has no option 'rank'"),
+        (["--scope", "explian", "--out", "{out}"], "--scope explain"),
+        (["--scope", "explain", "--gradient", "relp", "--out", "{out}"], "explain takes no gradient, got 'relp'"),
         (["--shard", "2/2", "--out", "{out}"], "shard is the number of the shard"),
         (["--column", "promt", "--out", "{out}"], "Did you mean 'prompt'"),
         (["--option", "rank", "--out", "{out}"], "NAME=VALUE"),

@@ -88,6 +88,46 @@ def test_each_prompt_has_its_own_target_baseline_and_position(pocket: Any, tmp_p
         same(run.row(i), js.attribute(pocket, line["prompt"], "contrastive", **given))
 
 
+def test_causes_of_many_prompts(pocket: Any, tmp_path: Path) -> None:
+    """``"explain"`` gives the rows of `js.explain`, with each prompt's own target and baseline, and says what it is."""
+    lines = [
+        {"prompt": "the keys to the cabinet near the doors", "target": " are", "baseline": [" is", " was"]},
+        {"prompt": "tom grew up in the south and goes to columbia . at school he is a", "position": 12},
+        {"prompt": "the keys", "target": " two words"},
+    ]
+    run = js.corpus.run(pocket, lines, tmp_path, "explain", n=2)
+    first, second, failed = run
+    expected = js.explain(pocket, lines[0]["prompt"], " are", [" is", " was"], n=2)
+    np.testing.assert_array_equal(first.scores, expected.scores.numpy())
+    np.testing.assert_array_equal(
+        second.scores, js.explain(pocket, lines[1]["prompt"], position=12, n=2).scores.numpy()
+    )
+    assert failed.error is not None
+    assert (run.scope, run.unit, run.settings["scope"]) == (expected.scope, expected.unit, "explain")
+    assert run.settings["options"] == {"target": None, "baseline": None, "n": 2, "gradient": "attnlrp"}
+    assert run.settings["at"] == expected.provenance.hook_point
+    assert len(js.corpus.by_distance(run).rows) > 3
+    with pytest.raises(js.InputError, match="other settings, options.n: 2 against 3"):
+        js.corpus.run(pocket, lines, tmp_path, "explain", n=3)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"at": "resid_pre"}, "explain takes no at, got 'resid_pre'"),
+        ({"gradient": "gim"}, "explain takes no gradient"),
+        ({"path": "line"}, "explain takes no path"),
+        ({"choice": "both"}, "explain has no option 'choice'. It has target, baseline, n"),
+        ({"basline": " is"}, "Did you mean 'baseline'"),
+        ({"n": 0}, "n is a whole number, 1 or more"),
+    ],
+)
+def test_settings_that_explain_does_not_take(pocket: Any, tmp_path: Path, how: dict[str, Any], says: str) -> None:
+    with pytest.raises(js.InputError, match=says):
+        js.corpus.run(pocket, ["the keys"], tmp_path / "run", "explain", **how)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_target_of_several_tokens_is_explained_by_itself(pocket: Any, tmp_path: Path) -> None:
     asked = [{"prompt": PROMPTS[0], "target": " is in"}, {"prompt": PROMPTS[1], "target": " is"}]
     run = js.corpus.run(pocket, asked, tmp_path, "log_prob", progress=False)

@@ -180,6 +180,16 @@ def test_rows_of_a_run(page: Any, pocket: Any, tmp_path: Path) -> None:
         pocket, prompts[0], "fisher", method="low_rank", rank=2, gradient="relp", at="blocks.0.hook_resid_post"
     )
     assert list(scores(page).values()) == pytest.approx(again.scores.tolist(), rel=1e-3, abs=1e-8)
+    causes = tmp_path / "causes"
+    js.corpus.run(pocket, prompts[:2], causes, "explain", baseline=" the", progress=False)
+    page.get_by_test_id("run-folder").fill(str(causes))
+    page.get_by_test_id("run-open").click()
+    page.locator("#run-said", has_text="explain, gradient attnlrp").wait_for()
+    assert "A click explains a row without" not in page.locator("#run-said").inner_text()
+    rows.first.click()
+    page.locator("#headline", has_text="explain").wait_for()
+    expected = js.explain(pocket, prompts[0], baseline=" the")
+    assert list(scores(page).values()) == pytest.approx(expected.scores.tolist(), rel=1e-3, abs=1e-6)
     page.get_by_test_id("run-folder").fill("/no/such/run")
     page.get_by_test_id("run-open").click()
     page.get_by_test_id("error").filter(has_text="/no/such/run").wait_for()
