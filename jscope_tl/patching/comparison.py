@@ -13,6 +13,7 @@ from jscope_tl.results.checks import need, need_finite
 from jscope_tl.results.cost import Cost
 from jscope_tl.results.files import Saved
 from jscope_tl.results.ranks import spearman
+from jscope_tl.results.text import visible
 
 EFFECTLESS = 0.01
 """The fraction of the largest effect below which a cell is not ranked."""
@@ -143,6 +144,8 @@ class Comparison(Saved):
             f"in {self.effect_unit} (whole source run: {self.total:.4g}){self.scope.prepended}",
             f"  rank correlation with the effect: score {overall.score:.2f}, predicted {overall.predicted:.2f}; of the "
             f"{overall.k} highest: {overall.top_score:.0%}, {overall.top_predicted:.0%}",
+            "  largest effects (predicted):",
+            *self._largest(5),
             f"  cost: {costs}{skipped}",
         ]
         if self.held is not None:
@@ -151,6 +154,18 @@ class Comparison(Saved):
                 f"  joint effect of the patched cells of each hook point, as a share of the whole effect: {shares}"
             )
         return "\n".join(lines)
+
+    def _largest(self, k: int) -> list[str]:
+        """One line for each of the ``k`` largest effects."""
+        sizes = self.effects.nan_to_num().abs().flatten()
+        cells = [divmod(int(i), self.effects.shape[1]) for i in sizes.topk(min(k, int(sizes.count_nonzero()))).indices]
+        return [f"  {rank}. {self._cell(layer, t)}" for rank, (layer, t) in enumerate(cells, 1)]
+
+    def _cell(self, layer: int, t: int) -> str:
+        own, other = (visible(texts[t]) for texts in (self.str_tokens, self.source_str_tokens))
+        token = repr(own) if own == other else f"{own!r} ({other!r})"
+        effect, predicted = (float(values[layer, t]) for values in (self.effects, self.predicted))
+        return f"{f'{token} at {t}, {self.scope.hook_points[layer]}':52} {effect:>9.4g} ({predicted:.4g})"
 
 
 def _overlap(a: Float[Tensor, "n"], b: Float[Tensor, "n"], k: int) -> float:

@@ -21,6 +21,18 @@ NEED = {
 compare = inspect.unwrap(js.patching.compare)
 
 
+def test_printed_cells_are_those_with_the_largest_effects(pocket: Any) -> None:
+    clean, corrupted = "the small basket under the cups", "the small baskets under the cups"
+    both = js.patching.compare(pocket, clean, corrupted, "contrastive", target=" is", baseline=" are")
+    best = both.to_dataframe().sort_values("effect", key=abs, ascending=False).head(5)
+    printed = repr(both).splitlines()[3:8]
+    for ((hook_point, t), row), line in zip(best.iterrows(), printed, strict=True):
+        assert f"{row['str_token']!r} " in line
+        assert f"at {t}, {hook_point} " in line
+        assert line.endswith(f"{row['effect']:.4g} ({row['predicted']:.4g})")
+    assert "' basket' (' baskets') at 3" in printed[0]
+
+
 def naive_quantity(
     scope: str, y: torch.Tensor, z: torch.Tensor, base: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
