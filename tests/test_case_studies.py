@@ -2,19 +2,25 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
+from matplotlib import pyplot as plt
 
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.pocket.load import pocket_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 
+mpl.use("Agg")
 FOLDER = Path(__file__).parents[1] / "examples" / "case_studies"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
+DEAR = ("diagnostics", "spectral")
 AS_IN_A_KERNEL = "import sys; sys.argv = ['ipykernel_launcher.py', '-f', 'kernel.json']; exec(open({!r}).read())"
 
 
@@ -32,6 +38,18 @@ def run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def run_here(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The output of a script that runs in this process, which has imported everything already."""
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as in a process of its own
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    plt.close("all")
+    return capsys.readouterr().out
+
+
 def claims(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("CLAIM ")]
 
@@ -41,8 +59,11 @@ def pictures(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_pocket_model(name: str, tmp_path: Path) -> None:
-    said = run(str(FOLDER / f"{name}.py"), "--out", str(tmp_path / "pictures"), "--longest", "500", cwd=tmp_path)
+def test_pocket_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--longest", "240", "--prompts", "2" if name in DEAR else "6")
+    said = run_here(name, monkeypatch, capsys, "--out", str(tmp_path / "pictures"), *few)
     assert claims(said)
     for line in claims(said):
         assert line.startswith(("CLAIM holds: ", "CLAIM DOES NOT HOLD: "))
@@ -79,8 +100,14 @@ def local_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["instructions", "time_series"])
-def test_own_model(name: str, local_model: Path, tmp_path: Path) -> None:
-    said = run(str(FOLDER / f"{name}.py"), "--model", str(local_model), "--out", str(tmp_path))
+def test_own_model(
+    name: str,
+    local_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = run_here(name, monkeypatch, capsys, "--model", str(local_model), "--out", str(tmp_path))
     assert claims(said)
     assert all(line.startswith("CLAIM of the paper, ") for line in claims(said))
     assert pictures(tmp_path)

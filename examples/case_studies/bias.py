@@ -41,7 +41,8 @@ def without_hint(prompt: js.PocketPrompt) -> dict[str, common.Case] | None:
 
 
 if study.is_pocket:
-    pairs = [pair for prompt in js.pocket_prompts("politics", 300) if (pair := without_hint(prompt))][:40]
+    pairs = [pair for prompt in js.pocket_prompts("politics", 300) if (pair := without_hint(prompt))]
+    pairs = pairs[: study.at_most(40)]
     first, second = pairs[0].values()
 else:
     first, second = (study.paper_case(PAPER.format(word)) for word in ("liberal", "conservative"))
@@ -80,7 +81,8 @@ if study.is_pocket:
     detail = f"both ways in {share(both):.0%} of {len(both)} prompts, chance is 25%"
     claim(BOTH, share(both) > 0.5, f"{detail}; one way at a time {share(own):.0%}")
 
-    cases = [case for case in study.pocket_cases("politics", 400) if len(case.causes) == 2][:50]
+    cases = [case for case in study.pocket_cases("politics", 400) if len(case.causes) == 2]
+    cases = cases[: study.at_most(50)]
     tops = study.tops(cases, "semantic")
     hits = [top == case.causes[0] for top, case in zip(tops, cases, strict=True)]
     control = [top == case.causes[0] for top, case in zip(study.tops(cases, "random_direction"), cases, strict=True)]

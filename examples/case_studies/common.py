@@ -38,17 +38,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Study:
-    """A model, where the pictures go, and the tokens of the longest prompts."""
+    """A model, where the pictures go, the tokens of the longest prompts, and the most prompts that a claim counts."""
 
     model: Any
     name: str | None
     out: Path
     longest: int
+    most: int | None
 
     @property
     def is_pocket(self) -> bool:
         """Whether claims can be checked: causes are known for the pocket model only."""
         return self.name is None
+
+    def at_most(self, n: int) -> int:
+        """The number of prompts that a claim counts: ``n``, or fewer for a quick look (``--prompts``)."""
+        return n if self.most is None else min(n, self.most)
 
     def paper_case(self, text: str) -> Case:
         """A prompt of the paper in its own convention: two BOS (where the tokenizer has one), the last token the target."""
@@ -112,10 +117,13 @@ def start() -> Study:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 (default: float32)")
     parser.add_argument("--out", type=Path, default=None, help="folder for the pictures (default: a temporary one)")
     parser.add_argument("--longest", type=int, default=2000, help="tokens of the longest prompts (default: 2000)")
+    parser.add_argument(
+        "--prompts", type=int, default=None, help="at most so many prompts for each claim (default: all)"
+    )
     asked = parser.parse_known_args()[0]
     out = asked.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
-    return Study(load(asked.model, asked.device, asked.dtype), asked.model, out, asked.longest)
+    return Study(load(asked.model, asked.device, asked.dtype), asked.model, out, asked.longest, asked.prompts)
 
 
 def target_of(case: Case) -> tuple[int, ...]:

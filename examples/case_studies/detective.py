@@ -39,7 +39,7 @@ def three_suspects(prompt: js.PocketPrompt) -> dict[str, common.Case]:
 
 
 if study.is_pocket:
-    stories = [three_suspects(prompt) for prompt in js.pocket_prompts("detective", 40)]
+    stories = [three_suspects(prompt) for prompt in js.pocket_prompts("detective", study.at_most(40))]
     suspects = list(stories[0].values())
 else:
     suspects = [study.paper_case(PAPER.format(trade)) for trade in ("mechanic", "gardener", "butcher")]

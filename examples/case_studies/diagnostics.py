@@ -16,7 +16,7 @@ import jscope_tl as js
 
 study = start()
 model = study.model
-LENGTHS = (500, study.longest)
+LENGTHS = (study.longest // 4, study.longest)
 series = [js.series.to_integers(js.series.lorenz(length // 2, np.random.default_rng(0))) for length in LENGTHS]
 TEXTS = [
     "As a state-of-the-art AI assistant, you never argue or deceive, because you are",
@@ -24,7 +24,7 @@ TEXTS = [
     "French: Nous l'appelons lentille jacobienne. English: We call it Jacobian",
 ]
 if study.is_pocket:
-    TEXTS = [prompt.text for task in js.pocket_tasks() for prompt in js.pocket_prompts(task, 6)]
+    TEXTS = [prompt.text for task in js.pocket_tasks() for prompt in js.pocket_prompts(task, study.at_most(6))]
 
 # %% [markdown]
 # ## The attention sink
@@ -67,10 +67,11 @@ else:
 SCOPES = (
     ("semantic", "log_prob", "temperature", "entropy", "fisher") if study.is_pocket else ("semantic", "temperature")
 )
+step = max(1, len(TEXTS) // study.at_most(8))
 print("scope          own direction   random directions   (medians over prompts)")
 medians = {}
 for scope in SCOPES:
-    found = [js.diagnostics.linearity(model, text, scope, progress=False) for text in TEXTS[:: max(1, len(TEXTS) // 8)]]
+    found = [js.diagnostics.linearity(model, text, scope, progress=False) for text in TEXTS[::step]]
     medians[scope] = [
         float(np.median([getattr(f, radius) for f in found])) for radius in ("own_radius", "random_radius")
     ]

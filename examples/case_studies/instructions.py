@@ -40,7 +40,8 @@ def two_targets(prompt: js.PocketPrompt) -> dict[str, common.Case] | None:
 
 
 if study.is_pocket:
-    pairs = [pair for prompt in js.pocket_prompts("assistant", 400) if (pair := two_targets(prompt))][:40]
+    pairs = [pair for prompt in js.pocket_prompts("assistant", 400) if (pair := two_targets(prompt))]
+    pairs = pairs[: study.at_most(40)]
     first, second = pairs[0].values()
 else:
     first, second = (study.paper_case(PAPER.format(virtue)) for virtue in ("truthful", "nice"))
@@ -70,7 +71,7 @@ MOST = "The logit of the virtue is attributed most prominently to the vice whose
 OWN = "Of two vices denied in one prompt, a virtue is attributed more to its own: truthful to deceive, nice to argue."
 
 if study.is_pocket:
-    cases = study.pocket_cases("assistant", 50)
+    cases = study.pocket_cases("assistant", study.at_most(50))
     tops = study.tops(cases, "semantic")
     hits = [top in case.causes for top, case in zip(tops, cases, strict=True)]
     control = [top in case.causes for top, case in zip(study.tops(cases, "random_direction"), cases, strict=True)]

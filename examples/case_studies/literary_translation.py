@@ -33,7 +33,7 @@ PAPER = [
     ITALIAN + "But when you have returned to the sweet world, I pray you bring",
 ]
 if study.is_pocket:
-    cases = study.pocket_cases("translation", 200)
+    cases = study.pocket_cases("translation", study.at_most(200))
 else:
     cases = [study.paper_case(text) for text in PAPER]
 results = [study.explain(case, "temperature") for case in cases]

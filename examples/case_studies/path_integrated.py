@@ -47,7 +47,8 @@ def integrand(case: common.Case, alpha: float) -> js.Attribution:
 
 
 if study.is_pocket:
-    cases = [case for case in study.pocket_cases("politics", 400) if len(case.causes) == 2][:40]
+    cases = [case for case in study.pocket_cases("politics", 400) if len(case.causes) == 2]
+    cases = cases[: study.at_most(40)]
     case = cases[0]
 else:
     case = study.paper_case(PAPER)

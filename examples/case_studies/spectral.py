@@ -121,7 +121,7 @@ def checks(task: str, text: str) -> list[Checked]:
     return rows
 
 
-n_prompts = 8 if study.is_pocket else 1
+n_prompts = study.at_most(8) if study.is_pocket else 1
 rows = [row for task in TASKS for prompt in js.pocket_prompts(task, n_prompts) for row in checks(task, prompt.text)]
 
 print("task         direction  measured/predicted KL  KL over the trace's mean  words named  two most probable  n")
@@ -142,7 +142,7 @@ for task in TASKS:
 # %%
 if study.is_pocket:
     higher, ranks = 0, []
-    for prompt in js.pocket_prompts("repetition", 24):
+    for prompt in js.pocket_prompts("repetition", study.at_most(24)):
         found = js.spectrum(model, prompt.text, of="fisher", k=1, progress=False)
         copied = prompt.causes[0]
         ranks.append((float(found.effective_rank[copied - 1]), float(found.effective_rank[copied])))

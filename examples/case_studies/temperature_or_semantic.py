@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 import jscope_tl as js
 
 study = common.start()
-SERIES = 20
+SERIES = study.at_most(20)
 IDS = {number: common.target_of(study.series_case([10, number])) for number in range(10, 100)}
 """The tokens of each number."""
 

@@ -19,7 +19,7 @@ from common import claim, clearly_positive, mean_text, rank_correlation, to_comp
 import jscope_tl as js
 
 study = common.start()
-SERIES, LENGTH = 20, 179
+SERIES, LENGTH = study.at_most(20), 179
 
 # %% [markdown]
 # ## The series

@@ -30,7 +30,11 @@ PAPER = [
     "German: Dies ist ein Aufsatz über kausale Zuschreibung. English: This is a paper on causal attribution",
     "French: Nous l'appelons lentille jacobienne. English: We call it Jacobian Scope",
 ]
-cases = study.pocket_cases("translation", 40) if study.is_pocket else [study.paper_case(text) for text in PAPER]
+cases = (
+    study.pocket_cases("translation", study.at_most(40))
+    if study.is_pocket
+    else [study.paper_case(text) for text in PAPER]
+)
 
 # %% [markdown]
 # On the pocket model all backward passes of Fisher Scope are taken (`method="exact"`, as in the paper's first version); on a
