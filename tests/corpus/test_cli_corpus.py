@@ -1,12 +1,7 @@
 """The command ``jscope corpus``: what it writes and says, its exit codes, and how it ends when it is told to."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import pytest
 import jscope_tl as js
 from jscope_tl.cli import corpus
 from jscope_tl.cli.command import main
+from jscope_tl.corpus import batching
 
 pytestmark = pytest.mark.newest_line
 
@@ -52,9 +48,10 @@ def test_writes_a_run_and_says_what_is_in_it(
 def test_causes_are_asked_for_as_a_scope_is(
     pocket: Any, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "run")
+    out, few = str(tmp_path / "run"), tmp_path / "few.jsonl"
+    few.write_text("".join(Path(prompts).read_text().splitlines(keepends=True)[2:4]))
     how = ["--scope", "explain", "--baseline", " are", "-o", "n=2", "--quiet"]
-    assert main(["corpus", prompts, "--out", out, *how]) == 0
+    assert main(["corpus", str(few), "--out", out, *how]) == 0
     assert "explain, gradient attnlrp scope" in capsys.readouterr().out
     expected = js.explain(pocket, PROMPTS[3], " is", " are")
     np.testing.assert_allclose(js.corpus.open(out).row("p3").scores, expected.scores.numpy(), rtol=1e-4)
@@ -97,34 +94,32 @@ def test_what_cannot_be_used_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_writes_what_is_complete_and_says_how_to_go_on(
-    prompts: str, tmp_path: Path, number: signal.Signals
+    prompts: str,
+    tmp_path: Path,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "run"
-    code = (
-        "import time\nfrom jscope_tl.corpus import batching\nreal = batching.explain_together\n"
-        "def slow(batch):\n    time.sleep(0.3)\n    return real(batch)\nbatching.explain_together = slow\n"
-        "from jscope_tl.cli.command import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "corpus", prompts, "--out", str(out), "--batch-tokens", "20"]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background of a shell hears none
-    child = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=Path(js.__file__).parents[1], preexec_fn=heard
-    )
-    end = time.monotonic() + 60
-    while not (out / "run.json").exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    time.sleep(1)
-    os.kill(child.pid, number)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == corpus.INTERRUPTED
-    assert (
-        said.splitlines()[-1]
-        == f"jscope: interrupted; the rows so far are in {out}, and the same command resumes the run"
-    )
-    assert 0 < len(js.corpus.open(out)) < len(PROMPTS)
+    out, real, passes = tmp_path / "run", batching.explain_together, []
+
+    def told_in_the_second(batch: Any) -> Any:
+        passes.append(batch)
+        if len(passes) == 2:
+            signal.raise_signal(number)
+        return real(batch)
+
+    monkeypatch.setattr(batching, "explain_together", told_in_the_second)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
+    try:
+        assert main(["corpus", prompts, "--out", str(out), "--batch-tokens", "20"]) == corpus.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"jscope: interrupted; the rows so far are in {out}, and the same command resumes the run"
+    assert len(passes[0]) <= len(js.corpus.open(out)) < len(PROMPTS)
+    assert len(passes) == 2
     assert main(["corpus", prompts, "--out", str(out), "--quiet"]) == 0
     assert len(js.corpus.open(out)) == len(PROMPTS) + 1
 

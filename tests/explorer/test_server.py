@@ -281,15 +281,6 @@ def test_no_request_is_the_servers_fault(explorer: Launched) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_when_it_is_told_to(how: signal.Signals) -> None:
-    with launched() as server:
-        assert server.ask("/healthz")[0] == 200
-        server.process.send_signal(how)
-        assert server.process.wait(30) == 0
-
-
-@pytest.mark.slow
 def test_a_port_that_is_taken(explorer: Launched, capsys: pytest.CaptureFixture[str]) -> None:
     from jscope_tl.cli.command import main
 
@@ -302,7 +293,7 @@ def test_a_port_that_is_taken(explorer: Launched, capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_all_addresses_of_the_machine() -> None:
-    """Under whichever number it is reached; a name, which another site can point here, is refused."""
+    """Under whichever number it is reached; a name, which another site can point here, is refused. It ends when it is told to."""
     with launched("--host", "0.0.0.0") as server:
         port = server.base.rpartition(":")[2]
         for host, status in (
@@ -313,3 +304,5 @@ def test_all_addresses_of_the_machine() -> None:
         ):
             assert server.ask("/healthz", Host=host)[0] == status, host
             assert server.ask("/healthz", Host=f"127.0.0.1:{port}", Origin=f"http://{host}")[0] == status, host
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0

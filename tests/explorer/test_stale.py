@@ -1,5 +1,6 @@
 """What the page shows belongs to what it says: nothing is kept from another token, prompt or pick."""
 
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,8 @@ def test_a_server_that_is_gone(chromium: Any) -> None:
         page = chromium.new_context().new_page()
         page.goto(server.url)
         page.get_by_test_id("next-token").first.wait_for()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
     page.get_by_test_id("explain").click()
     page.get_by_test_id("error").filter(has_text="The server does not answer. Is jscope app still running?").wait_for()
     page.context.close()
