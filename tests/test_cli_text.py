@@ -164,6 +164,7 @@ def test_wrong_input_costs_one_line(arguments: list[str], message: str, capsys: 
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_keeps_the_files(tmp_path: Path) -> None:
     command = f"{sys.executable} -m jscope_tl.cli '{PROMPT}' --continue 2 --json --save {tmp_path}/r | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True)

@@ -36,6 +36,7 @@ def test_one_alternative_is_one_map(llama: Any) -> None:
     assert (result.provenance.n_forward, result.provenance.n_backward) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["plain", "relp", js.Rules(mlp="secant")])
 def test_several_give_the_largest_share(llama: Any, gradient: Any) -> None:
     result = js.explain(llama, TOKENS, 5, [7, 8, 9], gradient=gradient)
@@ -166,6 +167,7 @@ def test_shares_of_small_rows_are_the_same(llama: Any) -> None:
     torch.testing.assert_close(small.scores, js.explain(llama, TOKENS, 5, 7).scores, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_the_strongest_alternative_is_not_that_of_bos(pocket: Any) -> None:
     """Whatever the gradient at BOS is, which no share of another token depends on."""
     plain = js.explain(pocket, PROMPT, " liberal")

@@ -51,6 +51,7 @@ def test_the_lowest_temperatures_are_greedy(llama: Any) -> None:
         assert go_on(llama, max_new_tokens=3, temperature=temperature) == expected
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_distribution(llama: Any) -> None:
     """The share of the likeliest token among 300 draws, within three standard errors; temperature 2 makes it rarer."""
     with torch.no_grad():

@@ -19,7 +19,7 @@ import jscope_tl as js
 from jscope_tl.cli import corpus, main
 from jscope_tl.explorer import launch
 
-pytestmark = pytest.mark.newest_line
+pytestmark = [pytest.mark.newest_line, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples" / "guide").glob("*.md"))]

@@ -338,6 +338,7 @@ def test_centring_is_seen_whatever_tokens_have_in_common(shared: float, by_row: 
     assert is_centered(W_U - W_U.mean(1, keepdim=True))
 
 
+@pytest.mark.slow
 @needs_bridge
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_bridges_that_know_hook_points_by_their_own_names_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ def test_blocks_about_a_real_model_run(smollm2: Any, monkeypatch: pytest.MonkeyP
     assert examples_run(ROOT / "README.md", "python real") >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES[1:], ids=lambda path: path.stem)
 def test_python_blocks_of_the_guide_run(path: Path) -> None:
     assert examples_run(path) >= (path.stem == "causes")
@@ -55,6 +56,7 @@ def test_python_blocks_of_the_guide_run(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
+@pytest.mark.slow
 def test_questions_in_sql_run() -> None:
     """Without DuckDB, which the extra `dev` has, they are not tried."""
     pytest.importorskip("duckdb")

@@ -26,6 +26,7 @@ def prompts(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_writes_a_run_and_says_what_is_in_it(
     pocket: Any, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

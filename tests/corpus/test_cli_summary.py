@@ -79,6 +79,7 @@ def test_classes(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "containing 'w3', target ' w1'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_page(folders: list[str], tmp_path: Path) -> None:
     assert command(folders[0], "--html", str(tmp_path / "page.html"), "--against", folders[1]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")

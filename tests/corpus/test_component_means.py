@@ -13,6 +13,8 @@ import jscope_tl as js
 from jscope_tl.corpus.resampling import FEWEST, Resampled
 from tests.conftest import shared_tiny
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     "the keys to the cabinet near the doors",
     "the key near the door",

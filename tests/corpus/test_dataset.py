@@ -189,6 +189,7 @@ def test_files_that_are_no_parts_are_left_alone(tmp_path: Path) -> None:
     assert len(js.corpus.open(folder)) == 3
 
 
+@pytest.mark.slow
 def test_rows_are_read_as_they_are_needed(tmp_path: Path) -> None:
     """Going through ten times as many rows takes no more memory, but for their ids."""
     peaks = []

@@ -18,7 +18,7 @@ import jscope_tl as js
 from jscope_tl.corpus import explaining, folder, parts
 from jscope_tl.corpus.schema import ROW
 
-pytestmark = pytest.mark.newest_line
+pytestmark = [pytest.mark.newest_line, pytest.mark.slow]
 
 PROMPTS = [prompt.text for prompt in js.pocket_prompts("agreement", 30)]
 SLOW_RUN = """
@@ -69,7 +69,6 @@ def need_equal(run: js.corpus.CorpusRun, whole: js.corpus.CorpusRun) -> None:
                 assert np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two
 
 
-@pytest.mark.slow
 def test_kill_and_resume_is_the_run_that_was_not_killed(pocket: Any, prompts: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     killed = start(prompts, run)
@@ -87,7 +86,6 @@ def test_kill_and_resume_is_the_run_that_was_not_killed(pocket: Any, prompts: Pa
     assert not [*run.glob("*.unfinished"), *run.glob(".*.unfinished")]
 
 
-@pytest.mark.slow
 def test_two_processes_on_one_folder_are_refused(pocket: Any, prompts: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     other = start(prompts, run)

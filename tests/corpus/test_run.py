@@ -37,7 +37,7 @@ def same(row: Any, result: js.Attribution, rtol: float = 1e-3) -> None:
     assert (row.n_forward, row.n_backward) == (result.provenance.n_forward, result.provenance.n_backward)
 
 
-@pytest.mark.parametrize("scope", ["temperature", "semantic", "fisher"])
+@pytest.mark.parametrize("scope", ["temperature", "semantic", pytest.param("fisher", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batch_tokens", [None, 40])
 def test_rows_are_what_attribute_says(pocket: Any, tmp_path: Path, scope: str, batch_tokens: int | None) -> None:
     run = js.corpus.run(pocket, PROMPTS, tmp_path, scope, batch_tokens=batch_tokens, progress=False)
@@ -52,6 +52,7 @@ def test_rows_are_what_attribute_says(pocket: Any, tmp_path: Path, scope: str, b
     assert (run.scope, run.unit) == (result.scope, result.unit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

@@ -184,6 +184,7 @@ def test_a_call_is_cancelled_and_the_model_is_as_before(explorer: Launched) -> N
     assert without_cost(after) == without_cost(before)
 
 
+@pytest.mark.slow
 def test_a_waiting_call_is_cancelled(explorer: Launched) -> None:
     """One explanation at a time; the others wait for their turn."""
     long = {"prompt": " ".join([TEXTS] * 20), "scope": "fisher", "options": {"method": "sampled", "probes": 100_000}}
@@ -264,6 +265,7 @@ def anything(rng: random.Random, depth: int = 0) -> Any:
     return rng.choice(values)
 
 
+@pytest.mark.slow
 def test_no_request_is_the_servers_fault(explorer: Launched) -> None:
     """200 random requests are answered or refused, and the server is there afterwards."""
     rng = random.Random(0)

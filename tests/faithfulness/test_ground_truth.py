@@ -59,6 +59,7 @@ def truth(pocket: Any) -> Any:
     return js.ground_truth(pocket, "pocket", n=2, progress=False)
 
 
+@pytest.mark.slow
 def test_swaps_do_what_is_said(pocket: Any, truth: Any) -> None:
     assert {name: found.kept for name, found in truth.yields.items()} == dict.fromkeys(truth.yields, 2)
     assert len(truth) == 2 * (len(js.pocket_tasks()) - 1)  # the causes of series are not known
@@ -103,6 +104,7 @@ def test_halves_share_nothing_and_are_all(truth: Any) -> None:
         assert len(tune.family(name)) == len(report.family(name)) == 1
 
 
+@pytest.mark.slow
 def test_halves_share_templates() -> None:
     truth = js.GroundTruth.load(SMOLLM2)
     for name in truth.yields:

@@ -166,6 +166,7 @@ def test_of_many_rows_the_strongest_are_shown(result: js.Attribution) -> None:
     assert "' columbia' 10" in rows_of(view)[0][10]
 
 
+@pytest.mark.slow
 def test_of_a_long_prompt_the_strongest_positions_are_shown(result: js.Attribution) -> None:
     long = with_tokens(result, [f" w{i}" for i in range(900)])
     effects = effects_of(long, "layer head pos", noise(10, 4, 900))

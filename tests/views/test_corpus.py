@@ -116,6 +116,7 @@ def page(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return js.views.corpus_page(runs[0], path, summaries, js.corpus.agreement(*runs))
 
 
+@pytest.mark.slow
 def test_a_page_has_everything(runs: Any, page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for part in (
