@@ -18,7 +18,7 @@ from jscope_tl.attribution.explain import explain, need_defaults, need_options
 from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.cli import app, corpus, faithfulness, guide, heads, text
 from jscope_tl.cli.models import load
-from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, scope_options
+from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, of_scores, scope_options
 from jscope_tl.errors import InputError
 from jscope_tl.explorer.report import report
 from jscope_tl.model.loading import LoadingError
@@ -47,13 +47,9 @@ def parser() -> argparse.ArgumentParser:
         description="Score every token of a prompt: how strongly a language model's\nnext-token prediction depends on it.",
         epilog=EXIT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[of_one_prompt("semantic", "tokens")],
+        parents=[of_one_prompt("semantic", "tokens"), of_scores(", resid_pre (all layers)")],
     )
-    p.add_argument("--at", default="hook_embed",
-                   help="a hook point of the residual stream, resid_pre (all layers), or pattern (all attention patterns) (default: hook_embed)")  # fmt: skip
     p.add_argument("--per", metavar="WHAT", help="with --at pattern: layer or head, to keep layers or heads apart")
-    p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
-    p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
     p.add_argument("--attention", action="store_true",
                    help="with --html: also show the scores for every position beside the attention patterns")  # fmt: skip
     p.add_argument("--list-scopes", action="store_true", help="print the scopes and their options")

@@ -13,7 +13,7 @@ from typing import Any
 from jscope_tl.attribution.explain import need_options
 from jscope_tl.cli import corpus_summary
 from jscope_tl.cli.models import load
-from jscope_tl.cli.options import EXPLAIN, Parser, of_a_scope, scope_options, was_given
+from jscope_tl.cli.options import EXPLAIN, Parser, of_a_scope, of_scores, scope_options, was_given
 from jscope_tl.corpus.explaining import PART_ROWS, run_corpus
 from jscope_tl.corpus.on_ray import Ray
 from jscope_tl.corpus.prompts import read_prompts
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         description="Explain thousands of prompts, and write one row for each to Parquet files in a\nfolder.",
         epilog=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[of_a_scope("temperature", TARGET, EXPLAIN)],
+        parents=[of_a_scope("temperature", TARGET, EXPLAIN), of_scores()],
     )
     p.add_argument("prompts", help="a file of prompts")
     p.add_argument(
@@ -53,10 +53,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="explain only every N-th prompt, starting with prompt I (counted from 0); run one process for each I",
     )
-    p.add_argument("--at", default="hook_embed",
-                   help="a hook point of the residual stream, or pattern: all attention patterns (default: hook_embed)")  # fmt: skip
-    p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
-    p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
     p.add_argument(
         "--batch-tokens", type=int, metavar="N", help="tokens in one batch (default: as many as fit into memory)"
     )

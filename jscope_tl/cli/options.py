@@ -56,7 +56,8 @@ def of_a_scope(scope: str, target: str, extra: str = "") -> argparse.ArgumentPar
     p.add_argument("--scope", default=scope, help=f"the scope{extra} (default: {scope}; jscope --list-scopes lists them)")  # fmt: skip
     p.add_argument("--model", help="a HuggingFace name or a local folder (default: the pocket model of this package)")
     p.add_argument("--target", help=target)
-    p.add_argument("--baseline", help="the token that the target is compared with (scope contrastive)")
+    compared = "scopes contrastive and explain" if extra else "scope contrastive"
+    p.add_argument("--baseline", help=f"the token that the target is compared with ({compared})")
     p.add_argument("--position", type=int, default=-1,
                    help="position whose next-token prediction is explained (default: -1, the last)")  # fmt: skip
     p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
@@ -67,6 +68,16 @@ def of_a_scope(scope: str, target: str, extra: str = "") -> argparse.ArgumentPar
                    help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     p.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default: float32)")
+    return p
+
+
+def of_scores(layers: str = "") -> argparse.ArgumentParser:
+    """The options of every command that scores tokens, as a parent of its parser; ``layers``: what ``--at`` takes besides."""
+    p = Parser(add_help=False)
+    p.add_argument("--at", default="hook_embed",
+                   help=f"a hook point of the residual stream{layers}, or pattern (all attention patterns) (default: hook_embed)")  # fmt: skip
+    p.add_argument("--reduction", help="row_norm, dot (gradient x input) or elementwise (default: the scope's own)")
+    p.add_argument("--path", help="point, line (integrated gradients) or noise (SmoothGrad) (default: point)")
     return p
 
 
