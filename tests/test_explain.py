@@ -125,6 +125,7 @@ def test_a_result_says_what_it_is_and_is_kept(llama: Any, tmp_path: Path) -> Non
         ({"target": 5, "baseline": []}, "empty list"),
         ({"target": 5, "baseline": [7, 10**6]}, "1000000"),
         ({"target": 5, "n": 0}, "n is"),
+        ({"target": [5, 6]}, "must be a string that is one token, or a token id"),
         ({"target": 5, "gradient": "lrp"}, "There are no gradient rules 'lrp'"),
     ],
 )

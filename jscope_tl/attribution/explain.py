@@ -13,11 +13,9 @@ from jscope_tl.attribution.attribute import explain_target
 from jscope_tl.attribution.describe import of_prompt
 from jscope_tl.attribution.setup import Setup, set_up
 from jscope_tl.engine.forward import FwdHooks
-from jscope_tl.engine.one_position import SpanVJP
 from jscope_tl.engine.pattern_entries import PATTERN
 from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
-from jscope_tl.engine.state import State
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError, nearest
 from jscope_tl.model.prompts import Prompt, bos_positions, to_str_tokens
@@ -156,6 +154,11 @@ class CauseSetup(Setup):
         return False
 
     @property
+    def takes_spans(self) -> bool:
+        """False: `explain` takes one token."""
+        return False
+
+    @property
     def unit(self) -> str:
         """The unit of the score."""
         return UNIT
@@ -182,12 +185,6 @@ class CauseSetup(Setup):
         values, decisive = shares.max(0)
         strongest = others[decisive[(values * counted.to(values)).argmax()]]
         return Score(values, resolved={"strongest_against": to_str_tokens(self.view, [strongest])[0]})
-
-    def score_span(self, states: Sequence[State], vjp: SpanVJP) -> Score:
-        """Refuse several tokens."""
-        raise InputError(
-            "js.explain explains one next token; give a target and a baseline of one token each, or explain several tokens with js.attribute."
-        )
 
 
 def _counted(setup: Setup, tokens: Int[Tensor, "pos"], position: int) -> Bool[Tensor, "pos"]:

@@ -1,7 +1,4 @@
-"""The setup that all entry points share before the first forward pass, and the score of a run.
-
-`set_up` takes the keywords of all entry points; `keywords` refuses those that an entry point does not support.
-"""
+"""The setup that all entry points share before the first forward pass, and the score of a run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -166,16 +163,14 @@ class Setup:
         if isinstance(score, Score) and isinstance(score.values, Tensor) and score.values.shape[-1:] == (pos,):
             return score
         given = list(score.values.shape) if isinstance(score, Score) else type(score).__name__
-        raise InputError(
-            f"score of {self.scope.label} returned {given}; it must return a js.Score with values [{pos}] (of a layer map [layer, {pos}])."
-        )
+        needed = f"a js.Score with values [{pos}] (of a layer map [layer, {pos}])"
+        raise InputError(f"score of {self.scope.label} returned {given}; it must return {needed}.")
 
     def in_units(self, score: Score) -> Score:
         """The score in `unit`; negative scores are refused."""
         if (score.values < 0).any() or (score.stderr is not None and (score.stderr < 0).any()):
-            raise InputError(
-                f"Scope {self.scope.label!r} gave negative scores or errors; scores are unsigned, norms or absolute values."
-            )
+            given = f"Scope {self.scope.label!r} gave negative scores or errors"
+            raise InputError(f"{given}; scores are unsigned, norms or absolute values.")
         return score if self.reduction is NORM and self.entries is None else self.scope.at_input(score)
 
     @property
@@ -194,6 +189,11 @@ class Setup:
     def additive(self) -> bool:
         """Whether the score is a sum over rows, so that several prompts can share passes."""
         return self.scope.additive
+
+    @property
+    def takes_spans(self) -> bool:
+        """Whether targets of several tokens can be explained."""
+        return True
 
     @property
     def hook_point(self) -> str:

@@ -47,9 +47,9 @@ class Several:
 
 
 def several_tokens(setup: Setup) -> Several | None:
-    """The target and baseline as ids if one of them has several tokens; None if `Scope` handles them itself."""
+    """The target and baseline as ids if one of them has several tokens; None if each is one token, or has to be."""
     options, view = setup.scope.options, setup.view
-    if not isinstance(setup.scope, TargetScope):
+    if not (isinstance(setup.scope, TargetScope) and setup.takes_spans):
         return None
     target = ids_of(view, "target", options["target"])
     contrast = isinstance(setup.scope, ContrastiveScope)
