@@ -125,7 +125,6 @@ def test_a_result_says_what_it_is_and_is_kept(llama: Any, tmp_path: Path) -> Non
         ({"target": 5, "baseline": []}, "empty list"),
         ({"target": 5, "baseline": [7, 10**6]}, "1000000"),
         ({"target": 5, "n": 0}, "n is"),
-        ({"target": [5, 6]}, "must be a string that is one token, or a token id"),
         ({"target": 5, "gradient": "lrp"}, "There are no gradient rules 'lrp'"),
     ],
 )
@@ -140,6 +139,11 @@ def test_what_cannot_be_explained_changes_nothing(llama: Any, given: dict[str, A
 def test_choices_have_names(llama: Any) -> None:
     with pytest.raises(js.InputError, match="choice must be one of probable, similar, both"):
         js.attribute(llama, TOKENS, "alternatives", choice="similiar")
+
+
+def test_targets_of_several_tokens_are_refused(pocket: Any) -> None:
+    with pytest.raises(js.InputError, match=r"is 2 tokens \(.*liberal', .*conservative'\), it must be exactly one"):
+        js.explain(pocket, PROMPT, " liberal conservative")
 
 
 def test_a_share_needs_more_than_bos(llama: Any, pocket: Any) -> None:
