@@ -376,6 +376,13 @@ def test_options_of_the_wrong_type_cost_one_line() -> None:
     assert all(line.startswith("jscope: ") for line in said)
 
 
+def test_a_prompt_that_looks_like_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heds"]) == 0
+    assert capsys.readouterr().err == "jscope: 'heds' is explained as a prompt. Did you mean 'heads'?\n"
+    assert main(["the keys"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_explain_beside_the_scopes(capsys: pytest.CaptureFixture[str], pocket: Any, tmp_path: Path) -> None:
     """`js.explain` is asked as a scope is; options that it settles itself are refused by name."""
     page = tmp_path / "page.html"

@@ -19,7 +19,7 @@ from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.cli import app, corpus, faithfulness, guide, heads, text
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, of_scores, scope_options
-from jscope_tl.errors import InputError
+from jscope_tl.errors import InputError, nearest
 from jscope_tl.explorer.report import report
 from jscope_tl.model.loading import LoadingError
 from jscope_tl.scopes.registry import available_scopes, get_scope, scope_entry
@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         command = partial(_one_prompt, parser().parse_args(given))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a character that the terminal cannot print becomes an escape sequence, not a traceback
+        if isinstance(stream, io.TextIOWrapper):  # an escape sequence for what the terminal cannot print
             stream.reconfigure(errors="backslashreplace")
+    if len(given) == 1 and given[0] not in commands and (near := nearest(given[0], commands)):
+        print(f"jscope: {given[0]!r} is explained as a prompt.{near}", file=sys.stderr)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _run(command)
