@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 
 import jscope_tl as js
 from jscope_tl.model.loading import load_model
@@ -99,13 +99,14 @@ for token in moved:
     print(f"{text!r:>12}: p = {float(before[token]):.3f} with it, {float(after[token]):.3f} without it")
 
 # %%
-figure = Figure(figsize=(10, 2 + 0.2 * len(whole)), layout="constrained")
+figure = plt.figure(figsize=(10, 2 + 0.2 * len(whole)), layout="constrained")
 titles = {"root of the KL divergence": whole.sqrt(), "|change of the logit difference|": difference.abs()}
 for axis, (title, values) in zip(figure.subplots(1, 2), titles.items(), strict=True):
     image = axis.imshow(values.numpy(), cmap="Oranges", aspect="auto", origin="lower")
     axis.set(title=f"{title},\nwithout each head", xlabel="head", ylabel="layer", xticks=range(whole.shape[1]))
     figure.colorbar(image, ax=axis)
 figure.savefig(out / "components.png", dpi=120)
+plt.close(figure)
 figure
 
 # %% [markdown]

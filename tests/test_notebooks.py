@@ -49,6 +49,8 @@ def test_notebooks_are_in_step(script: Path) -> None:
     outputs = [output for cell in code for output in cell.outputs]
     assert outputs
     assert all(output.output_type != "error" for output in outputs)
+    shown = [output.data for output in outputs if "<Figure size" in output.get("data", {}).get("text/plain", "")]
+    assert all("image/png" in data for data in shown)
     assert len(text) < 1_000_000
     assert not re.search(r"/(tmp|root|home)/\w", text)
 
