@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
 import jscope_tl as js
 from jscope_tl.model.loading import has_bridge
 from jscope_tl.scopes import registry
-from tests import models, oracles, real_model
+from tests import closures, models, oracles, real_model
 
+jaxtyping.jaxtyped = closures.shared
 torch.set_num_threads(1)
 ALL_LINES = bool(os.environ.get("JSCOPE_ALL_LINES"))
 ASK = "JSCOPE_ALL_LINES=1 runs it here too"
