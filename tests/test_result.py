@@ -55,7 +55,7 @@ SAVED: dict[str, Callable[[Any], Any]] = {
         model, js.pocket_prompts("assistant", 2), ["log_prob", "random"], "aopc", protocol="authors"
     )["aopc"],
     "components": lambda model: js.patching.components(model, PROMPT, "fisher").measure(3),
-    "edges": lambda model: js.patching.components(model, PROMPT, "log_prob", of="edges", target=" are"),
+    "edges": lambda model: js.patching.components(model, "the keys", "log_prob", of="edges", target=" are"),
     "component agreement": lambda model: js.patching.agreement(model, PROMPT, "fisher"),
     "text": lambda model: js.attribute_text(model, PROMPT, " are old", by={"keys": (4, 8), "end": "doors"}),
     "text, with its signs": lambda model: js.attribute_text(model, PROMPT, max_new_tokens=2, stop=[], reduction="dot"),
@@ -391,7 +391,7 @@ def test_a_byte_that_flips_is_seen(pocket: Any, tmp_path: Path, name: str) -> No
     whole, refused = path.read_bytes(), 0
     ends = [0, 1, 7, 8, 9, *(rng.randrange(len(whole)) for _ in range(10))]
     flipped = []
-    for i in [*range(8), *(rng.randrange(len(whole)) for _ in range(60))]:
+    for i in [*range(8), *(rng.randrange(len(whole)) for _ in range(30))]:
         flipped.append(bytearray(whole))
         flipped[-1][i] ^= rng.randrange(1, 256)
     for content in (*flipped, *(whole[:end] for end in ends), whole + b"x", whole * 2):
@@ -399,29 +399,29 @@ def test_a_byte_that_flips_is_seen(pocket: Any, tmp_path: Path, name: str) -> No
         found = loaded(type(saved), path)
         refused += found is None
         assert found is None or same(saved, found)
-    assert refused > 60
+    assert refused > 38
 
 
 @pytest.mark.parametrize("name", SAVED)
-@pytest.mark.parametrize("n", [12, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n: int) -> None:
     """Anything may stand where something stood, under a checksum that is right: what is not refused can be used.
 
-    Pictures take most of the time: of what stands at one place, the first that loads is drawn; of a class with the same
-    picture of fewer fields, and in the short run, none.
+    Pictures take most of the time: of what stands at one place, the first that loads is drawn, at three places; of a class with
+    the same picture of fewer fields, and in the short run, none.
     """
     saved, rng = made(name, pocket), random.Random(f"{name} {n}")
     path, kind = saved.save(tmp_path / "result"), type(saved)
     header, tensors = opened(path)
     fields = json.loads(header["fields"])
     found, drawn = one_of_each(places(fields), rng), set()
-    drawing = n == 24 and name not in ("comparison", "comparison of few", "spectrum")
+    drawing = n == 16 and name not in ("comparison", "comparison of few", "spectrum")
     for place in rng.sample(found, min(len(found), n)):
-        for put in rng.sample(WRONG, 4 if n == 12 else 8):
+        for put in rng.sample(WRONG, 4 if n == 8 else 7):
             text = json.dumps(replaced(fields, place, put))
             save_file(tensors, path, header | {"fields": text, "sha256": storage._digest(text, tensors)})
             if (again := loaded(kind, path)) is not None:
-                usable(again, tmp_path, pictures=drawing and place not in drawn)
+                usable(again, tmp_path, pictures=drawing and place not in drawn and len(drawn) < 3)
                 drawn.add(place)
     for text in (
         DEEP,
