@@ -69,7 +69,8 @@ def naive_jacobian(model: Any, of: str, source: dict[str, torch.Tensor], each: b
         return x + spread(s[layer], x, of) * (source[point] - base[point])
 
     logits = logits_with(model, change, name)
-    jacobian = torch.stack([torch.autograd.grad(z, s, retain_graph=True)[0] for z in logits])
+    each_logit = torch.eye(len(logits), dtype=torch.float64)
+    (jacobian,) = torch.autograd.grad(logits, s, each_logit, is_grads_batched=True)
     jacobian = jacobian.transpose(-1, -2) if each else jacobian[..., 0, :]
     return jacobian.squeeze(-2 if each else -1) if of in ("attn", "mlps") else jacobian
 
