@@ -410,9 +410,10 @@ def test_no_tokens_are_shown_where_they_are_noise(pocket: Any, tmp_path: Any) ->
 @pytest.mark.real
 @pytest.mark.newest_line
 def test_on_a_real_vocabulary(smollm2: Any) -> None:
-    """The Jacobian's leading directions say no more in tokens than random ones; those of Fisher are told by ten tokens."""
-    prompt = "When Mary and John met, John greeted"
-    jacobian, fisher = (js.spectrum(smollm2, prompt, of=of, k=1) for of in BOTH)
+    """The Jacobian's leading directions say no more in tokens than random ones; those of Fisher are told by ten tokens. Of the last
+    third of the blocks, which takes a fifth of the time."""
+    prompt, at = "When Mary and John met, John greeted", "blocks.20.hook_resid_post"
+    jacobian, fisher = (js.spectrum(smollm2, prompt, of=of, k=1, at=at) for of in BOTH)
     n = len(jacobian.tokens)
     assert sum(jacobian.decode(t).noise for t in range(n)) > 0.9 * n
     assert not any(fisher.decode(t).noise for t in range(n))
