@@ -7,7 +7,12 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
+import jaxtyping
 import pytest
+import torch
+from beartype import beartype
+from jaxtyping import Float
+from torch import Tensor
 
 import jscope_tl
 
@@ -96,3 +101,12 @@ def test_files_stay_readable() -> None:
 def test_few_entries_at_the_top() -> None:
     entries = [path for path in ROOT.iterdir() if path.name not in ("__pycache__", "__init__.py", "py.typed")]
     assert len(entries) == len(FLOW)
+
+
+def test_types_of_inner_functions_are_checked() -> None:
+    @jaxtyping.jaxtyped(typechecker=beartype)
+    def same(x: Float[Tensor, "a"], y: Float[Tensor, "a"]) -> None:
+        """Inside a test, as inside a function of the package."""
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        same(torch.ones(1), torch.ones(2))
