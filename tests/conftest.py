@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -22,23 +21,6 @@ from jscope_tl.model.loading import has_bridge
 from jscope_tl.scopes import registry
 from tests import models, oracles, real_model
 
-_jaxtyped, _checked = jaxtyping.jaxtyped, set()
-
-
-def first_definition(function: Any = None, **how: Any) -> Any:
-    """`jaxtyping.jaxtyped` for the first definition of a function: inner functions are defined at every call of the outer one, and
-    writing a checker each time took half of the suite's time."""
-    if function is None:
-        return functools.partial(first_definition, **how)
-    code = getattr(function, "__code__", None)
-    if code in _checked:
-        return function
-    if code is not None:
-        _checked.add(code)
-    return _jaxtyped(function, **how)
-
-
-jaxtyping.jaxtyped = first_definition
 torch.set_num_threads(1)
 ALL_LINES = bool(os.environ.get("JSCOPE_ALL_LINES"))
 ASK = "JSCOPE_ALL_LINES=1 runs it here too"

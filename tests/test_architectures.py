@@ -79,6 +79,7 @@ def test_what_is_wrong_fails_or_does_not_load_is_said(table: Any, monkeypatch: p
     assert "With more" not in text
 
 
+@pytest.mark.slow
 def test_unknown_names_are_refused(table: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         table.main(["LlamaForCausalLMs"])

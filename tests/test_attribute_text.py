@@ -63,6 +63,7 @@ def test_a_span_is_no_sum_of_norms(tiny: Tiny) -> None:
     assert oracles.relative_difference(span, rows.norm(dim=2).sum(0)) > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_many_spans_are_each_as_by_itself(llama: Any) -> None:
     spans = [(1, 3), (0, 2), (2, 3), (0, 3)]
     for scope, options in (("log_prob", {}), ("temperature", {}), ("fisher", {"method": "exact"})):

@@ -76,6 +76,7 @@ def test_prints_every_row(capsys: pytest.CaptureFixture[str], pocket: Any) -> No
             assert re.search(rf"{i} +'{row.text}' +\S+ +{re.escape(best)} *\n", out)
 
 
+@pytest.mark.slow
 def test_files_hold_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, saved = tmp_path / "page.html", tmp_path / "result.safetensors"
     assert main([PROMPT, "--continue", "3", "--html", str(page), "--save", str(saved)]) == 0

@@ -568,6 +568,7 @@ def test_pocket_prompts_are_for_the_pocket_models_tokenizer(pocket: Any, monkeyp
         to_cases(ModelView(pocket), js.pocket_prompts("agreement", 1))
 
 
+@pytest.mark.slow
 def test_equal_scores_are_ablated_in_no_order(pocket: Any) -> None:
     """All-equal scores do as chance does, not as the start of the prompt does."""
     prompts = js.pocket_prompts("repetition", 20)

@@ -177,6 +177,7 @@ def test_layers_by_number_and_name(layer_map: js.Attribution) -> None:
         layer_map.layer(0).layer(0)
 
 
+@pytest.mark.slow
 def test_views(layer_map: js.Attribution, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "blocks.0.hook_resid_pre" in repr(layer_map)
     html = layer_map._repr_html_()

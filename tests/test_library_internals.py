@@ -54,6 +54,7 @@ def names_defined(tree: ast.AST) -> Iterator[str]:
             yield node.target.id
 
 
+@pytest.mark.slow
 def test_every_private_name_that_is_used_is_listed() -> None:
     trees = [ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")]
     used, defined = ({name for tree in trees for name in names(tree)} for names in (names_used, names_defined))

@@ -87,6 +87,7 @@ def test_no_deferred_annotations(module: str) -> None:
     assert "from __future__" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)

@@ -93,6 +93,7 @@ def test_what_is_no_engine_is_refused(pocket: Any, tmp_path: Path) -> None:
             on_ray.Ray(**how)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_refused(pocket: Any, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'jscope-tl[ray]'")
     with pytest.raises(js.InputError, match="every worker loads the model"):

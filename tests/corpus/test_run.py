@@ -37,7 +37,8 @@ def same(row: Any, result: js.Attribution, rtol: float = 1e-3) -> None:
     assert (row.n_forward, row.n_backward) == (result.provenance.n_forward, result.provenance.n_backward)
 
 
-@pytest.mark.parametrize("scope", ["temperature", "semantic", pytest.param("fisher", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["temperature", "semantic", "fisher"])
 @pytest.mark.parametrize("batch_tokens", [None, 40])
 def test_rows_are_what_attribute_says(pocket: Any, tmp_path: Path, scope: str, batch_tokens: int | None) -> None:
     run = js.corpus.run(pocket, PROMPTS, tmp_path, scope, batch_tokens=batch_tokens, progress=False)
@@ -196,6 +197,7 @@ def test_errors_that_nobody_foresaw_end_the_run_where_nothing_works(pocket: Any,
     assert len(js.corpus.open(tmp_path)) == 0, "what failed for no reason of its own is tried again"
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_batches_are_halved(pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     real, real_alone = batching.explain_together, batching.explain_target

@@ -77,6 +77,7 @@ def test_against_scipy(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     assert [rho for _, rho in found.lowest] == sorted(rho for _, rho in found.lowest)
 
 
+@pytest.mark.slow
 def test_unrelated_scores_agree_by_chance(tmp_path: Path) -> None:
     rows, other = made_up(1500, longest=25), made_up(1500, seed=0, longest=25)
     rng = np.random.default_rng(3)

@@ -21,7 +21,7 @@ from jscope_tl.explorer.work import MOST_WAITING
 from jscope_tl.results.files import listed, plain
 from tests.explorer.launched import Launched, launched
 
-pytestmark = pytest.mark.newest_line
+pytestmark = [pytest.mark.newest_line, pytest.mark.slow]
 TEXTS = "the keys to the cabinet near the doors"
 
 
@@ -184,7 +184,6 @@ def test_a_call_is_cancelled_and_the_model_is_as_before(explorer: Launched) -> N
     assert without_cost(after) == without_cost(before)
 
 
-@pytest.mark.slow
 def test_a_waiting_call_is_cancelled(explorer: Launched) -> None:
     """One explanation at a time; the others wait for their turn."""
     long = {"prompt": " ".join([TEXTS] * 20), "scope": "fisher", "options": {"method": "sampled", "probes": 100_000}}
@@ -265,7 +264,6 @@ def anything(rng: random.Random, depth: int = 0) -> Any:
     return rng.choice(values)
 
 
-@pytest.mark.slow
 def test_no_request_is_the_servers_fault(explorer: Launched) -> None:
     """200 random requests are answered or refused, and the server is there afterwards."""
     rng = random.Random(0)
@@ -282,7 +280,6 @@ def test_no_request_is_the_servers_fault(explorer: Launched) -> None:
     assert explorer.ask("/api/explain", {"prompt": TEXTS})[0] == 200
 
 
-@pytest.mark.slow
 def test_a_port_that_is_taken(explorer: Launched, capsys: pytest.CaptureFixture[str]) -> None:
     from jscope_tl.cli.command import main
 
@@ -293,7 +290,6 @@ def test_a_port_that_is_taken(explorer: Launched, capsys: pytest.CaptureFixture[
     assert "--port is a number from 0 to 65535" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_all_addresses_of_the_machine() -> None:
     """Under whichever number it is reached; a name, which another site can point here, is refused. It ends when it is told to."""
     with launched("--host", "0.0.0.0") as server:

@@ -67,6 +67,7 @@ def test_swaps_do_what_is_said(pocket: Any, truth: Any) -> None:
         check(pocket, prompt, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_pocket_models_own_causes_are_among_them(truth: Any) -> None:
     known = {p.text: p for task in js.pocket_tasks() for p in js.pocket_prompts(task, 1000)}
     for prompt in truth:
@@ -81,6 +82,7 @@ def test_the_model_is_left_as_it_was(pocket: Any) -> None:
     assert snapshot(pocket) == before
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same(pocket: Any, truth: Any) -> None:
     again, other = (js.ground_truth(pocket, "pocket agreement", 2, seed, progress=False) for seed in (0, 1))
     assert again.prompts == truth.family("pocket agreement").prompts
@@ -268,6 +270,7 @@ def test_files_that_hold_something_else(truth: Any, tmp_path: Path) -> None:
         js.GroundTruth.load(tmp_path / "missing.json")
 
 
+@pytest.mark.slow
 def test_prompts_of_another_model_are_refused(pocket: Any) -> None:
     with pytest.raises(js.InputError, match="Prompt 0: it was validated with tokens that differ"):
         faith.evaluate(pocket, js.GroundTruth.load(SMOLLM2), ["chance"], "known_cause", progress=False)

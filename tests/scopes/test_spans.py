@@ -29,6 +29,7 @@ def test_fisher_information_adds_up(tiny: Tiny) -> None:
     assert oracles.relative_difference(found[: len(expected)], expected) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [{}, {"method": "sampled", "rank": 4, "probes": 8}, {"method": "krylov", "rank": 4, "images": 2}]
 )

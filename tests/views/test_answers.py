@@ -102,6 +102,7 @@ def test_what_is_left_out_is_said(result: js.TextAttribution, nasty: js.TextAttr
     assert [html.unescape(text) for text in hidden] == [visible(NASTY[0]), visible(NASTY[-1])]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_token_is_html(nasty: js.TextAttribution, result: js.TextAttribution, tmp_path: Path) -> None:
     evil = dataclasses.replace(
         answer_with(result, [EVIL] * 6, 3), unit=EVIL, scope=EVIL, warnings=[EVIL], baseline=EVIL
@@ -250,6 +251,7 @@ def test_the_terminal_colours_by_the_largest_share(nasty: js.TextAttribution) ->
     assert [text.plain[s.start : s.end] for s in coloured_answer(only).spans if "underline" in str(s.style)] == [" <b>"]
 
 
+@pytest.mark.slow
 def test_reports_hold_the_answer_its_map_and_its_table(
     result: js.TextAttribution, nasty: js.TextAttribution, tmp_path: Path
 ) -> None:

@@ -206,6 +206,7 @@ def test_heatmap_of_predictions(result: js.Attribution) -> None:
     assert "scope of the prediction at position 16" in said(js.views.heatmap(one).axes[0].get_title(loc="left"))
 
 
+@pytest.mark.slow
 def test_own_axes(numbers: js.Attribution, result: js.Attribution) -> None:
     figure, axes = plt.subplots(3)
     assert js.views.series(numbers, ax=axes[0]) is figure

@@ -98,6 +98,7 @@ def test_three_runs_are_on_one_scale(shown: dict[str, Any]) -> None:
     assert len(page.titles) == 3 * len(runs.clean.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows", "comparison", "ablation", "side by side", "linearity"])
 def test_everything_is_escaped(shown: dict[str, Any], name: str) -> None:
     given = shown[name]

@@ -222,6 +222,7 @@ def test_notebooks_show_a_picture_with_its_unit_and_the_strongest_tokens(wide: d
         assert f"{token.strip()} {i}" in drawn(page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pattern", "spectrum"])
 def test_pictures_and_what_stands_around_them_are_escaped(wide: dict[str, Any], name: str) -> None:
     result = wide[name]
