@@ -69,6 +69,7 @@ def test_what_was_not_measured_has_no_number(capsys: pytest.CaptureFixture[str])
     assert sum(number is not None for number in numbers) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", OF)
 def test_every_kind(of: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, saved = tmp_path / "page.html", tmp_path / "effects.safetensors"

@@ -158,6 +158,7 @@ def test_a_function_is_a_scope_and_takes_targets(pocket: Any, tmp_path: Path) ->
     assert run.scope == "pull"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["temperature", "fisher"])
 def test_a_prompt_that_fails_is_a_row_and_leaves_the_others_as_they_are(
     pocket: Any, tmp_path: Path, scope: str
@@ -226,6 +227,7 @@ def test_where_memory_runs_out_batches_are_halved(pocket: Any, tmp_path: Path, m
     assert all("too little memory" in str(row.error) for row in errors)
 
 
+@pytest.mark.slow
 def test_where_the_system_does_not_tell_its_memory_batches_are_those_of_a_cpu(
     pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +239,7 @@ def test_where_the_system_does_not_tell_its_memory_batches_are_those_of_a_cpu(
         same(row, js.attribute(pocket, prompt, "semantic"))
 
 
+@pytest.mark.slow
 @pytest.mark.newest_line
 def test_files_are_read_by_pyarrow_and_duckdb(pocket: Any, tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")

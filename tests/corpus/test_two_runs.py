@@ -178,6 +178,7 @@ def test_roots_of_squares_beside_norms(tmp_path: Path, rows: list[dict[str, Any]
     assert any("roots" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_scopes_of_a_model(pocket: Any, tmp_path: Path) -> None:
     prompts = [prompt.text for prompt in js.pocket_prompts("agreement", 12)]
     runs = [

@@ -134,6 +134,7 @@ def with_vices(monkeypatch: pytest.MonkeyPatch) -> None:
 FRAME = "as a modern {h:helper%s} , you often {o:vice%s} but never {v:vice%s} , because you are"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("marks", "answer", "kept", "reason"),
     [

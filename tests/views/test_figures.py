@@ -150,6 +150,7 @@ def test_heatmap_on_one_scale(pocket: Any, scale: str) -> None:
     assert colours.get_ylabel() == layers.unit + (", logarithmic" if scale == "log" else "")
 
 
+@pytest.mark.slow
 def test_heatmap_of_rows_on_logarithms(pocket: Any) -> None:
     layers = js.attribute(pocket, PROMPT, "semantic", at="resid_pre")
     image = js.views.heatmap(layers, scale="row_log").axes[0].images[0]

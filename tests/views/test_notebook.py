@@ -51,6 +51,7 @@ def test_offline_and_without_script(shown: dict[str, Any], name: str) -> None:
     assert len(page.sources) == pictures.get(name, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["comparison", "ablation", "side by side"])
 def test_what_was_asked_is_said(shown: dict[str, Any], name: str) -> None:
     text = " ".join(Text(shown[name]._repr_html_()).text)

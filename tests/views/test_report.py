@@ -22,6 +22,7 @@ def result(pocket: Any) -> js.Attribution:
     return js.attribute(pocket, PROMPT, "semantic", target=" liberal")
 
 
+@pytest.mark.slow
 def test_everything_is_in_it(pocket: Any, result: js.Attribution, tmp_path: Path) -> None:
     fisher = js.attribute(pocket, PROMPT, "fisher", method="sampled")
     series = js.attribute(pocket, "29 , 35 , 41 , 47 ,", "temperature")
