@@ -52,15 +52,6 @@ def test_the_table_and_what_it_is_made_of(
             assert row["methods"][name]["known_cause.top_1"] == float(hit)
 
 
-def test_an_interval_is_that_of_the_same_resamples(benchmark: Any) -> None:
-    tables = benchmark("table_of_causes")
-    numbers = torch.rand(50, generator=torch.Generator().manual_seed(0)).numpy()
-    low, high = tables.interval(numbers)
-    shifted = tables.interval(numbers + 1)
-    assert low < numbers.mean() < high
-    assert shifted == pytest.approx((low + 1, high + 1))
-
-
 def test_words_are_found_across_tokens(benchmark: Any, llama: Any) -> None:
     """Tokens that make up a word, wherever the tokenizer cuts it."""
     claims = benchmark("claims")

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 import jscope_tl as js
+from jscope_tl.faithfulness.results import mean_of
 from jscope_tl.model.loading import load_model
 from jscope_tl.results.ranks import spearman
 
@@ -61,12 +62,6 @@ def correlations(model: Any, prompts: list[Any]) -> dict[str, list[float]]:
     return found
 
 
-def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Mean, and the 95 % interval of a bootstrap."""
-    resampled = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
-    return float(np.mean(values)), *(float(q) for q in np.quantile(resampled, (0.025, 0.975)))
-
-
 def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser("python examples/benchmarks control", description=__doc__)
@@ -78,4 +73,5 @@ def main(arguments: list[str]) -> None:
     prompts = [prompt for family in truth.yields for prompt in truth.family(family)[: given.n]]
     print(f"{len(prompts)} prompts\n\n| method | rank correlation with a random direction |\n|---|---|")
     for name, values in correlations(load_model(given.model), prompts).items():
-        print("| {} | {:.2f} [{:.2f}, {:.2f}] |".format(name, *interval(values)))
+        mean = mean_of(np.array(values))
+        print(f"| {name} | {mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}] |")

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from jscope_tl.faithfulness.results import mean_of
+
 HIT, INNER, SWAP, LEFT_OUT = (
     "known_cause.top_1", "known_cause.top_1_without_last", "swap.spearman", "leave_one_out.spearman",
 )  # fmt: skip
-DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,6 @@ class Measured:
     def load(cls, path: Path) -> "Measured":
         """Read what `save` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % of the means of resampled prompts; the same resamples for every method."""
-    drawn = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
-    low, high = np.quantile(np.nanmean(values[drawn], 1), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def page(found: list[Measured]) -> str:
@@ -112,11 +106,11 @@ def _cells(found: Measured, method: str) -> list[str]:
     hits = found.values(method, HIT)
     if np.isnan(hits).all():
         return ["-"] * 3
-    low, high = interval(hits)
+    mean = mean_of(hits)
     inner = found.values(method, INNER)
     without = "" if np.isnan(inner).all() else f"; {_percent(inner)}"
     others = [found.values(method, number) for number in (SWAP, LEFT_OUT)]
     return [
-        f"{_percent(hits)} [{100 * low:.0f}, {100 * high:.0f}]{without}",
+        f"{_percent(hits)} [{100 * mean.low:.0f}, {100 * mean.high:.0f}]{without}",
         *("-" if np.isnan(values).all() else f"{np.nanmean(values):.2f}" for values in others),
     ]
