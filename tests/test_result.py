@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 import jscope_tl as js
 from jscope_tl.results import files as storage
 from jscope_tl.results.files import SCHEMA, Saved
+from jscope_tl.results.restoring import restored
 from tests.corpus.written import attributed
 from tests.models import TOKENS
 
@@ -436,6 +437,14 @@ def test_what_loads_is_a_valid_result(pocket: Any, tmp_path: Path, name: str, n:
     ):
         save_file(tensors, path, header | {"fields": text, "sha256": storage._digest(text, tensors)})
         assert loaded(kind, path) is None or text == header["fields"]
+
+
+def test_values_have_the_type_of_their_field() -> None:
+    """A whole number becomes a float; a bool is not a number."""
+    assert [type(value) for value in restored(tuple[float, ...], [3, 0.5], {})] == [float, float]
+    for kind, value in ((int, True), (float, True), (float, 10**400), (int, 1.0), (str, 1), (float, "1")):
+        with pytest.raises(TypeError, match="is needed"):
+            restored(kind, value, {})
 
 
 def usable(result: Any, folder: Path, pictures: bool) -> None:

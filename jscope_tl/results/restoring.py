@@ -1,6 +1,7 @@
 """Restore dataclasses from JSON and tensors; a value that does not fit the type of its field is refused."""
 
 import re
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -78,7 +79,10 @@ def _plain_key(key: str) -> str:
 
 
 def _need(kind: type, value: Any) -> Any:
-    """A value of exactly this type (a bool is not a number); a whole number is accepted for a float."""
-    if type(value) is kind or (kind is float and type(value) is int):
+    """A value of exactly this type (a bool is not a number); a whole number becomes a float where one is needed."""
+    if type(value) is kind:
         return value
+    if kind is float and type(value) is int:
+        with suppress(OverflowError):
+            return float(value)
     raise TypeError(f"{kind.__name__} is needed, got {str(value)[:50]!r}")
