@@ -132,6 +132,14 @@ def test_what_is_saved(page: Any, pocket: Any, chromium: Any, tmp_path: Path) ->
     ]  # fmt: skip
 
 
+def test_a_saved_page_holds_markup_as_text(page: Any, chromium: Any, tmp_path: Path) -> None:
+    found = explained(page, "</script><script>window.ran = true</script> the keys <!-- <script>")
+    offline = chromium.new_context(offline=True).new_page()
+    offline.goto(f"file://{saved(page, 'html', tmp_path)}")
+    assert scores(offline) == found
+    assert offline.evaluate("window.ran") is None
+
+
 def test_a_span_is_dragged(page: Any) -> None:
     explained(page)
     page.locator("#answer").fill(" liberal .")
