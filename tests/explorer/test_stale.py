@@ -28,6 +28,29 @@ def test_a_measurement_is_of_the_token_in_the_heading(page: Any) -> None:
     assert not page.locator("#measured p").count()
 
 
+def test_an_earlier_position_where_bos_scores_highest(page: Any, pocket: Any, explorer: Launched) -> None:
+    """Ranks and shares are those of lists, which leave BOS out; a measurement is of the position that is explained."""
+    prompt = "yesterday the boxes from the doors near the farm"
+    explained(page, prompt)
+    page.get_by_test_id("token").nth(6).click()
+    page.locator("#explain-here").click()
+    page.locator("#headline", has_text="position 6").wait_for()
+    result = js.attribute(pocket, prompt, "log_prob", position=6)
+    assert result.scores.argmax() == 0
+    for rank, token in enumerate(result.top(4), 1):
+        page.get_by_test_id("token").nth(token.position).click()
+        share = round(100 * token.score / result.top(1)[0].score)
+        assert f"; rank {rank}; {share}% of the largest" in page.locator("#token-said").inner_text()
+    page.get_by_test_id("ablate").click()
+    said = page.locator("#measured p").first
+    said.wait_for()
+    given = {"prompt": prompt, "token": token.position, "position": 6, "target": result.prediction.target.str_token}
+    measured = explorer.ask("/api/ablate", given)[1]["kl"]
+    assert float(said.inner_text().partition("KL divergence ")[2].partition(" nat")[0]) == pytest.approx(
+        measured, rel=1e-3
+    )
+
+
 def test_the_permalink_is_of_the_result(page: Any) -> None:
     """Typing on changes the prompt, not what is shown."""
     explained(page)
