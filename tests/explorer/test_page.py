@@ -61,6 +61,7 @@ def test_by_keyboard_alone(page: Any) -> None:
     token = bar.get_attribute("data-token")
     page.keyboard.press("Enter")
     page.locator("#headline", has_text='of " conservative"').wait_for()
+    assert page.get_by_test_id("target").input_value() == " conservative"
     assert page.evaluate("document.activeElement.dataset.token") == token  # redrawn, and still there
     page.get_by_test_id("layers").focus()
     page.keyboard.press("Enter")

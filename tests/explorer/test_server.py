@@ -92,8 +92,11 @@ def test_what_else_is_answered(explorer: Launched, pocket: Any) -> None:
     effects = js.patching.components(pocket, TEXTS, "fisher")
     torch.testing.assert_close(torch.tensor(heads["predicted"]), effects.predicted, rtol=1e-3, atol=1e-5)
     assert [one["how"] for one in heads["top"][:2]] == ["measured", "measured"]
-    _, control, _ = explorer.ask("/api/control", {"prompt": TEXTS})
-    assert control["scope"] == "random_direction"
+    for how in ({}, {"at": "blocks.1.hook_resid_post", "position": 4}, {"gradient": "relp"}):
+        _, control, _ = explorer.ask("/api/control", {"prompt": TEXTS, **how})
+        expected = js.attribute(pocket, TEXTS, "random_direction", **how)
+        torch.testing.assert_close(torch.tensor(control["scores"]), expected.scores, rtol=1e-3, atol=1e-5)
+        assert control["scope"] == expected.scope
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ def test_an_earlier_position_where_bos_scores_highest(page: Any, pocket: Any, ex
         page.get_by_test_id("token").nth(token.position).click()
         share = round(100 * token.score / result.top(1)[0].score)
         assert f"; rank {rank}; {share}% of the largest" in page.locator("#token-said").inner_text()
+    rows = page.locator(".column").first.locator("tbody tr td:nth-child(2)").all_inner_texts()
+    assert rows == [str(token.position) for token in result.top(5)]
+    page.locator("#log").click()
+    background = "button => getComputedStyle(button).backgroundColor"
+    colours = [page.get_by_test_id("token").nth(t).evaluate(background) for t in range(1, 7)]
+    assert colours.count(colours[result.top(1)[0].position - 1]) == 1
     page.get_by_test_id("ablate").click()
     said = page.locator("#measured p").first
     said.wait_for()
