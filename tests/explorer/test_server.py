@@ -1,5 +1,6 @@
 """The explorer's JSON interface: the same numbers as the entry points, refusals in a sentence, nobody but its own page."""
 
+import asyncio
 import http.client
 import json
 import random
@@ -7,6 +8,7 @@ import signal
 import string
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +19,7 @@ import jscope_tl as js
 from jscope_tl.explorer.questions import QUESTIONS
 from jscope_tl.explorer.requests import PROMPT, SETTINGS, TEXT
 from jscope_tl.explorer.server import MOST_BYTES
-from jscope_tl.explorer.work import MOST_WAITING
+from jscope_tl.explorer.work import MOST_WAITING, Cancelled, Worker
 from jscope_tl.results.files import listed, plain
 from tests.explorer.launched import Launched, launched
 
@@ -185,6 +187,20 @@ def test_a_call_is_cancelled_and_the_model_is_as_before(explorer: Launched) -> N
     assert explorer.ask("/api/progress?job=long")[1]["state"] == "cancelled"
     after = explorer.ask("/api/explain", {"prompt": TEXTS})[1]
     assert without_cost(after) == without_cost(before)
+
+
+def test_a_call_is_cancelled_after_its_last_step() -> None:
+    worker = Worker()
+
+    async def asked() -> Any:
+        return await worker.run("a", lambda: worker.cancel("a"), asyncio.Event().wait())
+
+    with ThreadPoolExecutor(1) as thread, pytest.raises(Cancelled):
+        thread.submit(asyncio.run, asked()).result()  # a browser's event loop may be running in this thread
+    job = worker.progress("a")
+    assert job is not None
+    assert job.state == "cancelled"
+    worker.close()
 
 
 def test_a_waiting_call_is_cancelled(explorer: Launched) -> None:
