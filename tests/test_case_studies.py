@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.newest_line]
 mpl.use("Agg")
 FOLDER = Path(__file__).parents[1] / "examples" / "case_studies"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
-DEAR = ("diagnostics", "spectral")
 AS_IN_A_KERNEL = "import sys; sys.argv = ['ipykernel_launcher.py', '-f', 'kernel.json']; exec(open({!r}).read())"
 
 
@@ -62,7 +61,7 @@ def pictures(folder: Path) -> list[Path]:
 def test_pocket_model(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ("--longest", "240", "--prompts", "2" if name in DEAR else "6")
+    few = ("--longest", "240", "--prompts", "4")
     said = run_here(name, monkeypatch, capsys, "--out", str(tmp_path / "pictures"), *few)
     assert claims(said)
     for line in claims(said):

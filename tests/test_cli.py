@@ -377,10 +377,11 @@ def test_options_of_the_wrong_type_cost_one_line() -> None:
 
 
 def test_a_prompt_that_looks_like_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["heds"]) == 0
-    assert capsys.readouterr().err == "jscope: 'heds' is explained as a prompt. Did you mean 'heads'?\n"
-    assert main(["the keys"]) == 0
-    assert not capsys.readouterr().err
+    assert main(["heds", "--top", "1"]) == 0
+    assert capsys.readouterr().err == "jscope: 'heds' is a prompt, not a command. Did you mean 'heads'?\n"
+    for prompt in (["the keys"], ["the heads"], ["map"], ["guide"]):
+        assert main(prompt) == 0
+        assert not capsys.readouterr().err
 
 
 def test_explain_beside_the_scopes(capsys: pytest.CaptureFixture[str], pocket: Any, tmp_path: Path) -> None:
@@ -396,6 +397,12 @@ def test_explain_beside_the_scopes(capsys: pytest.CaptureFixture[str], pocket: A
     assert main([PROMPT, "--scope", "explain", "--gradient", "relp", "--per", "head"]) == 2
     assert "explain takes no --per, got 'head'; leave it out" in capsys.readouterr().err
     assert main([PROMPT, "--scope", "explain", "-o", "rank=3"]) == 2
+    assert main([PROMPT, "--scope", "explain", "--attention", "--html", str(tmp_path / "other.html")]) == 2
+    assert "--attention is not for --scope explain" in capsys.readouterr().err
+    assert not (tmp_path / "other.html").exists()
+    assert main([PROMPT, "--scope", "explain", "--gradient", "plain", "--json"]) == 0
+    plain = js.explain(pocket, PROMPT, gradient="plain").scores.tolist()
+    assert json.loads(capsys.readouterr().out)["scores"] == pytest.approx(plain, rel=1e-4, abs=1e-6)
     with pytest.raises(js.InputError, match="js.explain"):
         js.attribute(pocket, PROMPT, "explain")
 

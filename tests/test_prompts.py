@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import jscope_tl as js
-from jscope_tl.model import prompts
+from jscope_tl.attribution import describe
 from jscope_tl.model.prompts import bos_positions, to_id, to_str_tokens, to_tokens
 from jscope_tl.model.view import ModelView
 from tests import models
@@ -44,6 +44,7 @@ TEXT = "the keys to the cabinet"
         (torch.empty(3, dtype=torch.long, device="meta"), "meta"),
         ("the \ud800 keys", "are not text"),
         ([{"role": "user", "content": "the keys"}], "is a chat.*attribute_text"),
+        ([{"a": 1}], "list of token ids"),
         ([np.bool_(True)], "list of token ids"),
         (b"keys", "bytes"),
         ([[1, 2], [3, 4]], "got 2 sequences"),
@@ -145,16 +146,19 @@ def test_a_second_bos_is_noticed(llama: Any) -> None:
     assert js.attribute(llama, TEXT).warnings == []
 
 
-@pytest.mark.parametrize(
-    ("texts", "noticed"), [([":", " "], True), ([" "], True), (["\n", " "], False), ([" ", ":"], False)]
-)
-def test_a_blank_at_the_end_is_noticed(
-    llama: Any, monkeypatch: pytest.MonkeyPatch, texts: list[str], noticed: bool
-) -> None:
-    """Unless it is an indentation."""
-    monkeypatch.setattr(prompts, "prompt_texts", lambda view, ids: texts)
-    warned = prompts.prompt_warnings(ModelView(llama), torch.tensor([5] * len(texts)))
-    assert any("ends with a blank" in warning for warning in warned) == noticed
+def test_a_blank_after_a_word_is_noticed(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it comes before the explained prediction; not after a comma or a line break."""
+    texts = {5: " is", 6: " ", 7: "\n", 8: ","}
+    monkeypatch.setattr(describe, "prompt_texts", lambda view, ids: [texts[i] for i in ids])
+
+    def noticed(*ids: int, position: int = -1) -> bool:
+        warnings = js.attribute(llama, [*ids], "log_prob", position=position).warnings
+        return any("after the blank at position" in warning for warning in warnings)
+
+    assert noticed(7, 5, 6)
+    assert noticed(5, 6, 5, position=1)
+    assert not any(noticed(*ids) for ids in ((5, 6, 5), (5, 7, 6), (5, 8, 6), (6, 6), (6,)))
+    assert not noticed(5, 6, 5, position=0)
 
 
 def test_bos_in_the_middle_is_text(llama: Any) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import jscope_tl
+import tests
 
 pytestmark = pytest.mark.newest_line
 
@@ -104,7 +105,9 @@ def test_few_entries_at_the_top() -> None:
     assert len(entries) == len(FLOW)
 
 
-def test_types_of_inner_functions_are_checked() -> None:
+def test_types_of_inner_functions_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tests, "_checked", {})
+
     @jaxtyping.jaxtyped(typechecker=beartype)
     def same(x: Float[Tensor, "a"], y: Float[Tensor, "a"]) -> None:
         """Inside a test, as inside a function of the package."""

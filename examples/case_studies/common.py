@@ -18,6 +18,9 @@ from scipy.stats import spearmanr
 import jscope_tl as js
 from jscope_tl.cli.models import load
 
+FEWEST = 4
+"""The fewest prompts that a claim counts."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -121,6 +124,8 @@ def start() -> Study:
         "--prompts", type=int, default=None, help="at most so many prompts for each claim (default: all)"
     )
     asked = parser.parse_known_args()[0]
+    if asked.prompts is not None and asked.prompts < FEWEST:
+        parser.error(f"--prompts is at least {FEWEST}, as fewer give no interval; got {asked.prompts}")
     out = asked.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
     return Study(load(asked.model, asked.device, asked.dtype), asked.model, out, asked.longest, asked.prompts)

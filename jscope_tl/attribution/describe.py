@@ -54,7 +54,13 @@ def attribution(
         stderr=None if score.stderr is None else finished(score.stderr.reshape(shape), state.x.dtype, view.name),
         options={**options, "resolved": resolved} if resolved else options,
         prediction=prediction(state, view, target),
-        warnings=[*warnings, *score.warnings, *_underflow(score, state), *_without_space(setup, state, target)],
+        warnings=[
+            *warnings,
+            *score.warnings,
+            *_underflow(score, state),
+            *_without_space(setup, state, target),
+            *_after_blank(view, state),
+        ],
         hook_points=layers,
     )
     return with_sink_warning(result)
@@ -173,6 +179,18 @@ def _without_space(setup: Setup, state: State, target: int) -> list[str]:
     p, q = (percent(float(log_probs[token].exp())) for token in (spaced, target))
     return [
         f"The target {text!r} has no space in front: {f' {text}'!r} is another token, and more probable ({p} against {q})."
+    ]
+
+
+def _after_blank(view: ModelView, state: State) -> list[str]:
+    """A warning if a word and then a blank, which is a token of its own, come before the prediction. After a comma or a line break it may
+    be usual text."""
+    word, blank = ["", "", *prompt_texts(view, state.tokens[: state.position + 1][-2:].tolist())][-2:]
+    if blank != " " or not word[-1:].isalpha():
+        return []
+    return [
+        f"The prediction after the blank at position {state.position} is explained. In most vocabularies words start with their blank, so that "
+        "a word without one must follow here; leave the blank out."
     ]
 
 

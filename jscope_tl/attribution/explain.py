@@ -18,7 +18,7 @@ from jscope_tl.engine.rules import Rules
 from jscope_tl.engine.run import Run
 from jscope_tl.engine.vjp import Backward
 from jscope_tl.errors import InputError, nearest
-from jscope_tl.model.prompts import Prompt, bos_positions, to_str_tokens
+from jscope_tl.model.prompts import Prompt, bos_positions, to_id, to_str_tokens
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.scopes.alternatives import AlternativesScope
 from jscope_tl.scopes.base import Score
@@ -27,15 +27,14 @@ from jscope_tl.scopes.directions import ContrastiveScope
 UNIT = "relative units, unsigned, not additive"
 HOOK_POINT = "hook_embed, pattern"
 OPTIONS = ("target", "baseline", "n")
-NOT_TAKEN: dict[str, Any] = {
-    "at": "hook_embed",
-    "per": None,
-    "reduction": None,
-    "path": None,
-    "gradient": "plain",
-    "frozen": (),
+NOT_TAKEN: dict[str, tuple[Any, ...]] = {
+    "at": ("hook_embed", ["hook_embed"]),
+    "per": (None,),
+    "reduction": (None, "row_norm"),
+    "path": (None, "point"),
+    "frozen": ((), [], None),
 }
-"""Keywords of other functions that `explain` does not take or, where it stands for a scope, sets itself; with their defaults."""
+"""Keywords of other functions that `explain` does not take, with the values that change nothing."""
 N = 5
 """Default number of alternatives of each kind."""
 
@@ -106,12 +105,14 @@ def cause_setup(
     """The setup of `explain`, for one prompt and for many; ``how``: further keywords of `set_up`.
 
     Raises:
-        InputError: an option or a keyword that `explain` does not take, or a value that cannot be used.
+        InputError: an option that `explain` does not have, or a value that cannot be used.
     """
     need_options(options)
-    setup = set_up(
-        model, AlternativesScope(**options, choice="both"), {}, at=PATTERN, per=None, gradient=gradient, **how
-    )
+    scope = AlternativesScope(**options, choice="both")
+    setup = set_up(model, scope, {}, at=PATTERN, per=None, gradient=gradient, **how)
+    for token in (scope.target, *(scope.baseline if isinstance(scope.baseline, tuple) else (scope.baseline,))):
+        if token is not None:
+            to_id(setup.view, token, setup.view.d_vocab)  # raises an error if it is not a token
     return CauseSetup(**{f.name: getattr(setup, f.name) for f in fields(Setup)})
 
 
@@ -132,8 +133,8 @@ def need_defaults(settings: Mapping[str, Any], spelled: str = "{}") -> None:
     Raises:
         InputError: a setting is not the default.
     """
-    for name, default in NOT_TAKEN.items():
-        if settings.get(name, default) not in (default, [], None):
+    for name, harmless in NOT_TAKEN.items():
+        if settings.get(name, harmless[0]) not in harmless:
             raise InputError(
                 f"explain takes no {spelled.format(name)}, got {settings[name]!r}; leave it out, or use a scope instead."
             )

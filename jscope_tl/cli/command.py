@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ from jscope_tl.attribution.explain import explain, need_defaults, need_options
 from jscope_tl.attribution.influence import influence_pattern
 from jscope_tl.cli import app, corpus, faithfulness, guide, heads, text
 from jscope_tl.cli.models import load
-from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, of_scores, scope_options
-from jscope_tl.errors import InputError, nearest
+from jscope_tl.cli.options import Parser, as_json, need_usable, of_one_prompt, of_scores, scope_options, was_given
+from jscope_tl.errors import InputError
 from jscope_tl.explorer.report import report
 from jscope_tl.model.loading import LoadingError
 from jscope_tl.scopes.registry import available_scopes, get_scope, scope_entry
@@ -36,6 +37,8 @@ EXIT = """further commands, each with --help:
 exit codes: 0 done; 2 an option or an input cannot be used (one line on
 standard error says why); 3 the model could not be loaded; 130 interrupted"""
 
+LIKE = 0.78
+"""The similarity from which a prompt is taken for a mistyped command."""
 LONGEST = 1000
 """Longest message in characters; a message may quote the input."""
 
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             'there is no command explain; use --scope explain, as in: jscope "the keys to the cabinet" --scope explain',
             2,
         )
+    if near := given and given[0] not in commands and get_close_matches(given[0], commands, n=1, cutoff=LIKE):
+        print(f"jscope: {given[0]!r} is a prompt, not a command. Did you mean {near[0]!r}?", file=sys.stderr)
     if given and given[0] in commands:
         command = partial(commands[given[0]].run, given[1:])
     else:
@@ -73,8 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an escape sequence for what the terminal cannot print
             stream.reconfigure(errors="backslashreplace")
-    if len(given) == 1 and given[0] not in commands and (near := nearest(given[0], commands)):
-        print(f"jscope: {given[0]!r} is explained as a prompt.{near}", file=sys.stderr)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _run(command)
@@ -118,7 +121,7 @@ def _list_scopes() -> int:
         table.add_row(*(Text(cell) for cell in (name, ", ".join(entry.options), entry.summary)))
     table.add_row(
         "explain",
-        "target, baseline",
+        "target, baseline, n",
         "Which tokens caused the prediction: gradient x attention under AttnLRP's rules (js.explain).",
     )
     Console().print(table)
@@ -147,7 +150,8 @@ def _cause(options: argparse.Namespace) -> Any:
     given = scope_options(options)
     need_options(given)
     model = load(options.model, options.device, options.dtype)
-    return explain(model, options.prompt, position=options.position, **given)
+    rules = {"gradient": options.gradient} if was_given(options, "gradient") else {}
+    return explain(model, options.prompt, position=options.position, **rules, **given)
 
 
 def _show(options: argparse.Namespace, result: Any, write: Callable[[], None] | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jscope_tl.attribution.explain import need_options
+from jscope_tl.attribution.explain import need_defaults, need_options
 from jscope_tl.cli import corpus_summary
 from jscope_tl.cli.models import load
 from jscope_tl.cli.options import EXPLAIN, Parser, of_a_scope, of_scores, scope_options, was_given
@@ -102,6 +102,7 @@ def run(argv: Sequence[str]) -> int:
     scope, given = options.scope, scope_options(options)
     if scope == "explain":
         need_options(given)
+        need_defaults(vars(options), "--{}")
     else:
         scope, given = get_scope(scope)(**given), {}
     to_shard(options.shard)  # checked before a model is loaded
@@ -111,6 +112,7 @@ def run(argv: Sequence[str]) -> int:
     model: Any = partial(load, options.model, device, options.dtype)
     model = model() if engine == "local" else model
     how: dict[str, Any] = {name: getattr(options, name) for name in SAME_NAME} | {"engine": engine}
+    how["gradient"] = options.gradient if was_given(options, "gradient") else None
     try:
         with ended_as_interrupted():
             found = run_corpus(model, prompts, options.out, scope, **how, **given, progress=not options.quiet)

@@ -62,8 +62,9 @@ def of_a_scope(scope: str, target: str, extra: str = "") -> argparse.ArgumentPar
                    help="position whose next-token prediction is explained (default: -1, the last)")  # fmt: skip
     p.add_argument("--option", "-o", action="append", default=[], metavar="NAME=VALUE",
                    help="any other option of the scope, such as -o method=exact -o rank=8")  # fmt: skip
+    of_causes = "; attnlrp for explain" if extra else ""
     p.add_argument("--gradient", default="plain",
-                   help="gradient rules: plain, attnlrp, relp or gim (default: plain, the exact derivative)")  # fmt: skip
+                   help=f"gradient rules: plain, attnlrp, relp or gim (default: plain, the exact derivative{of_causes})")  # fmt: skip
     p.add_argument("--frozen", action="append", default=[], metavar="WHAT",
                    help="hold attention patterns (attn) or normalisation scales (norm) constant; may be given twice")  # fmt: skip
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")

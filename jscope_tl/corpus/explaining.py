@@ -41,7 +41,7 @@ def run_corpus(
     chat_template: str | None = None,
     reduction: str | Reduction | None = None,
     path: str | Path | None = None,
-    gradient: str | Rules = "plain",
+    gradient: str | Rules | None = None,
     frozen: str | Sequence[str] = (),
     batch_tokens: int | None = None,
     part_rows: int = PART_ROWS,
@@ -54,7 +54,7 @@ def run_corpus(
     """Explain many prompts, and write one row for each to Parquet files in a folder. The same call again resumes an interrupted run.
 
     Prompts of similar length share a forward and a backward pass if the scope is additive (all but ``fisher``, ``fisher_input`` and
-    ``spectral``). The row of a prompt that cannot be explained has the error. Rows are written in parts, each completely or not at all:
+    ``spectral``; not ``"explain"``). The row of a prompt that cannot be explained has the error. Rows are written in parts, each completely or not at all:
     a process that is killed loses at most the work of the last minute.
 
     Args:
@@ -69,6 +69,7 @@ def run_corpus(
         shard: ``"2/8"`` or ``(2, 8)``: this process explains every eighth line, starting with the third; the processes of all shards
             write to the same folder.
         at: the residual-stream hook point whose activation ``x`` the scores refer to, or ``"pattern"``.
+        gradient: as in `jscope_tl.attribute`; None: ``"plain"`` for scopes, ``"attnlrp"`` for ``"explain"``.
         chat_template: a chat template to use instead of the tokenizer's default: its name in the tokenizer, or its text.
         batch_tokens: the number of tokens in one pass, including padding; by default as many as fit into memory, at most 512 on a CPU.
         part_rows: the number of rows of a part. A part is also written after a minute.

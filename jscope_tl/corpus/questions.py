@@ -85,10 +85,11 @@ class Asked:
         return Question(setup, self.position, self.prepend_bos, self.template)
 
     def _setup(self, model: Any) -> Setup:
+        given = {name: value for name, value in self.settings.items() if name != "gradient" or value is not None}
         if self.scope != "explain":
-            return set_up(model, self.scope, dict(self.options), **self.settings, per=None, progress=False)
-        need_defaults(self.settings)
-        how = {name: value for name, value in self.settings.items() if name not in NOT_TAKEN}
+            return set_up(model, self.scope, dict(self.options), **given, per=None, progress=False)
+        need_defaults(given)
+        how = {name: value for name, value in given.items() if name not in NOT_TAKEN}
         return cause_setup(model, self.options, **how, progress=False)
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 from os.path import expanduser
 from typing import Any
 
-from jscope_tl.attribution.explain import HOOK_POINT
+from jscope_tl.attribution.explain import HOOK_POINT, N
 from jscope_tl.corpus.dataset import CorpusRun, open_run
 from jscope_tl.corpus.row import Row
 from jscope_tl.errors import InputError
@@ -107,5 +107,10 @@ def _unlike(run: CorpusRun) -> str:
     """A note about settings of the run that the page cannot apply."""
     options = run.settings.get("options")
     left = [f"{name} {options[name]!r}" for name in WITHOUT if options.get(name)] if isinstance(options, dict) else []
+    baseline = options.get("baseline") if isinstance(options, dict) else None
+    left += [] if baseline is None or isinstance(baseline, str) else [f"baseline {baseline!r}"]
+    if run.settings.get("scope") == "explain":
+        left += [f"n {options['n']}"] if isinstance(options, dict) and options.get("n", N) != N else []
+        left += ["alternatives, where a prompt had its own baseline"]
     left += [] if _layer(run.settings.get("at")) is not None else [f"at {run.settings.get('at')!r}"]
     return f" A click explains a row without the run's {', '.join(left)}." if left else ""

@@ -73,7 +73,7 @@ def _from_ids(prompt: Any) -> list[int]:
         raise InputError(f"A prompt must be a string, a list of ids or an integer tensor, not {type(prompt).__name__}.")
     if prompt and all(isinstance(item, str) for item in prompt):
         raise InputError(f"One prompt at a time: got a list of {len(prompt)} strings. Call attribute for each.")
-    if is_chat(prompt):
+    if is_chat(prompt) and all({"role", "content"} & {*message} for message in prompt):
         raise InputError(
             "This prompt is a chat. js.attribute_text(model, chat) explains its answer; for other functions pass the ids that the "
             "tokenizer's apply_chat_template returns."
@@ -224,14 +224,8 @@ def bos_positions(view: ModelView, tokens: Int[Tensor, "pos"]) -> tuple[int, ...
 
 
 def prompt_warnings(view: ModelView, tokens: Int[Tensor, "pos"]) -> list[str]:
-    """Warnings about the prompt: a second BOS, a blank at its end, or words that the tokenizer does not know."""
+    """Warnings about the prompt: a second BOS, or words that the tokenizer does not know."""
     warnings = []
-    before, last = ["", "", *prompt_texts(view, tokens[-2:].tolist())][-2:]
-    if last == " " and not before.endswith("\n"):  # after a line break it is an indentation
-        warnings.append(
-            "The prompt ends with a blank that is a token of its own. In most vocabularies words start with their blank, so the "
-            "prediction after it is of an unusual text; leave the blank out."
-        )
     if len(bos_positions(view, tokens)) > 1:
         warnings.append(
             "The prompt starts with more than one BOS, which changes the scores. TransformerLens prepends one to strings; "

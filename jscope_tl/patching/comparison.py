@@ -144,7 +144,6 @@ class Comparison(Saved):
             f"in {self.effect_unit} (whole source run: {self.total:.4g}){self.scope.prepended}",
             f"  rank correlation with the effect: score {overall.score:.2f}, predicted {overall.predicted:.2f}; of the "
             f"{overall.k} highest: {overall.top_score:.0%}, {overall.top_predicted:.0%}",
-            "  largest effects (predicted):",
             *self._largest(5),
             f"  cost: {costs}{skipped}",
         ]
@@ -156,10 +155,11 @@ class Comparison(Saved):
         return "\n".join(lines)
 
     def _largest(self, k: int) -> list[str]:
-        """One line for each of the ``k`` largest effects."""
+        """A heading, and one line for each of the ``k`` largest effects; empty if there are none."""
         sizes = self.effects.nan_to_num().abs().flatten()
         cells = [divmod(int(i), self.effects.shape[1]) for i in sizes.topk(min(k, int(sizes.count_nonzero()))).indices]
-        return [f"  {rank}. {self._cell(layer, t)}" for rank, (layer, t) in enumerate(cells, 1)]
+        lines = [f"  {rank}. {self._cell(layer, t)}" for rank, (layer, t) in enumerate(cells, 1)]
+        return ["  largest effects (predicted):", *lines] if lines else []
 
     def _cell(self, layer: int, t: int) -> str:
         own, other = (visible(texts[t]) for texts in (self.str_tokens, self.source_str_tokens))

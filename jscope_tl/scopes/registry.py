@@ -65,7 +65,7 @@ def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
         raise InputError(
             f"unit must be a string that is shown with scores, such as 'logit per unit of x'; got {unit!r}."
         )
-    if name in _ENTRIES and _ENTRIES[name].builtin and not builtin:
+    if name == "explain" or (name in _ENTRIES and _ENTRIES[name].builtin and not builtin):
         raise InputError(f"{name!r} is a scope of jscope_tl; register yours under another name.")
     if inspect.isclass(thing) and issubclass(thing, Scope):
         thing.name = name
@@ -110,7 +110,7 @@ def scope_entry(name: Any) -> Entry:
     if not isinstance(name, str) or name not in _ENTRIES:
         near = nearest(name, [*_ENTRIES, "explain"])
         if "'explain'" in near:
-            near = " Did you mean the function js.explain(model, prompt), --scope explain on the command line?"
+            near = " Did you mean js.explain(model, prompt)? It is a function; on the command line: jscope PROMPT --scope explain."
         raise InputError(f"There is no scope {name!r}.{near} Known: {', '.join(available_scopes())}.")
     return _ENTRIES[name]
 

@@ -51,10 +51,10 @@ def test_causes_are_asked_for_as_a_scope_is(
 ) -> None:
     out, few = str(tmp_path / "run"), tmp_path / "few.jsonl"
     few.write_text("".join(Path(prompts).read_text().splitlines(keepends=True)[2:4]))
-    how = ["--scope", "explain", "--baseline", " are", "-o", "n=2", "--quiet"]
+    how = ["--scope", "explain", "--baseline", " are", "-o", "n=2", "--gradient", "plain", "--quiet"]
     assert main(["corpus", str(few), "--out", out, *how]) == 0
-    assert "explain, gradient attnlrp scope" in capsys.readouterr().out
-    expected = js.explain(pocket, PROMPTS[3], " is", " are")
+    assert "explain, gradient plain scope" in capsys.readouterr().out
+    expected = js.explain(pocket, PROMPTS[3], " is", " are", gradient="plain")
     np.testing.assert_allclose(js.corpus.open(out).row("p3").scores, expected.scores.numpy(), rtol=1e-4)
 
 
@@ -76,7 +76,8 @@ def test_shards_land_in_one_folder_and_are_summarised(
         (["--scope", "fishr", "--out", "{out}"], "Did you mean 'fisher'"),
         (["--scope", "explain", "-o", "rank=3", "--out", "{out}"], "explain has no option 'rank'"),
         (["--scope", "explian", "--out", "{out}"], "--scope explain"),
-        (["--scope", "explain", "--gradient", "relp", "--out", "{out}"], "explain takes no gradient, got 'relp'"),
+        (["--scope", "explain", "--reduction", "dot", "--out", "{out}"], "explain takes no --reduction, got 'dot'"),
+        (["--scope", "explain", "--target", " zzz", "--out", "{out}"], "not in the vocabulary"),
         (["--shard", "2/2", "--out", "{out}"], "shard is the number of the shard"),
         (["--column", "promt", "--out", "{out}"], "Did you mean 'prompt'"),
         (["--option", "rank", "--out", "{out}"], "NAME=VALUE"),

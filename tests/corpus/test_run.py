@@ -113,11 +113,27 @@ def test_causes_of_many_prompts(pocket: Any, tmp_path: Path) -> None:
         js.corpus.run(pocket, lines, tmp_path, "explain", n=3)
 
 
+def test_causes_of_prompts_of_one_length(pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share no pass, in which the alternatives of one prompt would be those of all."""
+    prompts = ["the keys near the door", "the key near the doors", "the cup near the doors"]
+    monkeypatch.setattr(batching, "explain_together", lambda batch: pytest.fail("prompts share a pass"))
+    how = {"n": 2, "gradient": "plain"}
+    run = js.corpus.run(pocket, prompts, tmp_path, "explain", **how, path="point", at=["hook_embed"], progress=False)
+    assert run.settings["gradient"] == "plain"
+    for row, prompt in zip(run, prompts, strict=True):
+        np.testing.assert_array_equal(row.scores, js.explain(pocket, prompt, **how).scores.numpy())
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
         ({"at": "resid_pre"}, "explain takes no at, got 'resid_pre'"),
-        ({"gradient": "gim"}, "explain takes no gradient"),
+        ({"frozen": "attn"}, "explain takes no frozen"),
+        ({"gradient": "lrp"}, "There are no gradient rules 'lrp'"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"matmul_precision": "lowest"}, "matmul_precision"),
+        ({"target": " are is"}, "is 2 tokens"),
+        ({"baseline": " zzz"}, "not in the vocabulary"),
         ({"path": "line"}, "explain takes no path"),
         ({"choice": "both"}, "explain has no option 'choice'. It has target, baseline, n"),
         ({"basline": " is"}, "Did you mean 'baseline'"),

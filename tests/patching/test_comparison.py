@@ -1,5 +1,6 @@
 """Patching effects against a naive loop, predictions against effects in the limit, and what is refused."""
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -31,6 +32,13 @@ def test_printed_cells_are_those_with_the_largest_effects(pocket: Any) -> None:
         assert f"at {t}, {hook_point} " in line
         assert line.endswith(f"{row['effect']:.4g} ({row['predicted']:.4g})")
     assert "' basket' (' baskets') at 3" in printed[0]
+    effects = torch.full_like(both.effects, torch.nan)
+    effects[:, 3] = torch.tensor([2.0, 0.0, 0.0, 0.0])
+    one = repr(dataclasses.replace(both, effects=effects, str_tokens=["a\n"] * 7)).splitlines()
+    assert [line for line in one if " at " in line and line.startswith("  1")] == [one[3]]
+    assert "'a↵' (' baskets') at 3, blocks.0.hook_resid_pre" in one[3]
+    assert one[4].startswith("  cost:")
+    assert "largest effects" not in repr(dataclasses.replace(both, effects=0 * both.effects))
 
 
 def naive_quantity(
