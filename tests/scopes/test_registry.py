@@ -105,6 +105,8 @@ def test_ones_own_can_be_replaced_and_the_packages_cannot() -> None:
         js.register_scope("fisher")(one)
     with pytest.raises(js.InputError, match="neither"):
         js.register_scope("thing")(3)
+    with pytest.raises(js.InputError, match="'explain' is .*register yours under another name"):
+        js.register_scope("explain")(lambda state: state.y)
 
 
 def test_a_subclass_goes_by_its_own_name(llama: Any) -> None:
