@@ -377,10 +377,11 @@ def test_shares_of_the_tokens_shown_are_as_by_hand(llama: Any, of: str) -> None:
 
 def test_tokens_of_random_directions_are_noise(llama: Any) -> None:
     """Of 200 others drawn at random none is five standard deviations above those that are the control."""
+    rng = torch.Generator().manual_seed(0)
     with run(Settings(ModelView(llama), ["hook_embed"]), TOKENS, [7]) as forward:
-        W_U = torch.randn(D_MODEL, models.D_VOCAB)
+        W_U = torch.randn(D_MODEL, models.D_VOCAB, generator=rng)
         state = dataclasses.replace(forward.state(), W_U=W_U, slope=torch.ones(models.D_VOCAB).double())
-        found = decoded(torch.randn(200, D_MODEL), state, forward.view, False)
+        found = decoded(torch.randn(200, D_MODEL, generator=rng), state, forward.view, False)
         one = dataclasses.replace(state, W_U=W_U * torch.eye(models.D_VOCAB)[0])
         told = decoded(W_U[:, :1].T, one, forward.view, False)
     assert all(found.noise(row) for row in range(200))
