@@ -156,7 +156,7 @@ def test_shared_options_are_the_same_in_both_commands() -> None:
     }
     for action in shared:
         assert action.option_strings == own[action.dest].option_strings
-        if action.dest not in ("scope", "top", "baseline"):
+        if action.dest not in ("scope", "top", "baseline", "gradient"):
             assert (action.help, action.default) == (own[action.dest].help, own[action.dest].default)
 
 
