@@ -110,9 +110,8 @@ def cause_setup(
     need_options(options)
     scope = AlternativesScope(**options, choice="both")
     setup = set_up(model, scope, {}, at=PATTERN, per=None, gradient=gradient, **how)
-    for token in (scope.target, *(scope.baseline if isinstance(scope.baseline, tuple) else (scope.baseline,))):
-        if token is not None:
-            to_id(setup.view, token, setup.view.d_vocab)  # raises an error if it is not a token
+    for token in (*(() if scope.target is None else (scope.target,)), *scope.named):
+        to_id(setup.view, token, setup.view.d_vocab)  # raises an error if it is not a token
     return CauseSetup(**{f.name: getattr(setup, f.name) for f in fields(Setup)})
 
 

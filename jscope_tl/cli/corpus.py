@@ -58,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--part-rows", type=int, default=PART_ROWS, metavar="N",
                    help=f"rows in one file (default: {PART_ROWS}, or the rows of one minute)")  # fmt: skip
+    _add_ray(p)
+    p.add_argument("--quiet", action="store_true", help="show no progress bar")
+    return p
+
+
+def _add_ray(p: argparse.ArgumentParser) -> None:
+    """The engine, and the options of a Ray cluster."""
     p.add_argument(
         "--engine",
         choices=["local", "ray"],
@@ -75,8 +82,6 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--num-gpus", type=float, default=0.0, metavar="N", help="GPUs of each Ray worker (default: 0)")
     p.add_argument("--num-cpus", type=float, default=1.0, metavar="N", help="CPUs of each Ray worker (default: 1)")
-    p.add_argument("--quiet", action="store_true", help="show no progress bar")
-    return p
 
 
 SAME_NAME = (

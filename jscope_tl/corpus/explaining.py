@@ -54,8 +54,8 @@ def run_corpus(
     """Explain many prompts, and write one row for each to Parquet files in a folder. The same call again resumes an interrupted run.
 
     Prompts of similar length share a forward and a backward pass if the scope is additive (all but ``fisher``, ``fisher_input`` and
-    ``spectral``; not ``"explain"``). The row of a prompt that cannot be explained has the error. Rows are written in parts, each completely or not at all:
-    a process that is killed loses at most the work of the last minute.
+    ``spectral``; not ``"explain"``). The row of a prompt that cannot be explained has the error. Rows are written in parts, each
+    completely or not at all: a process that is killed loses at most the work of the last minute.
 
     Args:
         prompts: a file, ``.txt`` (one prompt per line), ``.jsonl``, ``.parquet`` or ``.csv``; a `datasets` object; or any iterable of

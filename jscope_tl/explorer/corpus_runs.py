@@ -84,8 +84,8 @@ def _says(run: CorpusRun, model: Any, first: int, n: int) -> str:
 
 def _how(run: CorpusRun) -> dict[str, Any]:
     """Scope, rules, options and layer of the run, by their names in the page."""
-    told, given = run.settings, run.settings.get("options")
-    options = {name: value for name, value in (given if isinstance(given, dict) else {}).items() if value is not None}
+    told = run.settings
+    options = {name: value for name, value in _options(run).items() if value is not None}
     baseline = options.get("baseline")
     return {
         **{name: told[name] for name in ("scope", "gradient") if isinstance(told.get(name), str)},
@@ -93,6 +93,12 @@ def _how(run: CorpusRun) -> dict[str, Any]:
         "baseline": baseline if isinstance(baseline, str) else "",
         "layer": _layer(told.get("at")) or 0,
     }
+
+
+def _options(run: CorpusRun) -> dict[str, Any]:
+    """The options of the run; empty if its settings are damaged."""
+    options = run.settings.get("options")
+    return options if isinstance(options, dict) else {}
 
 
 def _layer(at: Any) -> int | None:
@@ -105,12 +111,12 @@ def _layer(at: Any) -> int | None:
 
 def _unlike(run: CorpusRun) -> str:
     """A note about settings of the run that the page cannot apply."""
-    options = run.settings.get("options")
-    left = [f"{name} {options[name]!r}" for name in WITHOUT if options.get(name)] if isinstance(options, dict) else []
-    baseline = options.get("baseline") if isinstance(options, dict) else None
+    options = _options(run)
+    left = [f"{name} {options[name]!r}" for name in WITHOUT if options.get(name)]
+    baseline = options.get("baseline")
     left += [] if baseline is None or isinstance(baseline, str) else [f"baseline {baseline!r}"]
     if run.settings.get("scope") == "explain":
-        left += [f"n {options['n']}"] if isinstance(options, dict) and options.get("n", N) != N else []
+        left += [f"n {options['n']}"] if options.get("n", N) != N else []
         left += ["alternatives, where a prompt had its own baseline"]
     left += [] if _layer(run.settings.get("at")) is not None else [f"at {run.settings.get('at')!r}"]
     return f" A click explains a row without the run's {', '.join(left)}." if left else ""

@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from jscope_tl.components.effects import strongest
 from jscope_tl.errors import InputError, whole
 from jscope_tl.results.attribution import Attribution
 from jscope_tl.results.checks import need, need_finite
@@ -156,8 +157,8 @@ class Comparison(Saved):
 
     def _largest(self, k: int) -> list[str]:
         """A heading, and one line for each of the ``k`` largest effects; empty if there are none."""
-        sizes = self.effects.nan_to_num().abs().flatten()
-        cells = [divmod(int(i), self.effects.shape[1]) for i in sizes.topk(min(k, int(sizes.count_nonzero()))).indices]
+        effects = self.effects.nan_to_num()
+        cells = [divmod(i, effects.shape[1]) for i in strongest(effects, k) if effects.flatten()[i]]
         lines = [f"  {rank}. {self._cell(layer, t)}" for rank, (layer, t) in enumerate(cells, 1)]
         return ["  largest effects (predicted):", *lines] if lines else []
 

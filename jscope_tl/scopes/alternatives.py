@@ -1,7 +1,6 @@
 """A scope for the target's logit against several alternative tokens, which are chosen automatically by default."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -67,13 +66,19 @@ class AlternativesScope(TargetScope):
                 )
             object.__setattr__(self, "baseline", tuple(self.baseline))
 
+    @property
+    def named(self) -> tuple[str | int, ...]:
+        """The alternatives that were passed; empty if they are chosen."""
+        if self.baseline is None:
+            return ()
+        return self.baseline if isinstance(self.baseline, tuple) else (self.baseline,)
+
     def alternatives(self, state: State) -> list[int]:
         """Ids of the tokens that the target is contrasted with."""
         target = self.target_id(state)
-        if self.baseline is None:
+        if not self.named:
             return self._chosen(state, target)
-        given: Any = self.baseline if isinstance(self.baseline, tuple) else (self.baseline,)
-        ids = list(dict.fromkeys(state.to_id(token) for token in given))
+        ids = list(dict.fromkeys(state.to_id(token) for token in self.named))
         if target in ids:
             raise InputError(f"target and baseline are the same token (id {target}); their difference is always 0.")
         return ids

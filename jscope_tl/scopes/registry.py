@@ -65,8 +65,10 @@ def _register(name: str, unit: str, moves_along: bool, thing: Any) -> Any:
         raise InputError(
             f"unit must be a string that is shown with scores, such as 'logit per unit of x'; got {unit!r}."
         )
-    if name == "explain" or (name in _ENTRIES and _ENTRIES[name].builtin and not builtin):
+    if name in _ENTRIES and _ENTRIES[name].builtin and not builtin:
         raise InputError(f"{name!r} is a scope of jscope_tl; register yours under another name.")
+    if name == "explain":
+        raise InputError("'explain' is the name of js.explain in runs and commands; register yours under another name.")
     if inspect.isclass(thing) and issubclass(thing, Scope):
         thing.name = name
         make: Callable[..., Scope] = thing
